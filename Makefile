@@ -1,0 +1,80 @@
+# Everything a user needs; `make` alone says what there is.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+SUITE    ?= quick
+METHOD   ?=
+TASK     ?=
+MODEL    ?=
+SPARSITY ?=
+PATTERN  ?=
+SEEDS    ?=
+JOBS     ?= 1
+ARGS     ?=
+
+SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task $(TASK)) \
+	$(if $(MODEL),--model $(MODEL)) $(if $(SPARSITY),--sparsity $(SPARSITY)) \
+	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help bench plan report list fetch speed test test-real lint clean
+
+help:
+	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines, print the table"
+	@echo "make plan               what would be run"
+	@echo "make report             write reports/ from results/"
+	@echo "make list               methods, tasks, models, suites"
+	@echo "make fetch              download what the suite needs"
+	@echo "make speed              training-step time of every method relative to dense"
+	@echo "make test               lint, types, unit, contract and fault tests"
+	@echo "make test-real          slower checks on real weights and data"
+	@echo "variables: METHOD TASK MODEL SUITE SPARSITY PATTERN SEEDS JOBS, and ARGS for any other flag"
+
+# A stamp a venv: stale as soon as the project's metadata or the pins change.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sparsebench needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 2; }
+	@rm -f $@ $(VENV)/.dev
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a few minutes) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
+		2>$(VENV)/install.log || { tail -n 5 $(VENV)/install.log >&2; exit 2; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing the development tools into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		2>$(VENV)/install.log || { tail -n 5 $(VENV)/install.log >&2; exit 2; }
+	@touch $@
+
+bench: $(VENV)/.run
+	@$(BIN)/sparsebench run $(SELECT) --jobs $(JOBS)
+
+plan: $(VENV)/.run
+	@$(BIN)/sparsebench plan $(SELECT)
+
+fetch: $(VENV)/.run
+	@$(BIN)/sparsebench fetch $(SELECT)
+
+report: $(VENV)/.run
+	@$(BIN)/sparsebench report
+
+list: $(VENV)/.run
+	@for what in methods tasks models suites; do echo "# $$what"; $(BIN)/sparsebench list $$what; done
+
+speed: $(VENV)/.run
+	@$(BIN)/sparsebench speed $(if $(METHOD),--method $(METHOD)) $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+test-real: $(VENV)/.dev
+	$(BIN)/pytest -m real $(ARGS)
+
+clean:
+	rm -rf $(VENV) .sparsebench build *.egg-info .pytest_cache .mypy_cache .ruff_cache

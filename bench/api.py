@@ -1,0 +1,338 @@
+"""The four nouns of the benchmark: Method, Task, Cell and Record. The page to read first.
+
+A **cell** is one point of the benchmark. Running it (`bench.run`) loads the model, lets the
+**method** make it sparse, asks the **task** for a score and leaves a **record** (`bench.record`).
+Nothing here imports torch at run time, so the command line stays fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bench.targets import Target
+
+Pattern = str
+"""`dense | unstructured | N:M (N kept of M) | block:RxC | heads | neurons | heads+neurons`."""
+
+Scalar = bool | int | float | str
+Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contract", "error"]
+
+REFERENCE = "dense"
+"""The method that recovery is measured against and that one-shot methods start from."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
+_PATTERN = re.compile(
+    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+|heads|neurons|heads\+neurons"
+)
+
+
+class BenchError(Exception):
+    """A failure that one line explains: what was wrong and what would be right.
+
+    Args:
+        message: the line.
+        kind: the failure's kind as it stands in a failed record.
+    """
+
+    def __init__(self, message: str, kind: Outcome = "error") -> None:
+        super().__init__(message)
+        self.kind: Outcome = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every method may spend on a task; the harness enforces it.
+
+    Attributes:
+        steps: optimizer updates.
+        batch: sequences an update.
+        length: tokens a sequence is cut to.
+        calib: calibration sequences of a one-shot method.
+        timeout_s: seconds after which a cell is stopped.
+    """
+
+    steps: int
+    batch: int
+    length: int
+    calib: int = 128
+    timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if getattr(self, f.name) <= 0:
+                raise BenchError(f"budget.{f.name} must be positive, not {getattr(self, f.name)}")
+
+
+class Cell(BaseModel):
+    """One point of the benchmark: all that decides its scores and nothing else.
+
+    Attributes:
+        budget: name of one of the task's budgets.
+        overrides: departures from the method's defaults (`lr`) or the budget (`budget.steps`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    model: str
+    method: str
+    pattern: Pattern
+    sparsity: float = Field(ge=0, lt=1, allow_inf_nan=False)
+    seed: int = Field(default=1, ge=0, lt=10**6)
+    budget: str = "default"
+    overrides: tuple[tuple[str, Scalar], ...] = ()
+
+    @field_validator("task", "model", "method", "budget")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value) or ".." in value or len(value) > 64:
+            raise ValueError(
+                f"{value[:80]!r} is no name: letters, digits, . _ - and one /, up to 64"
+            )
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, value: str) -> str:
+        if not _PATTERN.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not a pattern; dense, unstructured, 2:4, block:16x16, heads, neurons"
+            )
+        return value
+
+    @field_validator("sparsity")
+    @classmethod
+    def _four_digits(cls, value: float) -> float:
+        if round(value, 4) != value:
+            raise ValueError("sparsity has at most four decimals")
+        return value
+
+    @field_validator("overrides")
+    @classmethod
+    def _sorted(cls, value: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Scalar], ...]:
+        return tuple(sorted(value))
+
+    @property
+    def key(self) -> str:
+        """sha256 of the cell, hexadecimal: its identity in caches and records."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+    def __str__(self) -> str:
+        extra = "".join(f" {k}={v}" for k, v in self.overrides)
+        budget = "" if self.budget == "default" else f" budget={self.budget}"
+        return (
+            f"{self.task} {self.model} {self.method} {self.pattern} "
+            f"{self.sparsity:g} seed {self.seed}{budget}{extra}"
+        )
+
+
+def makes(declared: Iterable[Pattern], pattern: Pattern) -> bool:
+    """Whether a method that declares `declared` makes `pattern`; `N:M`, `block:RxC` are open."""
+    family = re.sub(r"^\d+:\d+$", "N:M", re.sub(r"^block:\d+x\d+$", "block:RxC", pattern))
+    return pattern in declared or family in declared
+
+
+def canonical(value: Any) -> bytes:
+    """`value` as JSON bytes that depend on its content alone."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a task measured on its reported split.
+
+    Attributes:
+        values: every metric by name; the task's `metric` is one of them. Fractions, not percent.
+        n: items scored.
+        items: one outcome an item for paired tests: a string of 0/1, or a list of numbers.
+    """
+
+    values: Mapping[str, float]
+    n: int
+    items: str | list[float] = ""
+
+
+class Context(NamedTuple):
+    """All that a method may know; there is no way to the evaluation data."""
+
+    cell: Cell
+    budget: Budget
+    targets: list[Target]
+    calibration: Callable[[], Iterable[dict[str, Tensor]]]
+    """Batches of `budget.calib` sequences from the training data, on `device`."""
+    teacher: Callable[[], PreTrainedModel]
+    """The dense model of the same task, seed and budget, frozen, in eval mode, on `device`."""
+    rng: torch.Generator
+    device: torch.device
+
+
+class Method(ABC):
+    """A way to make a model sparse. Every hook but `finish` is optional.
+
+    A training method freezes and parametrizes in `attach`, a one-shot method prunes there.
+    `finish` leaves plain modules with zeros in the weights; `bench.targets.merge` does that for
+    parametrizations.
+
+    Attributes:
+        name: the name in the registry.
+        version: raised when the method's numbers move; older records become stale.
+        patterns: the patterns it can make, its default first; `N:M` and `block:RxC` stand for all
+            of their family.
+        trains: whether the harness trains between `attach` and `finish`.
+        needs_dense: whether the dense cell must have been run: one-shot methods start from its
+            weights on a task that trains, distilling methods take it as the teacher.
+        promises_sparsity: whether the counted sparsity must equal the cell's (a learned threshold
+            cannot promise it).
+        max_grad_norm: gradient clipping, 0 for none.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured",)
+    trains: ClassVar[bool] = False
+    needs_dense: ClassVar[bool] = True
+    promises_sparsity: ClassVar[bool] = True
+    max_grad_norm: ClassVar[float] = 1.0
+
+    @dataclass(frozen=True)
+    class Params:
+        """Hyper-parameters with defaults; a cell's overrides replace some of them."""
+
+    def __init__(self, params: Any = None) -> None:
+        self.params: Any = self.Params() if params is None else params
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
+        """Freezes, parametrizes or prunes `model` in place."""
+
+    def step(self, model: PreTrainedModel, progress: float) -> None:
+        """Runs before every update with `progress` = updates done / all, and once at 1."""
+
+    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """The scalar to minimise; by default the task's own loss."""
+        loss: Tensor = outputs.loss
+        return loss
+
+    def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """What the optimizer holds, and so what counts as trainable; by default all that trains.
+
+        Matrices decay by `params.weight_decay`, vectors (biases, LayerNorm) do not.
+        """
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {
+                "params": [p for p in trainable if p.ndim > 1],
+                "weight_decay": getattr(self.params, "weight_decay", 0.0),
+            },
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        lr = self.scaled(self.params.lr, model)
+        return [{**g, "lr": lr} for g in groups if g["params"]]
+
+    @staticmethod
+    def scaled(lr: float, model: PreTrainedModel) -> float:
+        """A learning rate for this model's width.
+
+        Parameters state it for hidden size 768 (BERT-base, GPT-2 small); under Adam it goes with
+        1 / width (arXiv 2203.03466), so one default serves models of all sizes.
+        """
+        return lr * 768 / int(model.config.hidden_size)
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW, fused: one pass over memory on every device."""
+        from torch.optim import AdamW
+
+        return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+
+    def lr_factor(self, progress: float) -> float:
+        """Multiplier of every learning rate: linear warm-up over `params.warmup`, linear decay."""
+        warmup: float = getattr(self.params, "warmup", 0.0)
+        if progress < warmup:
+            return progress / warmup
+        return (1.0 - progress) / (1.0 - warmup)
+
+    @abstractmethod
+    def finish(self, model: PreTrainedModel) -> None:
+        """Leaves plain modules of the original classes with exact zeros in the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows or weights came from, as it stands in the record.
+
+    Attributes:
+        repo: repository id on the hub, or what was generated.
+        revision: its pinned revision, or the pinned archive.
+        fingerprint: sha256 over the rows (or the weights) as used.
+        select: how the select slice was cut from train.
+        subset: what is missing against the official data, empty when complete.
+    """
+
+    repo: str
+    revision: str
+    fingerprint: str
+    select: str = ""
+    subset: str = ""
+
+
+Split = Literal["train", "select", "test"]
+
+
+class Task(Protocol):
+    """Data, a head and a metric.
+
+    Attributes:
+        version: raised when the task's numbers move; tasks are superseded, never edited.
+        head: which model class it needs.
+        labels: number of classes (1: regression); 0 without a classification head.
+        trains: whether it comes with training data; otherwise models are scored as they are.
+        metric: name of the primary metric in `Scores.values`.
+    """
+
+    name: str
+    version: int
+    metric: str
+    higher_is_better: bool
+    head: Literal["classification", "causal-lm"]
+    labels: int
+    trains: bool
+    budgets: Mapping[str, Budget]
+
+    def prepare(self) -> None:
+        """Fetches what is missing; raises BenchError(kind="offline") when it cannot."""
+
+    def source(self) -> Source:
+        """Where the rows came from."""
+
+    def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
+        """Tokenized training rows, cut to `tok.model_max_length`, with a `length` column."""
+
+    def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """Rows → a batch, padded to its longest row."""
+
+    def calibration(
+        self, tok: PreTrainedTokenizerBase, n: int, length: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """`n` training sequences of at most `length` tokens, in batches."""
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        split: Split = "test",
+    ) -> Scores:
+        """Scores the reported split, once a cell; `select` (a slice of train) is for tuning."""

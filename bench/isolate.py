@@ -1,0 +1,180 @@
+"""One subprocess a cell: whatever happens in there, the driver gets an outcome.
+
+The child is told its cell on standard input and answers in JSON lines on standard output; all that
+libraries print goes to the log. The driver keeps the child's standard input open: when the driver
+dies, however it dies, the child reads the end of it and stops its own process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from bench import plan, provenance, registry
+from bench.api import BenchError, Cell, Outcome
+from bench.record import Failure, Record
+
+OnProgress = Callable[[str, int, int], None]
+
+_live: set[subprocess.Popen[str]] = set()
+
+
+def run_isolated(
+    cell: Cell,
+    timeout_s: float,
+    log: Path,
+    on_progress: OnProgress,
+    env: Mapping[str, str] | None = None,
+) -> Record:
+    """Runs a cell in a process group of its own and returns its record, done or failed.
+
+    Args:
+        cell: what to run.
+        timeout_s: seconds after which the group is killed.
+        log: file that takes what the child prints.
+        on_progress: called with (phase, done, all).
+        env: additions to the child's environment.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as sink:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.isolate"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+    _live.add(child)
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill(child)
+
+    timer = threading.Timer(timeout_s, expire)
+    timer.start()
+    outcome: Record | None = None
+    try:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(cell.model_dump_json() + "\n")
+            child.stdin.flush()
+        for line in child.stdout:
+            event = json.loads(line)
+            if "record" in event:
+                outcome = Record.model_validate_json(event["record"])
+            else:
+                on_progress(event["phase"], event["done"], event["all"])
+        child.wait()
+    finally:
+        timer.cancel()
+        _kill(child)
+        _live.discard(child)
+    if outcome is not None:
+        return outcome
+    tail = _tail(log)
+    if expired.is_set():
+        return failed(cell, "timeout", f"stopped after {timeout_s:g} s", tail)
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        return failed(cell, "killed", f"the cell's process was ended by {name}", tail)
+    return failed(cell, "error", f"the cell's process left with code {child.returncode}", tail)
+
+
+def failed(cell: Cell, kind: Outcome, message: str, tail: str = "") -> Record:
+    """The record of a failure."""
+    return Record(
+        cell=cell,
+        key=cell.key,
+        versions=plan.versions_of(cell),
+        status="failed",
+        code=provenance.code(registry.method(cell.method)),
+        error=Failure(kind=kind, message=message[:2000], log_tail=tail[-4000:]),
+        time=provenance.now(),
+    )
+
+
+def kill_all() -> None:
+    """Ends every running cell with all its processes."""
+    for child in list(_live):
+        _kill(child)
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _tail(log: Path, size: int = 4000) -> str:
+    data = log.read_bytes()[-size:]
+    return data.decode("utf-8", "replace")
+
+
+def child_main() -> int:
+    """Entry of the subprocess."""
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints, prints to the log
+    cell = Cell.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_die_with_driver, daemon=True).start()
+    record = _guarded(cell, lambda phase, done, all_: _send(events, phase, done, all_))
+    events.write(json.dumps({"record": record.to_json()}) + "\n")
+    events.flush()
+    return 0
+
+
+def _guarded(cell: Cell, emit: OnProgress) -> Record:
+    from bench.run import run_cell
+
+    try:
+        return run_cell(cell, emit)
+    except BenchError as error:
+        return failed(cell, error.kind, str(error))
+    except (MemoryError, RuntimeError, OSError) as error:
+        traceback.print_exc()
+        return failed(cell, _kind(error), f"{type(error).__name__}: {error}", _trace())
+    except Exception as error:
+        traceback.print_exc()
+        return failed(cell, "error", f"{type(error).__name__}: {error}", _trace())
+
+
+def _kind(error: BaseException) -> Outcome:
+    import errno
+
+    import torch
+
+    text = str(error).lower()
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return "oom"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return "disk"
+    return "error"
+
+
+def _trace() -> str:
+    return traceback.format_exc()[-4000:]
+
+
+def _send(events: IO[str], phase: str, done: int, all_: int) -> None:
+    events.write(json.dumps({"phase": phase, "done": done, "all": all_}) + "\n")
+
+
+def _die_with_driver() -> Any:
+    sys.stdin.read()
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(child_main())

@@ -1,0 +1,202 @@
+"""Which cells there are, in which state, and which dense cell each stands on."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench import assets, registry
+from bench.api import REFERENCE, BenchError, Budget, Cell, Method, Scalar, makes
+from bench.record import Versions
+from bench.registry import Suite
+from bench.store import State, Store
+
+DEFAULT_PATTERN = {"N:M": "2:4", "block:RxC": "block:16x16"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, what is known of it, and whether running it would change that."""
+
+    cell: Cell
+    state: State
+    todo: bool
+
+
+def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) -> list[Cell]:
+    """The suite's cells, baselines first.
+
+    Args:
+        suite: tasks × models × patterns × sparsities × seeds.
+        methods: run these (and the suite's baselines) instead of the suite's.
+        explicit: the user named the patterns; a method that cannot make them is an error.
+
+    Raises:
+        BenchError: an unknown name, or a cell that cannot be.
+    """
+    wanted = tuple(methods) or suite.methods or tuple(registry.names("method"))
+    names = list(dict.fromkeys([REFERENCE, *suite.baselines, *wanted]))
+    names.sort(key=lambda name: name != REFERENCE)
+    overrides = dict(suite.overrides)
+    cells = []
+    for name in names:
+        method = registry.method(name)
+        kept = overrides if name in wanted else _budget_only(overrides)
+        check_overrides(method, kept)
+        levels = _levels(method, suite, explicit and name in wanted)
+        for task in suite.tasks:
+            registry.task(task)
+            for model in suite.models:
+                for pattern, sparsity in levels:
+                    for seed in suite.seeds:
+                        cells.append(
+                            _cell(
+                                task=task,
+                                model=model,
+                                method=name,
+                                pattern=pattern,
+                                sparsity=sparsity,
+                                seed=seed,
+                                budget=suite.budget,
+                                overrides=tuple(kept.items()),
+                            )
+                        )
+    for cell in cells:
+        budget_of(cell)
+    return list(dict.fromkeys(cells))
+
+
+def _levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[str, float]]:
+    """(pattern, sparsity) points of a method; dense and N:M have a sparsity of their own."""
+    patterns = [p for p in suite.patterns if makes(method.patterns, p)]
+    if explicit and (refused := [p for p in suite.patterns if p not in patterns]):
+        raise BenchError(
+            f"method {method.name} makes {', '.join(method.patterns)}, not {', '.join(refused)}"
+        )
+    if not patterns:
+        first = method.patterns[0]
+        patterns = [DEFAULT_PATTERN.get(first, first)]
+    levels = []
+    for pattern in patterns:
+        if pattern == "dense":
+            levels.append((pattern, 0.0))
+        elif makes(("N:M",), pattern):
+            kept, group = map(int, pattern.split(":"))
+            if kept >= group:
+                raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
+            levels.append((pattern, round(1 - kept / group, 4)))
+        else:
+            levels += [(pattern, sparsity) for sparsity in suite.sparsities]
+    return levels
+
+
+def _cell(**fields: Any) -> Cell:
+    try:
+        return Cell(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BenchError(f"{place} {first['input']!r}: {first['msg']}") from None
+
+
+def budget_of(cell: Cell) -> Budget:
+    """The cell's budget in numbers.
+
+    Raises:
+        BenchError: no such budget or no such field.
+    """
+    budgets = registry.task(cell.task).budgets
+    if cell.budget not in budgets:
+        raise registry.unknown("budget", cell.budget, budgets)
+    changes = {k.removeprefix("budget."): v for k, v in cell.overrides if k.startswith("budget.")}
+    try:
+        return dataclasses.replace(budgets[cell.budget], **changes)  # type: ignore[arg-type]
+    except TypeError:
+        known = [f"budget.{f.name}" for f in dataclasses.fields(Budget)]
+        raise BenchError(f"overrides {sorted(changes)}: a budget has {', '.join(known)}") from None
+
+
+def hyper_of(cell: Cell) -> dict[str, Scalar]:
+    """The cell's departures from the method's default parameters."""
+    return {k: v for k, v in cell.overrides if not k.startswith("budget.")}
+
+
+def check_overrides(method: type[Method], overrides: dict[str, Scalar]) -> None:
+    """Refuses parameters that the method does not have, or of another type.
+
+    Raises:
+        BenchError: naming the parameter and the nearest ones.
+    """
+    known = {f.name: f.default for f in dataclasses.fields(method.Params)}
+    for name, value in overrides.items():
+        if name.startswith("budget."):
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+            raise BenchError(f"method {method.name} has no parameter {name!r}: {hint}")
+        default = known[name]
+        wanted = type(default)
+        fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
+        if default is not None and not (fits or (wanted is float and type(value) is int)):
+            raise BenchError(f"{method.name}.{name} takes a {wanted.__name__}, not {value!r}")
+
+
+def versions_of(cell: Cell) -> Versions:
+    """Present versions of the cell's method and task."""
+    return Versions(
+        method=registry.method(cell.method).version, task=registry.task(cell.task).version
+    )
+
+
+def reference_of(cell: Cell) -> Cell:
+    """The dense cell of the same task, model, seed and budget."""
+    budget = tuple(_budget_only(dict(cell.overrides)).items())
+    return Cell(
+        task=cell.task,
+        model=cell.model,
+        method=REFERENCE,
+        pattern="dense",
+        sparsity=0.0,
+        seed=cell.seed,
+        budget=cell.budget,
+        overrides=budget,
+    )
+
+
+def needs_reference(cell: Cell) -> bool:
+    """Whether the cell stands on the dense cell's trained weights."""
+    return registry.method(cell.method).needs_dense and registry.task(cell.task).trains
+
+
+def trained_dir(cell: Cell) -> Path:
+    """Where the trained weights of a dense cell are cached."""
+    versions = versions_of(cell)
+    name = f"{cell.key[:16]}-{versions.method}.{versions.task}"
+    return assets.cache_dir() / "trained" / name
+
+
+def plan(cells: Sequence[Cell], store: Store, rerun: bool = False) -> list[Planned]:
+    """Every cell with its state; a dense cell is run again when cells that are to be run need its
+    weights and the cache has lost them.
+    """
+    states = {cell: store.state(cell, versions_of(cell)) for cell in cells}
+    todo = {cell for cell in cells if rerun or states[cell] != "done"}
+    for cell in list(todo):
+        if needs_reference(cell):
+            reference = reference_of(cell)
+            if not trained_dir(reference).is_dir():
+                states.setdefault(reference, store.state(reference, versions_of(reference)))
+                todo.add(reference)
+    ordered = sorted(states, key=lambda cell: cell.method != REFERENCE)
+    return [Planned(cell, states[cell], cell in todo) for cell in ordered]
+
+
+def _budget_only(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
+    return {k: v for k, v in overrides.items() if k.startswith("budget.")}

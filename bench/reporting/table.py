@@ -1,0 +1,53 @@
+"""Tables for terminals and Markdown; every cell is escaped, records may come from strangers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+_UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+
+
+def human(value: float | None) -> str:
+    """Four significant digits and a unit: 22713986 → `22.71M`; small integers stay."""
+    if value is None:
+        return "–"
+    for size, unit in _UNITS:
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def gib(value: int) -> str:
+    """Bytes → `1.23 GiB`."""
+    return f"{value / 2**30:.2f} GiB"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Fraction → `85.10`; None → `–`."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no table break, no line break."""
+    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", text)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; the cells must be escaped already."""
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=_align(header))
+
+
+def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal."""
+    clean = [[re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", cell) for cell in row] for row in rows]
+    return tabulate(
+        clean, header, tablefmt="simple", disable_numparse=True, colalign=_align(header)
+    )
+
+
+def _align(header: Sequence[str]) -> list[str]:
+    return ["left" if name in ("method", "pattern") else "right" for name in header]

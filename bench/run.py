@@ -1,0 +1,226 @@
+"""One cell from start to record: load → attach → train → finish → export → count → evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench import count, measure, models, plan, provenance, registry, seeds, targets, train
+from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.record import (
+    Bytes,
+    Cost,
+    Data,
+    Record,
+    ScoresPart,
+    Sparsity,
+    Trainable,
+)
+
+Emit = Callable[[str, int, int], None]
+"""(phase, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished model, still in memory, and what making it took."""
+
+    loaded: models.Loaded
+    model: PreTrainedModel
+    trained: train.Trained
+    method: Method
+    train_s: float
+    prune_s: float
+    dense_s: float
+
+
+def run_cell(cell: Cell, emit: Emit) -> Record:
+    """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
+
+    Raises:
+        BenchError: with the kind that a failed record will bear.
+    """
+    task, budget = registry.task(cell.task), plan.budget_of(cell)
+    device = _device()
+    fitted = fit_cell(cell, emit)
+    emit("count", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
+        fitted.model.save_pretrained(folder)
+        model = models.load_folder(Path(folder), type(fitted.model))
+    sparsity = count.sparsity(model, cell.pattern)
+    _check(cell, fitted.method, sparsity, model)
+    macs = count.macs(model, budget.length)
+    params = count.params(model, fitted.trained.trainable)
+    emit("evaluate", 0, 1)
+    start = time.perf_counter()
+    model.to(device).eval()  # type: ignore[arg-type]
+    scores = task.evaluate(model, fitted.loaded.tok, device)
+    eval_s = time.perf_counter() - start
+    source = task.source()
+    record = Record(
+        cell=cell,
+        key=cell.key,
+        versions=plan.versions_of(cell),
+        status="done",
+        budget=budget,
+        hyper=asdict(fitted.method.params),
+        scores=ScoresPart(
+            metric=task.metric,
+            higher_is_better=task.higher_is_better,
+            value=scores.values[task.metric],
+            all=dict(scores.values),
+            n=scores.n,
+            items=scores.items,
+        ),
+        params=params,
+        sparsity=sparsity,
+        macs=macs,
+        bytes=Bytes(dense=sum(p.numel() * p.element_size() for p in model.parameters())),
+        cost=Cost(
+            train_s=fitted.train_s,
+            prune_s=fitted.prune_s,
+            eval_s=eval_s,
+            dense_s=fitted.dense_s,
+            peak_bytes=measure.peak_bytes(device),
+        ),
+        data=Data(**asdict(source)),
+        model=fitted.loaded.source,
+        code=provenance.code(type(fitted.method)),
+        env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": "float32"},
+        time=provenance.now(),
+    )
+    if cell.method == REFERENCE and task.trains:
+        _keep(model, plan.trained_dir(cell), fitted.train_s)
+    return record
+
+
+def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, float]:
+    """The cell's scores on the select slice, for choosing hyper-parameters; leaves no record."""
+    fitted = fit_cell(cell, emit)
+    fitted.model.eval()
+    task = registry.task(cell.task)
+    return dict(task.evaluate(fitted.model, fitted.loaded.tok, _device(), split).values)
+
+
+def fit_cell(cell: Cell, emit: Emit) -> Fitted:
+    """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain."""
+    task, budget = registry.task(cell.task), plan.budget_of(cell)
+    method_class = registry.method(cell.method)
+    method = method_class(method_class.Params(**plan.hyper_of(cell)))
+    device = _device()
+    emit("load", 0, 1)
+    # One-shot methods start from the dense cell's weights, training methods from the pretrained.
+    trained_dir = plan.trained_dir(plan.reference_of(cell))
+    start_trained = task.trains and not method.trains
+    loaded = models.load(cell.model, task, cell.seed, trained_dir if start_trained else None)
+    dense_s = _dense_seconds(trained_dir) if start_trained else 0.0
+    loaded.tok.model_max_length = budget.length
+    model = loaded.model.to(device)  # type: ignore[arg-type]
+    ctx = context(cell, budget, task, loaded, device)
+    seeds.seed_all(seeds.derive("method", cell.seed))
+    emit("attach", 0, 1)
+    start = time.perf_counter()
+    method.attach(model, ctx)
+    prune_s = time.perf_counter() - start
+    trained = train.Trained(Trainable(body=0, head=0), "float32")
+    train_s = 0.0
+    if method.trains and task.trains:
+        start = time.perf_counter()
+        trained = train.fit(
+            method,
+            model,
+            loaded.tok,
+            task,
+            budget,
+            cell.seed,
+            lambda step, steps: emit("train", step, steps),
+        )
+        train_s = time.perf_counter() - start
+    start = time.perf_counter()
+    if method.trains:
+        method.step(model, 1.0)
+    method.finish(model)
+    prune_s += time.perf_counter() - start
+    return Fitted(loaded, model, trained, method, train_s, prune_s, dense_s)
+
+
+def context(
+    cell: Cell, budget: Budget, task: Task, loaded: models.Loaded, device: torch.device
+) -> Context:
+    """What the method may know."""
+
+    def calibration() -> Iterable[dict[str, Tensor]]:
+        seed = seeds.derive("calibration", cell.task, cell.seed)
+        batches = task.calibration(loaded.tok, budget.calib, budget.length, seed)
+        for batch in batches:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def teacher() -> PreTrainedModel:
+        weights = plan.trained_dir(plan.reference_of(cell)) if task.trains else None
+        model = models.load(cell.model, task, cell.seed, weights).model
+        model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        return model
+
+    return Context(
+        cell=cell,
+        budget=budget,
+        targets=targets.prunable(loaded.model),
+        calibration=calibration,
+        teacher=teacher,
+        rng=torch.Generator().manual_seed(seeds.derive("rng", cell.method, cell.seed)),
+        device=device,
+    )
+
+
+def _check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -> None:
+    """Holds the method to what it promised (DESIGN §10: a method that lies fails)."""
+    if not found.pattern_ok:
+        raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
+    # Each matrix rounds its count down, so at most one element a matrix is missing.
+    matrices = targets.prunable(model)
+    slack = len(matrices) / sum(t.shape[0] * t.shape[1] for t in matrices) + 1e-6
+    if cell.pattern == "unstructured" and method.promises_sparsity:
+        slack += 1e-4  # weights that are zero by chance
+    else:
+        slack += 1e-2  # whole heads, neurons and blocks come in steps
+    if method.promises_sparsity and abs(found.overall - cell.sparsity) > slack:
+        raise BenchError(
+            f"{cell.method}: counted sparsity {found.overall:.6f}, promised {cell.sparsity}",
+            "contract",
+        )
+
+
+def _keep(model: PreTrainedModel, place: Path, seconds: float) -> None:
+    """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".keep-"))
+    try:
+        model.save_pretrained(scratch)
+        (scratch / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
+        shutil.rmtree(place, ignore_errors=True)
+        os.rename(scratch, place)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise BenchError(f"cannot write {place}: {error.strerror or error}", "disk") from None
+
+
+def _dense_seconds(place: Path) -> float:
+    if not place.is_dir():
+        raise BenchError("the dense cell's weights are missing; run the dense cell first")
+    stored: dict[str, Any] = json.loads((place / "sparsebench.json").read_text())
+    return float(stored["train_s"])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,111 @@
+"""Training-step time of every method relative to dense fine-tuning, in one interleaved run.
+
+All models take turns step by step, so that whatever else the machine does hits all alike; the
+medians' ratio is what counts, the milliseconds are for orientation.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench import models, plan, registry, run, train
+from bench.api import REFERENCE, BenchError, Cell, makes
+from bench.reporting.table import plain
+
+WARMUP = 3
+TASK = "tiny/reviews"  # decides the head only; the batch is made of random tokens
+
+
+def default_methods() -> list[str]:
+    """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
+    found = []
+    for name in registry.names("method"):
+        method = registry.method(name)
+        if method.trains:
+            levels = (":0.5", ":0.9") if makes(method.patterns, "unstructured") else ("",)
+            found += [name + level for level in levels]
+    return found
+
+
+def table(
+    methods: Sequence[str], model: str, batch: int, length: int, steps: int, dtype: str
+) -> str:
+    """Times and renders; `methods` are `name` or `name:sparsity`, dense is always among them.
+
+    Raises:
+        BenchError: an unknown method, or one that does not train.
+    """
+    names = list(dict.fromkeys([REFERENCE, *methods]))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = train.supports_bf16(device) if dtype == "auto" else dtype == "bf16"
+    updates = {name: _update(name, model, batch, length, bf16, device) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(WARMUP + steps):
+        for name, update in updates.items():
+            start = time.perf_counter()
+            update()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARMUP:
+                times[name].append(time.perf_counter() - start)
+    dense = statistics.median(times[REFERENCE])
+    rows = []
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        paired = [a / b for a, b in zip(taken, times[REFERENCE], strict=True)]
+        quartiles = statistics.quantiles(paired, n=4) if len(paired) > 1 else [1.0] * 3
+        spread = f"{quartiles[0]:.2f}–{quartiles[2]:.2f}"
+        rows.append([name, f"{1000 * median:.0f}", f"{median / dense:.3f}", spread])
+    about = (
+        f"training step, {model}, {batch} × {length} tokens, "
+        f"{'bf16 autocast' if bf16 else 'float32'}, {torch.get_num_threads()} threads, "
+        f"median of {steps} interleaved steps after {WARMUP}"
+    )
+    return about + "\n\n" + plain(("method", "ms", "× dense", "quartiles of × dense"), rows)
+
+
+def _update(
+    name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
+) -> Callable[[], None]:
+    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer."""
+    method_name, _, level = name.partition(":")
+    method_class = registry.method(method_name)
+    if not method_class.trains:
+        raise BenchError(f"method {method_name} does not train; speed compares training steps")
+    task = registry.task(TASK)
+    pattern = method_class.patterns[0]
+    cell = Cell(
+        task=TASK,
+        model=slug,
+        method=method_name,
+        pattern=plan.DEFAULT_PATTERN.get(pattern, pattern),
+        sparsity=float(level or 0.0),
+    )
+    loaded = models.load(slug, task, cell.seed)
+    model = loaded.model.to(device)  # type: ignore[arg-type]
+    method = method_class()
+    method.attach(model, run.context(cell, plan.budget_of(cell), task, loaded, device))
+    optimizer = method.optimizer(method.param_groups(model))
+    method.step(model, 1.0)
+    model.train()
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(model.config.vocab_size)
+    ids = torch.randint(5, vocabulary, (batch, length), generator=generator).to(device)
+    labels = torch.randint(0, task.labels, (batch,), generator=generator).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def update() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = method.loss(model, inputs, model(**inputs))
+        loss.backward()
+        if method.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(held, method.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update

@@ -1,0 +1,130 @@
+"""The prunable set, and every weight of it seen as (out, in), nn.Linear and Conv1D alike.
+
+METHODS.md §1.1–1.2: all linear weights inside the transformer blocks; never embeddings, heads,
+poolers, norms or biases (DESIGN §5, rule 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from bench.api import BenchError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One prunable matrix.
+
+    Attributes:
+        name: the module's name in the model.
+        module: the nn.Linear, which stores (out, in), or Conv1D, which stores (in, out).
+        parts: how many logical matrices are stacked along `out`: 3 for GPT-2's fused q, k, v.
+    """
+
+    name: str
+    module: nn.Module
+    parts: int = 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the stored tensor is (in, out)."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as the module has it, detached."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight.detach()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.stored.shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a contiguous, detached (out, in) tensor; a copy for Conv1D.
+
+        Contiguous because flat indexing of a transposed view writes to a temporary (§1.1).
+        """
+        return normal_form(self.stored, self.transposed)
+
+    @torch.no_grad()
+    def write(self, weight: Tensor) -> None:
+        """Overwrites the stored weight with `weight`: (out, in)."""
+        self.stored.copy_(weight.t() if self.transposed else weight)
+
+    def parametrize(self, parametrization: nn.Module) -> None:
+        """Registers `parametrization`, which maps the stored tensor to the effective stored one."""
+        # unsafe: skip the trial call, which would run the mask selection once for nothing.
+        parametrize.register_parametrization(self.module, "weight", parametrization, unsafe=True)
+
+
+def normal_form(stored: Tensor, transposed: bool) -> Tensor:
+    """A stored weight as contiguous (out, in)."""
+    return stored.t().contiguous() if transposed else stored
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in order: the one ModuleList as long as the config has layers.
+
+    Raises:
+        BenchError: no such list.
+    """
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise BenchError(f"{type(model).__name__} has no list of num_hidden_layers={depth} blocks")
+
+
+def prunable(model: nn.Module) -> list[Target]:
+    """All linear weights inside the blocks, in forward order of definition."""
+    inside = {id(module) for block in blocks(model) for module in block.modules()}
+    found = []
+    for name, module in model.named_modules():
+        if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
+            found.append(Target(name, module, _parts(name, module)))
+    return found
+
+
+def _parts(name: str, module: nn.Module) -> int:
+    if isinstance(module, Conv1D) and name.endswith("c_attn"):
+        return int(module.nf // module.nx)
+    return 1
+
+
+def head_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of the task's head: what lies outside the base model, unless tied into it."""
+    base = {id(p) for p in model.base_model.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in base:
+            yield name, parameter
+
+
+def freeze(model: PreTrainedModel, head: bool = True) -> None:
+    """Stops every parameter from training, but for the head's when `head` is true."""
+    model.requires_grad_(False)
+    if head:
+        for _, parameter in head_parameters(model):
+            parameter.requires_grad_(True)
+
+
+def merge(model: nn.Module) -> None:
+    """Replaces every parametrized weight by its present value; what is left are plain modules."""
+    training = model.training
+    model.eval()
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                with torch.no_grad():
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    model.train(training)

@@ -1,0 +1,8 @@
+"""Methods, one file each. The registry reads this list and imports what is asked for."""
+
+BUILTIN = {
+    "dense": "methods.dense:Dense",
+    "random": "methods.random_mask:RandomMask",
+    "magnitude": "methods.magnitude:Magnitude",
+    "pst": "methods.pst:PST",
+}

@@ -1,0 +1,28 @@
+"""Dense fine-tuning: what every other method is measured against (METHODS.md §3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.api import Method, Pattern
+
+
+class Dense(Method):
+    """All weights trained on the task's loss, nothing pruned."""
+
+    name: ClassVar[str] = "dense"
+    patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
+    trains: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = False
+
+    @dataclass(frozen=True)
+    class Params:
+        """AdamW with linear warm-up and decay."""
+
+        lr: float = 5e-5
+        weight_decay: float = 0.01
+        warmup: float = 0.1
+
+    def finish(self, model) -> None:
+        """Nothing to undo."""

@@ -1,0 +1,158 @@
+"""Scores → keep masks with exactly the right number of zeros (METHODS.md §1.4).
+
+Everywhere: `k = floor(n·s + 1e-6)` elements are pruned, the smallest scores first and, among equal
+scores, the smallest flat index first, as a stable ascending sort would have it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from bench.api import BenchError
+
+_SAMPLE = 8192
+
+
+def pruned_count(n: int, sparsity: float) -> int:
+    """How many of `n` elements a sparsity prunes; 1e-6 forgives 0.29·100 = 28.999…96."""
+    return math.floor(n * sparsity + 1e-6)
+
+
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest (1-based) of a flat float tensor, as a 0-d tensor.
+
+    On CPU by Floyd and Rivest's idea (CACM 18:3, 1975): a sample brackets the answer, one pass
+    counts what lies below the bracket, and only the few values inside are searched. Exact: where
+    the bracket misses, everything is searched.
+    """
+    n = values.numel()
+    if values.device.type != "cpu" or n < 8 * _SAMPLE:
+        return values.kthvalue(k).values
+    # An odd stride visits all columns of a matrix whose width is a power of two.
+    sample = values[:: (n // _SAMPLE) | 1].sort().values
+    m = sample.numel()
+    centre, margin = k / n * m, 4.0 * math.sqrt(k / n * (1 - k / n) * m) + 2.0
+    low = int(centre - margin)
+    high = math.ceil(centre + margin)
+    inside = torch.ones_like(values, dtype=torch.bool)
+    below = 0
+    if low > 0:
+        inside = values >= sample[low]
+        below = n - int(torch.count_nonzero(inside))
+    if high < m:
+        inside &= values <= sample[high]
+    band = values[inside]
+    if not below < k <= below + band.numel():
+        return values.kthvalue(k).values
+    return band.kthvalue(k - below).values
+
+
+def keep_largest(scores: Tensor, k: int) -> Tensor:
+    """Keep mask that prunes exactly the `k` smallest of a pool.
+
+    Args:
+        scores: any shape, float; the whole tensor is one pool.
+        k: how many to prune, 0 to n.
+
+    Returns:
+        A bool tensor of the same shape, true = keep.
+    """
+    flat = scores.detach().reshape(-1)
+    if k <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if k >= flat.numel():
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = kth_smallest(flat, k)
+    keep = flat > threshold
+    spare = flat.numel() - k - torch.count_nonzero(keep)
+    if flat.device.type != "cpu" or spare > 0:
+        # Ties at the threshold: the last `spare` of them are kept. Without a branch on GPUs,
+        # where reading `spare` would stall the stream.
+        tied = flat == threshold
+        from_end = tied.flip(0).cumsum(0).flip(0)
+        keep |= tied & (from_end <= spare)
+    return keep.view(scores.shape)
+
+
+def keep_largest_per_row(scores: Tensor, k: int) -> Tensor:
+    """As `keep_largest` with every row of `scores` (rows, n) a pool of its own."""
+    order = scores.detach().argsort(dim=-1, stable=True)
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    return keep.scatter_(-1, order[..., :k], False)
+
+
+def parse_n_m(pattern: str) -> tuple[int, int] | None:
+    """`"2:4"` → (2, 4), N kept of M; None for another pattern.
+
+    Raises:
+        BenchError: N is not below M.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None:
+        return None
+    n, m = int(match[1]), int(match[2])
+    if not 0 < n < m:
+        raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
+    return n, m
+
+
+def keep_n_m(scores: Tensor, n: int, m: int, name: str = "the matrix") -> Tensor:
+    """Keep mask with the `n` largest of every `m` consecutive inputs of a row.
+
+    Args:
+        scores: (out, in).
+        n: kept in a group.
+        m: size of a group.
+        name: for the message.
+
+    Raises:
+        BenchError: the width is not divisible by `m`.
+    """
+    rows, width = scores.shape
+    if width % m:
+        raise BenchError(f"pattern {n}:{m}: {name} has {width} inputs, not a multiple of {m}")
+    groups = scores.detach().reshape(rows * (width // m), m)
+    return keep_largest_per_row(groups, m - n).view(rows, width)
+
+
+def keep_largest_global(scores: list[Tensor], sparsity: float) -> list[Tensor]:
+    """Keep masks from one pool over all matrices."""
+    flat = torch.cat([s.detach().reshape(-1) for s in scores])
+    keep = keep_largest(flat, pruned_count(flat.numel(), sparsity))
+    sizes = [s.numel() for s in scores]
+    return [part.view(s.shape) for part, s in zip(keep.split(sizes), scores, strict=True)]
+
+
+def keep_masks(
+    scores: dict[str, Tensor], pattern: str, sparsity: float, pool: str = "layer"
+) -> dict[str, Tensor]:
+    """Keep masks of a pattern for named score matrices, each (out, in).
+
+    Args:
+        scores: larger is more worth keeping.
+        pattern: `unstructured` or N:M.
+        sparsity: fraction to prune; N:M fixes it at 1 − N/M, any other is refused.
+        pool: where unstructured scores compete: `layer`, `row` or `global`.
+
+    Raises:
+        BenchError: an impossible pattern, sparsity, pool or width.
+    """
+    if sparsity == 0:
+        return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+    if n_m := parse_n_m(pattern):
+        return {name: keep_n_m(s, *n_m, name=name) for name, s in scores.items()}
+    if pool == "layer":
+        return {n: keep_largest(s, pruned_count(s.numel(), sparsity)) for n, s in scores.items()}
+    if pool == "row":
+        return {
+            n: keep_largest_per_row(s, pruned_count(s.shape[1], sparsity))
+            for n, s in scores.items()
+        }
+    if pool == "global":
+        masks = keep_largest_global(list(scores.values()), sparsity)
+        return dict(zip(scores, masks, strict=True))
+    raise BenchError(f"unknown pool {pool!r}: layer, row or global")

@@ -1,0 +1,178 @@
+"""PST, parameter-efficient sparse training (IJCAI'22, arXiv 2205.11005; METHODS.md §3.6).
+
+    Ŵ = W + β·UV                               the weight moves by a low-rank update
+    S = |Ŵ| + α₁·AB + α₂·(R·1ᵀ + 1·Cᵀ)         importance: magnitude + low rank + row + column
+    M = 1[S not among the ⌊n·s(t)⌋ smallest of its matrix],   y = x (M⊙Ŵ)ᵀ + b
+
+Only U, V, A, B, R, C (and the task's head) are trained; the mask is chosen anew every forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.api import BenchError, Method
+from bench.targets import freeze, head_parameters, merge, normal_form
+from methods.masks import keep_largest, pruned_count
+from methods.schedules import cubic
+
+
+class PST(Method):
+    """Low-rank weights and low-rank plus structured importance, sparsity on a cubic ramp."""
+
+    name: ClassVar[str] = "pst"
+    trains: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = False
+
+    @dataclass(frozen=True)
+    class Params:
+        """Defaults are the paper's but for the learning rates (README: how they were chosen).
+
+        Attributes:
+            rank: r1 of U, V and r2 of A, B.
+            alpha1: weight of AB in the importance.
+            alpha2: weight of R and C in the importance.
+            beta: weight of UV in the weight.
+            hold: fraction of the steps at sparsity 0.
+            cool: fraction of the steps at the final sparsity.
+            split_qkv: treat GPT-2's fused q, k, v as three matrices, as the paper does.
+            detach_magnitude: keep |Ŵ|'s gradient out of Ŵ; the released code does not.
+            compat: `reference` leaves the head untrained, as the released script does.
+        """
+
+        lr: float = 1.5e-4
+        head_lr: float = 5e-4
+        rank: int = 8
+        alpha1: float = 1.0
+        alpha2: float = 1.0
+        beta: float = 1.0
+        hold: float = 0.1
+        cool: float = 0.3
+        split_qkv: bool = True
+        detach_magnitude: bool = False
+        compat: str = "paper"
+
+    def attach(self, model, ctx) -> None:
+        """Freezes everything but the head and parametrizes every target."""
+        p = self.params
+        if p.compat not in ("paper", "reference"):
+            raise BenchError(f"pst: compat is 'paper' or 'reference', not {p.compat!r}")
+        freeze(model, head=p.compat == "paper")
+        self.sparsity = ctx.cell.sparsity
+        self.layers = []
+        for target in ctx.targets:
+            layer = LowRankImportance(target, p, ctx.rng).to(ctx.device)
+            target.parametrize(layer)
+            self.layers.append(layer)
+
+    def step(self, model, progress: float) -> None:
+        """Sets s(t); the forward of update t uses the value after update t−1."""
+        p = self.params
+        now = cubic(progress, p.hold, 1.0 - p.cool, 0.0, self.sparsity)
+        for layer in self.layers:
+            layer.sparsity = now
+
+    def param_groups(self, model) -> list[dict]:
+        """One group for U, V, A, B, R, C, one for the head; no weight decay."""
+        head = [p for _, p in head_parameters(model) if p.requires_grad]
+        ids = {id(p) for p in head}
+        body = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+        groups = [(body, self.params.lr), (head, self.params.head_lr)]
+        return [{"params": ps, "lr": self.scaled(lr, model)} for ps, lr in groups if ps]
+
+    def lr_factor(self, progress: float) -> float:
+        """Linear decay without warm-up."""
+        return 1.0 - progress
+
+    def finish(self, model) -> None:
+        """W ← M⊙Ŵ at the final sparsity; U, V, A, B, R, C are dropped."""
+        merge(model)
+
+
+class LowRankImportance(nn.Module):
+    """Maps a frozen stored weight to M⊙Ŵ; holds the trained tensors of one target.
+
+    Shapes, with p logical matrices of (o, i) stacked along the outputs: U (p, o, r),
+    V (p, r, i), A (p, o, r), B (p, r, i), R (p, o, 1), C (p, 1, i).
+    """
+
+    def __init__(self, target, params, rng) -> None:
+        super().__init__()
+        self.transposed = target.transposed
+        rows, i = target.shape
+        p = target.parts if params.split_qkv else 1
+        o, r = rows // p, params.rank
+        self.view = (p, o, i)
+        # Unit variance, not LoRA's scaled init: as the paper's code has it (§3.6, 5c).
+        self.U = nn.Parameter(torch.randn(p, o, r, generator=rng))
+        self.V = nn.Parameter(torch.zeros(p, r, i))
+        self.A = nn.Parameter(torch.randn(p, o, r, generator=rng))
+        self.B = nn.Parameter(torch.zeros(p, r, i))
+        self.R = nn.Parameter(torch.zeros(p, o, 1))
+        self.C = nn.Parameter(torch.zeros(p, 1, i))
+        self.scales = (params.beta, params.alpha1, params.alpha2)
+        self.detach = params.detach_magnitude
+        self.sparsity = 0.0
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """The stored weight → its masked, updated value in the same layout."""
+        # Scores decide who survives: float32 whatever autocast says.
+        with torch.autocast(stored.device.type, enabled=False):
+            weight = normal_form(stored, self.transposed).view(self.view)
+            factors = (self.U, self.V, self.A, self.B, self.R, self.C)
+            masked = _MaskedUpdate.apply(
+                weight.float(), *factors, self.scales, self.sparsity, self.detach
+            )
+            masked = masked.view(-1, self.view[2])
+        masked = masked.to(stored.dtype)
+        return masked.t() if self.transposed else masked
+
+
+class _MaskedUpdate(torch.autograd.Function):
+    """(W, U, V, A, B, R, C) → M⊙Ŵ with the straight-through gradient through M.
+
+    With G = ∂L/∂(M⊙Ŵ) and D = G⊙Ŵ (§3.6, 3): ∂Ŵ = G⊙(M + |Ŵ|), or G⊙M when |Ŵ| is detached;
+    ∂U = β·∂Ŵ·Vᵀ, ∂V = β·Uᵀ·∂Ŵ, ∂A = α₁·D·Bᵀ, ∂B = α₁·Aᵀ·D, ∂R = α₂·rowsum D,
+    ∂C = α₂·colsum D. Written by hand because it is memory traffic that costs here: R and C ride
+    along as two more ranks, [α₁A, α₂R, 1]·[B; 1; α₂C], so that one product serves all of S and
+    one each all of their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, U, V, A, B, R, C, scales, sparsity, detach):
+        beta, alpha1, alpha2 = scales
+        ones_o, ones_i = torch.ones_like(R), torch.ones_like(C)
+        left = torch.cat([alpha1 * A, alpha2 * R, ones_o], dim=2)
+        right = torch.cat([B, ones_i, alpha2 * C], dim=1)
+        updated = torch.baddbmm(weight, U, V, alpha=beta)
+        k = pruned_count(updated[0].numel(), sparsity)
+        if k == 0:
+            keep = None
+        else:
+            scores = updated.abs().baddbmm_(left, right)
+            keep = torch.stack([keep_largest(part, k) for part in scores])
+        ctx.save_for_backward(updated, keep, U, V, left, right)
+        ctx.scales, ctx.detach = scales, detach
+        return updated.clone() if keep is None else updated * keep
+
+    @staticmethod
+    def backward(ctx, grad):
+        updated, keep, U, V, left, right = ctx.saved_tensors
+        beta, alpha1, alpha2 = ctx.scales
+        D = grad * updated
+        through = grad if keep is None else grad * keep
+        if not ctx.detach:
+            through = torch.addcmul(through, D, updated.sign())
+        dU = torch.bmm(through, V.mT).mul_(beta)
+        dV = torch.bmm(U.mT, through).mul_(beta)
+        r = left.shape[2] - 2
+        d_left = torch.bmm(D, right.mT)
+        d_right = torch.bmm(left.mT, D)
+        dA, dR = alpha1 * d_left[:, :, :r], alpha2 * d_left[:, :, r : r + 1]
+        # left already holds α₁A; its last column is the ones that sum D's columns.
+        dB, dC = d_right[:, :r], alpha2 * d_right[:, r + 1 :]
+        return None, dU, dV, dA, dB, dR, dC, None, None, None

@@ -1,0 +1,9 @@
+"""Tasks, one file a family. The registry reads this list and imports what is asked for."""
+
+_GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+
+BUILTIN = {
+    "reviews": "tasks.reviews:Reviews",
+    **{f"glue/{name}": "tasks.glue:Glue" for name in _GLUE},
+    "tiny/reviews": "tasks.tiny:TinyReviews",
+}

@@ -1,0 +1,84 @@
+"""GLUE (arXiv 1804.07461): nine tasks, each with its own metric, scored on its validation split.
+
+The test labels are not public, so validation is what everybody reports; what is selected on is a
+slice of train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench import assets
+from bench.api import Budget
+from tasks.classification import Classification, Data, Rows, carve
+
+REPO = "nyu-mll/glue"
+REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One GLUE task; `rows` are the official numbers of train and validation rows."""
+
+    first: str
+    second: str | None
+    metric: str
+    labels: int
+    rows: tuple[int, int]
+    validation: str = "validation"
+
+
+SPECS = {
+    "cola": Spec("sentence", None, "matthews", 2, (8551, 1043)),
+    "sst2": Spec("sentence", None, "accuracy", 2, (67349, 872)),
+    "mrpc": Spec("sentence1", "sentence2", "f1", 2, (3668, 408)),
+    "stsb": Spec("sentence1", "sentence2", "pearson", 1, (5749, 1500)),
+    "qqp": Spec("question1", "question2", "f1", 2, (363846, 40430)),
+    "mnli": Spec(
+        "premise", "hypothesis", "accuracy", 3, (392702, 9815), validation="validation_matched"
+    ),
+    "qnli": Spec("question", "sentence", "accuracy", 2, (104743, 5463)),
+    "rte": Spec("sentence1", "sentence2", "accuracy", 2, (2490, 277)),
+    "wnli": Spec("sentence1", "sentence2", "accuracy", 2, (635, 71)),
+}
+
+
+class Glue(Classification):
+    """One of GLUE's tasks, by name: `glue/rte`.
+
+    The default budget suits a machine without a GPU; `full` is three epochs of BERT fine-tuning.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.config = name.partition("/")[2]
+        self.spec = SPECS[self.config]
+        self.metric = self.spec.metric
+        self.labels = self.spec.labels
+        epoch = -(-self.spec.rows[0] // 32)
+        self.budgets = {
+            "default": Budget(steps=300, batch=32, length=128, timeout_s=3600),
+            "full": Budget(steps=3 * epoch, batch=32, length=128, timeout_s=48 * 3600),
+        }
+
+    def _load(self) -> Data:
+        spec = self.spec
+        parts, missing = {}, []
+        for split, official in zip(("train", spec.validation), spec.rows, strict=True):
+            found, revision = assets.load_split(REPO, self.config, split, REVISION)
+            second = None if spec.second is None else list(found[spec.second])
+            parts[split] = Rows(list(found[spec.first]), second, list(found["label"]))
+            if len(found) < official:
+                missing.append(f"{split} {len(found)} of {official} rows")
+        # A tenth of train, but no more rows than tuning needs.
+        fraction = min(0.1, 1000 / len(parts["train"]))
+        train, select = carve(parts["train"], fraction)
+        return Data(
+            train=train,
+            select=select,
+            test=parts[spec.validation],
+            repo=f"{REPO}:{self.config}",
+            revision=revision,
+            select_rule=f"train rows whose text's hash is below {fraction:.4g}",
+            subset=", ".join(missing),
+        )

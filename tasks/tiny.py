@@ -1,0 +1,50 @@
+"""Synthetic twins of the tasks, for tests and CI: seconds instead of minutes, no download."""
+
+from __future__ import annotations
+
+import random
+
+from bench import seeds
+from bench.api import Budget
+from tasks.classification import Classification, Data, Rows
+
+WORDS = 256
+SIGNAL = 16
+
+
+def sentences(n: int, seed: int) -> Rows:
+    """`n` distinct sentences of 4–16 words `w0 … w255`, labelled by which signal words they hold.
+
+    A sentence holds words from w0…w7 (label 0) or from w8…w15 (label 1), never from both, among
+    words that say nothing.
+    """
+    draw = random.Random(seed)
+    found: dict[str, int] = {}
+    while len(found) < n:
+        label = draw.randrange(2)
+        signal = [label * SIGNAL // 2 + draw.randrange(SIGNAL // 2) for _ in range(3)]
+        noise = [draw.randrange(SIGNAL, WORDS) for _ in range(draw.randrange(1, 14))]
+        words = signal + noise
+        draw.shuffle(words)
+        found.setdefault(" ".join(f"w{i}" for i in words), label)
+    return Rows(list(found), None, list(found.values()))
+
+
+class TinyReviews(Classification):
+    """The twin of `reviews`: learnable by a two-layer model in a few dozen steps."""
+
+    budgets = {"default": Budget(steps=60, batch=16, length=20, calib=32, timeout_s=300)}
+
+    def _load(self) -> Data:
+        rows = sentences(1500, seeds.derive("tiny/reviews"))
+        train, select, test = (
+            rows.take(list(range(*bounds))) for bounds in ((0, 1000), (1000, 1200), (1200, 1500))
+        )
+        return Data(
+            train=train,
+            select=select,
+            test=test,
+            repo="synthetic",
+            revision=f"version {self.version}",
+            select_rule="rows 1000 to 1200",
+        )

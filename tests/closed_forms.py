@@ -1,0 +1,30 @@
+"""Trainable elements of every built-in method, as METHODS.md has them."""
+
+from bench import targets
+from bench.record import Trainable
+
+
+def _head(model):
+    return sum(p.numel() for _, p in targets.head_parameters(model))
+
+
+def _dense(model, params):
+    total = sum(p.numel() for p in model.parameters())
+    return Trainable(body=total - _head(model), head=_head(model))
+
+
+def _nothing(model, params):
+    return Trainable(body=0, head=0)
+
+
+def _pst(model, params):
+    """(r1 + r2 + 1)·(o + i) a logical matrix (§3.6)."""
+    body = 0
+    for target in targets.prunable(model):
+        o, i = target.shape
+        parts = target.parts if params.split_qkv else 1
+        body += parts * (2 * params.rank + 1) * (o // parts + i)
+    return Trainable(body=body, head=_head(model))
+
+
+TRAINABLE = {"dense": _dense, "random": _nothing, "magnitude": _nothing, "pst": _pst}

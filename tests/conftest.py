@@ -1,0 +1,23 @@
+"""Every test runs offline, on tiny models, with a cache of its own."""
+
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory, request):
+    """Tests neither read nor write the user's cache; real-data tests use it on purpose."""
+    if "real" in (request.config.getoption("-m") or "").split():
+        yield
+        return
+    before = {k: os.environ.pop(k, None) for k in ("SPARSEBENCH_CACHE", "SPARSEBENCH_HUB")}
+    os.environ["SPARSEBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    for key, value in before.items():
+        os.environ.pop(key, None)
+        if value is not None:
+            os.environ[key] = value

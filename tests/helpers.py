@@ -1,0 +1,46 @@
+"""Small models and contexts that several test files share."""
+
+import torch
+
+from bench import models, plan, registry, run, targets
+from bench.api import Cell
+
+ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
+TASK = "tiny/reviews"
+
+
+def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, **overrides):
+    declared = registry.method(method).patterns
+    pattern = pattern or plan.DEFAULT_PATTERN.get(declared[0], declared[0])
+    return Cell(
+        task=TASK,
+        model=model,
+        method=method,
+        pattern=pattern,
+        sparsity=0.0 if pattern == "dense" else sparsity,
+        seed=seed,
+        overrides=tuple((k.replace("__", "."), v) for k, v in overrides.items()),
+    )
+
+
+def attached(cell):
+    """(model, method, context) after `attach`, before any training; the weights are random."""
+    task = registry.task(cell.task)
+    loaded = models.load(cell.model, task, cell.seed)
+    loaded.tok.model_max_length = plan.budget_of(cell).length
+    ctx = run.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    kind = registry.method(cell.method)
+    method = kind(kind.Params(**plan.hyper_of(cell)))
+    method.attach(loaded.model, ctx)
+    return loaded.model, method, ctx
+
+
+def logits(model, seed=0, batch=3, length=12):
+    ids = torch.randint(5, 200, (batch, length), generator=torch.Generator().manual_seed(seed))
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def zeros(model):
+    return {t.name: int((t.weight == 0).sum()) for t in targets.prunable(model)}

@@ -1,0 +1,177 @@
+"""METHODS.md §3.6, item 7."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from bench import targets, train
+from bench.api import BenchError
+from methods.masks import pruned_count
+from methods.pst import PST, LowRankImportance, _MaskedUpdate
+from methods.schedules import cubic
+from tests import helpers
+from tests.oracles.topk import keep_by_sort, pst_weight
+
+BERT_BASE = 2_820_096
+MOVEMENT_BERT_BASE = 194_418_434
+
+
+def factors(o, i, r, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"W": (o, i), "U": (o, r), "V": (r, i), "A": (o, r), "B": (r, i)}
+    shapes |= {"R": (o, 1), "C": (1, i)}
+    return {n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_gradients_equal_autograd_through_the_equations(detach, sparsity):
+    o, i, r = 13, 22, 3
+    scales = (0.7, 1.3, 0.4)
+    parts = factors(o, i, r)
+    G = torch.randn(o, i, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    k = pruned_count(o * i, sparsity)
+
+    ours = {n: t[None].clone().requires_grad_(n != "W") for n, t in parts.items()}
+    out = _MaskedUpdate.apply(*ours.values(), scales, sparsity, detach)
+    out.backward(G[None])
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        theirs = {n: t.clone().requires_grad_(n != "W") for n, t in parts.items()}
+        expected = pst_weight(*theirs.values(), k, *scales, detach)
+        expected.backward(G)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert torch.allclose(out[0], expected, atol=1e-12)
+    for name in "UVABRC":
+        assert torch.allclose(ours[name].grad[0], theirs[name].grad, atol=1e-10), name
+
+
+def test_weight_gradient_is_g_times_mask_plus_magnitude():
+    # ∂L/∂Ŵ = G⊙(M + |Ŵ|), read off V's gradient with U = I.
+    parts = factors(6, 8, 6)
+    parts["U"] = torch.eye(6, dtype=torch.float64)
+    parts["V"].zero_()
+    G = torch.randn(6, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    V = parts["V"][None].clone().requires_grad_()
+    rest = [parts[n][None] for n in "ABRC"]
+    out = _MaskedUpdate.apply(
+        parts["W"][None], parts["U"][None], V, *rest, (1.0, 0.0, 0.0), 0.5, False
+    )
+    out.backward(G[None])
+    mask = keep_by_sort(parts["W"].abs(), 24).double()
+    assert torch.allclose(V.grad[0], G * (mask + parts["W"].abs()))
+
+
+def test_without_importance_the_mask_is_magnitude_of_the_updated_weight():
+    parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
+    out = _MaskedUpdate.apply(*parts.values(), (1.0, 0.0, 0.0), 0.6, False)
+    updated = (parts["W"] + parts["U"] @ parts["V"])[0]
+    assert torch.equal(out[0] != 0, keep_by_sort(updated.abs(), 360))
+
+
+def test_a_constant_added_to_all_rows_changes_no_mask():
+    parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
+    before = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False) != 0
+    parts["R"] = parts["R"] + 4.0  # a power of two: no rounding moves a tie
+    after = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False) != 0
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("model", helpers.ARCHITECTURES)
+def test_at_the_start_the_model_computes_what_the_dense_one_does(model):
+    sparse, method, _ = helpers.attached(helpers.cell("pst", model, 0.9))
+    method.step(sparse, 0.0)
+    dense, _, _ = helpers.attached(helpers.cell("dense", model))
+    assert torch.allclose(helpers.logits(sparse), helpers.logits(dense), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", helpers.ARCHITECTURES)
+def test_merge_equals_unmerged_with_exact_zeros(model):
+    sparse, method, ctx = helpers.attached(helpers.cell("pst", model, 0.7))
+    g = torch.Generator().manual_seed(1)
+    for layer in method.layers:
+        for p in layer.parameters():
+            p.data += 0.05 * torch.randn(p.shape, generator=g)
+    method.step(sparse, 1.0)
+    before = helpers.logits(sparse)
+    method.finish(sparse)
+    assert torch.allclose(helpers.logits(sparse), before, atol=1e-5)
+    for target in ctx.targets:
+        n = target.weight.numel() // target.parts
+        assert helpers.zeros(sparse)[target.name] == target.parts * pruned_count(n, 0.7)
+
+
+def test_linear_and_conv1d_make_the_same_mask():
+    linear = torch.nn.Linear(12, 36)
+    conv = type("C", (), {})()
+    conv.weight = torch.nn.Parameter(linear.weight.detach().t().clone())
+    outputs = []
+    for module, transposed in ((linear, False), (conv, True)):
+        target = _FakeTarget(module, transposed)
+        layer = LowRankImportance(target, PST.Params(), torch.Generator().manual_seed(5))
+        layer.sparsity = 0.8
+        layer.B.data += 0.1
+        out = layer(module.weight)
+        outputs.append(out.t() if transposed else out)
+    assert torch.equal(*outputs)
+
+
+class _FakeTarget:
+    def __init__(self, module, transposed):
+        self.module, self.transposed, self.parts, self.shape = module, transposed, 3, (36, 12)
+
+
+def test_sparsity_follows_the_cubic_ramp_over_training():
+    model, method, _ = helpers.attached(helpers.cell("pst", sparsity=0.9))
+    seen = []
+    for t in range(101):
+        method.step(model, t / 100)
+        seen.append(method.layers[0].sparsity)
+    assert seen == [cubic(t / 100, 0.1, 0.7, 0.0, 0.9) for t in range(101)]
+    assert seen[0] == 0.0
+    assert seen[-1] == 0.9
+
+
+def test_compat_reference_leaves_the_head_untrained():
+    model, method, _ = helpers.attached(helpers.cell("pst", compat="reference"))
+    assert train.trainable(model, method.param_groups(model)).head == 0
+    with pytest.raises(BenchError, match="compat is 'paper' or 'reference'"):
+        helpers.attached(helpers.cell("pst", compat="papr"))
+
+
+def count(model, params=None):
+    """Trainable elements that PST adds to a model on the meta device."""
+    params = params or PST.Params()
+    with torch.device("meta"):
+        layers = [LowRankImportance(t, params, None) for t in targets.prunable(model)]
+    return sum(p.numel() for layer in layers for p in layer.parameters())
+
+
+def meta(kind, **config):
+    with torch.device("meta"):
+        auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
+        return auto.from_config(AutoConfig.for_model(kind, **config))
+
+
+GPT2_MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+
+
+def test_bert_base_count_is_the_papers():
+    assert count(meta("bert")) == BERT_BASE
+    assert round(100 * BERT_BASE / MOVEMENT_BERT_BASE, 1) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "expected"),
+    [
+        ({}, True, 2_820_096),
+        ({}, False, 2_506_752),
+        (GPT2_MEDIUM, True, 7_520_256),
+        (GPT2_MEDIUM, False, 6_684_672),
+    ],
+)
+def test_gpt2_counts(config, split, expected):
+    assert count(meta("gpt2", **config), PST.Params(split_qkv=split)) == expected

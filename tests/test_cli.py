@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench import cli
+from bench.record import Versions
+from bench.store import Store
+from tests.samples import record
+
+
+def run(capsys, *arguments):
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom bench import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'pydantic'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+    assert "usage: sparsebench" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--method", "magnitud"], "unknown method 'magnitud': did you mean magnitude"),
+        (["--task", "glue/rt"], "unknown task 'glue/rt': did you mean glue/rte"),
+        (["--suite", "quik"], "unknown suite 'quik': did you mean quick?"),
+        (["--model", "minilm"], "unknown model 'minilm': did you mean minilm-l6"),
+        (["--method", "qqqq"], "see `sparsebench list methods`"),
+        (["--method", "pst", "--pattern", "2:4"], "method pst makes unstructured, not 2:4"),
+        (["--method", "magnitude", "--pattern", "4:4"], "N must be below M"),
+        (["--method", "magnitude", "--pattern", "tower"], "makes unstructured, N:M, not tower"),
+        (["--method", "pst", "--sparsity", "1.5"], "sparsity 1.5"),
+        (["--method", "pst", "--set", "lrr=1"], "no parameter 'lrr': did you mean lr?"),
+        (["--method", "pst", "--set", "lr=fast"], "pst.lr takes a float, not 'fast'"),
+        (["--method", "pst", "--set", "budget.steps=0"], "budget.steps must be positive"),
+        (["--method", "pst", "--set", "budget.stepz=9"], "a budget has budget.steps"),
+        (["--method", "pst", "--set", "lr"], "write KEY=VALUE"),
+        (["--budget", "huge"], "unknown budget 'huge'"),
+        (["--seeds", "-1"], "seed -1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, line):
+    code, out, err = run(capsys, "run", "--results", str(tmp_path / "r"), *arguments)
+    assert code == 2
+    assert line in err
+    assert err.startswith("sparsebench: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "r").exists()
+
+
+def test_plan_takes_the_baselines_along(capsys, tmp_path):
+    folder = ("--results", str(tmp_path))
+    code, out, _ = run(capsys, "plan", "--suite", "quick", "--method", "pst", *folder)
+    assert code == 0
+    assert out.splitlines() == [
+        "missing  run  reviews minilm-l6 dense dense 0 seed 1",
+        "missing  run  reviews minilm-l6 magnitude unstructured 0.5 seed 1",
+        "missing  run  reviews minilm-l6 magnitude unstructured 0.9 seed 1",
+        "missing  run  reviews minilm-l6 pst unstructured 0.5 seed 1",
+        "missing  run  reviews minilm-l6 pst unstructured 0.9 seed 1",
+        "5 of 5 cells to run",
+    ]
+
+
+def test_plan_reuses_records_and_sees_stale_failed_and_corrupt_ones(capsys, tmp_path):
+    store = Store(tmp_path)
+    store.put(record(method="pst", sparsity=0.5))
+    store.put(
+        record(method="pst", sparsity=0.6).model_copy(
+            update={"versions": Versions(method=99, task=1)}
+        )
+    )
+    store.put(record(method="pst", sparsity=0.7, failed=True))
+    store.put(record(method="pst", sparsity=0.8)).write_text("{")
+    levels = ("0.5", "0.6", "0.7", "0.8", "0.9")
+    _, out, _ = run(
+        capsys, "plan", "--method", "pst", "--sparsity", *levels, "--results", str(tmp_path)
+    )
+    states = {line.split()[-3]: line.split()[:2] for line in out.splitlines() if " pst " in line}
+    assert states == {
+        "0.5": ["done", "keep"],
+        "0.6": ["stale", "run"],
+        "0.7": ["failed", "run"],
+        "0.8": ["corrupt", "run"],
+        "0.9": ["missing", "run"],
+    }
+
+
+def test_dry_run_writes_nothing(capsys, tmp_path):
+    code, out, _ = run(
+        capsys, "run", "--suite", "tiny", "--dry-run", "--results", str(tmp_path / "r")
+    )
+    assert code == 0
+    assert "cells to run" in out
+    assert not (tmp_path / "r").exists()
+
+
+def test_missing_data_is_one_line_and_every_cell_fails_offline(capsys, tmp_path):
+    folders = ("--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p"))
+    code, _, err = run(
+        capsys, "run", "--suite", "glue", "--method", "pst", "--task", "glue/qqp",
+        "--model", "tiny-bert", *folders,
+    )  # fmt: skip
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "nyu-mll/glue" in err
+    failures = list((tmp_path / "r").rglob("*.failed.json"))
+    assert len(failures) == 5
+    assert {json.loads(f.read_text())["error"]["kind"] for f in failures} == {"offline"}
+
+
+def test_a_folder_is_adopted_under_its_content(capsys, tmp_path):
+    from bench import models, registry
+
+    loaded = models.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    folder = tmp_path / "My Model"
+    loaded.model.save_pretrained(folder)
+    loaded.tok.save_pretrained(folder)
+    slug = models.adopt(str(folder))
+    assert slug.startswith("local/my-model-")
+    again = models.load(slug, registry.task("tiny/reviews"), 1)
+    assert again.source.weights_sha256 == loaded.source.weights_sha256
+    assert str(tmp_path) not in again.source.model_dump_json()
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    import torch
+
+    from bench import models, registry
+    from bench.api import BenchError
+
+    loaded = models.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    folder = tmp_path / "pickled"
+    loaded.model.config.save_pretrained(folder)
+    loaded.tok.save_pretrained(folder)
+    torch.save(loaded.model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(BenchError, match="holds no safetensors; pickled weights are refused"):
+        models.load(models.adopt(str(folder)), registry.task("tiny/reviews"), 1)

@@ -1,0 +1,161 @@
+"""The contract of DESIGN §4, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
+
+A method of another package takes part as soon as it is installed.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench import models, plan, provenance, registry, run, targets
+from bench.api import BenchError, makes
+from methods.masks import pruned_count
+from tests import helpers
+from tests.closed_forms import TRAINABLE
+
+STEPS = {"budget__steps": 6, "budget__batch": 4}
+METHODS = registry.names("method")
+quiet = lambda *_: None  # noqa: E731
+
+
+def fitted(name, model, seed=1, **more):
+    """Runs a cell up to the finished model, its dense cell before it where it needs one."""
+    cell = helpers.cell(name, model, seed=seed, **STEPS, **more)
+    if plan.needs_reference(cell) and not plan.trained_dir(plan.reference_of(cell)).is_dir():
+        run.run_cell(plan.reference_of(cell), quiet)
+    return cell, run.fit_cell(cell, quiet)
+
+
+@pytest.fixture(scope="module")
+def once():
+    """Every (method, model) is fitted once and looked at by several tests."""
+    cache = {}
+
+    def get(name, model):
+        if (name, model) not in cache:
+            cache[name, model] = fitted(name, model)
+        return cache[name, model]
+
+    return get
+
+
+every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
+method = pytest.mark.parametrize("name", METHODS)
+
+
+@every
+@method
+def test_sparsity_is_exact_in_the_finished_model(name, model, once):
+    cell, fit = once(name, model)
+    if not type(fit.method).promises_sparsity or cell.pattern != "unstructured":
+        pytest.skip("promises no exact unstructured sparsity")
+    split = getattr(fit.method.params, "split_qkv", False)
+    for target in targets.prunable(fit.model):
+        parts = target.parts if split else 1
+        expected = parts * pruned_count(target.weight.numel() // parts, cell.sparsity)
+        assert helpers.zeros(fit.model)[target.name] == expected
+
+
+@every
+@method
+def test_n_m_holds_in_every_row(name, model):
+    if not makes(registry.method(name).patterns, "2:4"):
+        pytest.skip("makes no N:M")
+    _, fit = fitted(name, model, pattern="2:4")
+    for target in targets.prunable(fit.model):
+        assert bool((target.weight.reshape(-1, 4).count_nonzero(dim=1) == 2).all())
+
+
+@method
+def test_n_m_refuses_a_width_that_is_no_multiple(name):
+    if not makes(registry.method(name).patterns, "2:4"):
+        pytest.skip("makes no N:M")
+    with pytest.raises(BenchError, match="multiple of 5"):
+        fitted(name, "tiny-bert", pattern="2:5")
+
+
+@every
+@method
+def test_sparsity_zero_leaves_one_shot_logits_alone(name, model):
+    if registry.method(name).trains:
+        pytest.skip("a training method")
+    before, _, _ = helpers.attached(helpers.cell("dense", model))
+    after, _, _ = helpers.attached(helpers.cell(name, model, sparsity=0.0))
+    assert torch.equal(helpers.logits(before), helpers.logits(after))
+
+
+@every
+@method
+def test_only_targets_and_what_trains_may_change(name, model, once):
+    cell, fit = once(name, model)
+    task = registry.task(cell.task)
+    one_shot = not type(fit.method).trains
+    weights = plan.trained_dir(plan.reference_of(cell)) if one_shot else None
+    start = models.load(cell.model, task, cell.seed, weights).model
+    declared = {f"{t.name}.weight" for t in targets.prunable(start)}
+    attached, method_, _ = helpers.attached(cell)
+    if not one_shot:
+        held = {id(p) for g in method_.param_groups(attached) for p in g["params"]}
+        declared |= {n for n, p in attached.named_parameters() if id(p) in held}
+    after = fit.model.state_dict()
+    changed = {n for n, v in start.state_dict().items() if not torch.equal(v, after[n])}
+    assert changed <= declared
+
+
+@every
+@method
+def test_finished_model_survives_saving(name, model, once, tmp_path):
+    _, fit = once(name, model)
+    fit.model.save_pretrained(tmp_path)
+    again = type(fit.model).from_pretrained(tmp_path)
+    assert torch.allclose(helpers.logits(fit.model), helpers.logits(again), atol=1e-5)
+    assert not any(hasattr(m, "parametrizations") for m in fit.model.modules())
+    fresh, _, _ = helpers.attached(helpers.cell("dense", model))
+    assert [type(m) for m in fit.model.modules()] == [type(m) for m in fresh.modules()]
+
+
+@every
+@method
+def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, once):
+    if name not in TRAINABLE:
+        pytest.skip("a method of another package: no closed form here")
+    _, fit = once(name, model)
+    start, _, _ = helpers.attached(helpers.cell("dense", model))
+    assert fit.trained.trainable == TRAINABLE[name](start, fit.method.params)
+
+
+@method
+def test_same_seed_same_bytes_other_seed_other_bytes(name):
+    def digest(seed):
+        return provenance.weights_sha256(fitted(name, "tiny-bert", seed=seed)[1].model.state_dict())
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
+
+
+@method
+def test_budget_is_respected(name, monkeypatch):
+    cls = registry.method(name)
+    if not cls.trains:
+        pytest.skip("trains nothing")
+    seen = []
+    original = cls.step
+
+    def step(self, model, progress):
+        seen.append(progress)
+        original(self, model, progress)
+
+    monkeypatch.setattr(cls, "step", step)
+    fitted(name, "tiny-bert")
+    assert seen == [t / 6 for t in range(6)] + [1.0]
+
+
+@method
+def test_parameters_are_described_by_defaults(name):
+    for field in dataclasses.fields(registry.method(name).Params):
+        assert field.default is not dataclasses.MISSING, f"{name}.{field.name} has no default"
+
+
+def test_every_built_in_method_has_a_closed_form():
+    assert set(METHODS) <= set(TRAINABLE)

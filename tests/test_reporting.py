@@ -1,0 +1,95 @@
+import pytest
+
+from bench.reporting import leaderboard
+from bench.reporting.table import escape, human, markdown, percent, plain
+from tests.samples import record
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1538, "1.538k"),
+        (22_713_986, "22.71M"),
+        (11.174e9, "11.17G"),
+        (None, "–"),
+    ],
+)
+def test_human_numbers(value, text):
+    assert human(value) == text
+
+
+def test_percent():
+    assert percent(0.8512) == "85.12"
+    assert percent(None) == "–"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["a|b", "<img src=x>", "[x](javascript:1)", "`code`", "line\nbreak", "**bold**", "a\\|b"],
+)
+def test_markdown_cells_are_escaped(hostile):
+    row = markdown(("method",), [[escape(hostile)]]).splitlines()[-1]
+    assert row.count("|") - row.count("\\|") == 2
+    assert "<" not in row
+    assert "](" not in row.replace("\\](", "").replace("\\]\\(", "")
+
+
+def test_terminal_tables_hold_no_control_characters():
+    assert "\x1b" not in plain(("method",), [["\x1b[31mred"]])
+
+
+def rows(records):
+    lines = leaderboard.table(records).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    return [line.split() for line in lines[start + 1 :]]
+
+
+def dense(value, seed=1):
+    return record(value, method="dense", pattern="dense", sparsity=0.0, seed=seed)
+
+
+def test_recovery_is_over_the_same_seeds():
+    records = [
+        dense(0.8),
+        dense(0.9, seed=2),
+        record(0.4),
+        record(0.6, seed=2),
+        record(0.7, seed=3),
+    ]
+    found = {row[0]: row for row in rows(records[:4])}
+    assert found["pst"][3:8] == ["2", "50.00", "±", "14.14", "58.8"]
+    # Seed 3 has no dense record: no recovery rather than one over other seeds.
+    found = {row[0]: row for row in rows(records)}
+    assert found["pst"][7] == "–"
+
+
+def test_different_budgets_are_different_tables():
+    other = record(0.4, overrides=(("budget.steps", 10),))
+    text = leaderboard.table([dense(0.8), record(0.4), other])
+    assert text.count("method  ") + text.count("method ") >= 2
+    assert len(text.split("\n\n")) == 4
+
+
+def test_a_changed_parameter_is_a_row_of_its_own():
+    found = rows([dense(0.8), record(0.4), record(0.5, overrides=(("lr", 0.001),))])
+    assert ["pst", "lr=0.001"] in [row[:2] for row in found]
+
+
+def test_pages_are_deterministic_and_name_what_was_left_out(tmp_path):
+    records = [dense(0.8), record(0.4)]
+    for name in ("a", "b"):
+        leaderboard.write_pages(records, ["x.json: corrupt | record"], tmp_path / name)
+    texts = [{p.name: p.read_text() for p in (tmp_path / n).iterdir()} for n in "ab"]
+    assert texts[0] == texts[1]
+    assert set(texts[0]) == {"README.md", "quick.md"}
+    assert "x.json: corrupt \\| record" in texts[0]["README.md"]
+
+
+def test_a_subset_is_marked():
+    marked = record(0.4)
+    marked = marked.model_copy(
+        update={"data": marked.data.model_copy(update={"subset": "train 2 of 9 rows"})}
+    )
+    assert "SUBSET of the official data: train 2 of 9 rows" in leaderboard.table([marked])

@@ -1,0 +1,196 @@
+"""The whole path, run → record → report, in subprocesses, and what becomes of bad cells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from bench import cli
+from bench.store import Store
+
+METHODS = """
+    import os, time
+    import torch
+    from methods.magnitude import Magnitude
+    from methods.dense import Dense
+    from bench.api import Method
+
+    class Lying(Magnitude):
+        '''Promises half, prunes a tenth.'''
+        name = "lying"
+        def attach(self, model, ctx):
+            super().attach(model, ctx._replace(cell=ctx.cell.model_copy(update={"sparsity": 0.1})))
+
+    class Diverging(Dense):
+        '''Its loss is NaN from the fourth update on.'''
+        name = "diverging"
+        n = 0
+        def loss(self, model, inputs, outputs):
+            self.n += 1
+            return outputs.loss * (float("nan") if self.n >= 4 else 1.0)
+
+    class Hanging(Magnitude):
+        '''Never comes back.'''
+        name = "hanging"
+        def attach(self, model, ctx):
+            print("about to hang", flush=True)
+            time.sleep(600)
+
+    class Dying(Magnitude):
+        '''Is killed.'''
+        name = "dying"
+        def attach(self, model, ctx):
+            os.kill(os.getpid(), 9)
+
+    class Half(Magnitude):
+        '''A method of another package: prunes like magnitude.'''
+        name = "half"
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with methods, as `pip install` would leave it: module and metadata."""
+    site = tmp_path / "site"
+    info = site / "othermethods-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "othermethods.py").write_text(textwrap.dedent(METHODS))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermethods\nVersion: 1.0\n")
+    names = ("lying", "diverging", "hanging", "dying", "half")
+    lines = [f"{name} = othermethods:{name.capitalize()}" for name in names]
+    (info / "entry_points.txt").write_text("[sparsebench.methods]\n" + "\n".join(lines) + "\n")
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    return tmp_path
+
+
+def sparsebench(folder, *arguments, **options):
+    command = [sys.executable, "-m", "bench", *arguments]
+    if arguments[0] in ("run", "plan", "report"):
+        command += ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+SMALL = ("--set", "budget.steps=6", "budget.batch=4")
+
+
+def errors(folder):
+    found = (folder / "results").rglob("*.failed.json")
+    records = [json.loads(path.read_text()) for path in found]
+    return {r["cell"]["method"]: r["error"] for r in records}
+
+
+def test_tiny_suite_from_run_to_report(tmp_path):
+    first = sparsebench(tmp_path, "run", "--suite", "tiny", "--method", "pst", "magnitude", *SMALL)
+    assert first.returncode == 0, first.stderr
+    assert "3 of 3 cells done" in first.stdout
+    records, problems = Store(tmp_path / "results").records()
+    assert problems == []
+    by_method = {r.cell.method: r for r in records}
+    assert set(by_method) == {"dense", "magnitude", "pst"}
+    assert by_method["magnitude"].cost.dense_s == by_method["dense"].cost.train_s
+    assert by_method["magnitude"].params.trainable.body == 0
+    assert by_method["pst"].sparsity.overall == pytest.approx(0.5, abs=1e-3)
+    assert by_method["dense"].data == by_method["pst"].data
+    assert all(len(r.scores.items) == r.scores.n == 300 for r in records)
+    page = (tmp_path / "reports" / "other.md").read_text()
+    assert "| magnitude" in page
+    text = "".join(p.read_text() for p in tmp_path.rglob("*.json"))
+    assert str(tmp_path) not in text
+
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
+    again = sparsebench(tmp_path, "run", "--suite", "tiny", "--method", "pst", "magnitude", *SMALL)
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[:8] == first.stdout.splitlines()[:8]
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
+
+
+def test_methods_of_another_package_and_every_way_to_fail(package):
+    listed = sparsebench(package, "list", "methods")
+    assert "half       A method of another package: prunes like magnitude." in listed.stdout
+
+    bad = ("lying", "diverging", "hanging", "dying")
+    done = sparsebench(
+        package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL, "budget.timeout_s=12.0"
+    )
+    assert done.returncode == 1
+    found = errors(package)
+    assert {name: error["kind"] for name, error in found.items()} == {
+        "lying": "contract",
+        "diverging": "nan",
+        "hanging": "timeout",
+        "dying": "killed",
+    }
+    assert "counted sparsity 0.09" in found["lying"]["message"]
+    assert found["diverging"]["message"] == "the loss is not finite at step 4"
+    assert "about to hang" in found["hanging"]["log_tail"]
+    assert "SIGKILL" in found["dying"]["message"]
+    # The innocent cells are there.
+    records, _ = Store(package / "results").records()
+    assert {r.cell.method for r in records} == {"dense", "half"}
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_goes_takes_its_cells_along(package, how):
+    command = [sys.executable, "-m", "bench", "run", "--suite", "tiny", "--method", "hanging"]
+    command += [
+        "--results",
+        str(package / "results"),
+        "--reports",
+        str(package / "reports"),
+        *SMALL,
+    ]
+    driver = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=package,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], os.getcwd()])},
+    )  # fmt: skip
+    logs = package / ".sparsebench" / "logs"
+    deadline = time.monotonic() + 90
+    while not any("about to hang" in p.read_text() for p in logs.rglob("*.log")):
+        assert time.monotonic() < deadline, "the cell never started"
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.2)
+    children = []
+    for task in os.listdir(f"/proc/{driver.pid}/task"):
+        with open(f"/proc/{driver.pid}/task/{task}/children") as file:
+            children += [int(p) for p in file.read().split()]
+    assert children
+    driver.send_signal(how)
+    _, err = driver.communicate(timeout=30)
+    deadline = time.monotonic() + 5
+    while any(_alive(pid) for pid in children):
+        assert time.monotonic() < deadline, "a cell outlived its driver"
+        time.sleep(0.1)
+    if how == signal.SIGINT:
+        assert driver.returncode == 130
+        assert "finished cells are kept" in err
+    # What was finished before is kept.
+    assert [r.cell.method for r in Store(package / "results").records()[0]] == ["dense"]
+
+
+def test_a_dense_cell_is_run_again_when_its_weights_are_gone(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    folders = ("--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p"))
+    assert cli.main(["run", "--suite", "tiny", "--method", "dense", *SMALL, *folders]) == 0
+    capsys.readouterr()
+    only = ["plan", "--suite", "tiny", "--method", "magnitude", *SMALL, *folders]
+    cli.main(only)
+    assert "1 of 2 cells to run" in capsys.readouterr().out
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "other"))
+    cli.main(only)
+    assert "2 of 2 cells to run" in capsys.readouterr().out
