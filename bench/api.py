@@ -298,7 +298,9 @@ class Task(Protocol):
         version: raised when the task's numbers move; tasks are superseded, never edited.
         head: which model class it needs.
         labels: number of classes (1: regression); 0 without a classification head.
-        trains: whether it comes with training data; otherwise models are scored as they are.
+        trains: whether it comes with training data; without, models are scored as they are.
+        finetunes: whether dense means fine-tuned on that data. Otherwise the pretrained model is
+            dense as it is, one-shot methods start from it, and training methods retrain it.
         metric: name of the primary metric in `Scores.values`.
     """
 
@@ -309,6 +311,7 @@ class Task(Protocol):
     head: Literal["classification", "causal-lm"]
     labels: int
     trains: bool
+    finetunes: bool
     budgets: Mapping[str, Budget]
 
     def prepare(self) -> None:

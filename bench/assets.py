@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bench.api import BenchError
 
@@ -233,6 +236,8 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
 
     datasets.disable_progress_bars()
     folder = find(repo)
+    if folder is None:
+        give_up_early()
     try:
         if folder is not None:
             return datasets.load_dataset(str(folder), config, split=split), "mirror"
@@ -242,6 +247,27 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
         if folder is not None:
             raise BenchError(f"{folder}: cannot load {config}/{split}: {_line(error)}") from None
         raise offline(repo) from None
+
+
+@cache
+def give_up_early() -> None:
+    """Switches to the hub's offline mode when its host does not answer within five seconds.
+
+    What the hub's own cache holds is still found; without this, a missing network costs half a
+    minute of retries for every repository.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        port = host.port or (80 if host.scheme == "http" else 443)
+        socket.create_connection((host.hostname or "", port), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the cells' processes
 
 
 def offline(repo: str) -> BenchError:

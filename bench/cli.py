@@ -176,6 +176,8 @@ def _run(options: argparse.Namespace) -> int:
                 store.put(record)
                 bars.done(record)
                 failures += record.status == "failed"
+        if len(missing) == len(cells):  # nothing could be had: the line above says it all
+            return 2
     versions = plan.versions_of
     done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
     if found := [record for record in done if record is not None]:
@@ -187,8 +189,6 @@ def _run(options: argparse.Namespace) -> int:
         f"\n{len(done)} of {len(cells)} cells done; "
         f"records in {options.results}/, pages: {pages[0]}"
     )
-    if not done and failures:
-        return 2 if len(missing) == failures else 1
     return 1 if failures else 0
 
 

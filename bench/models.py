@@ -220,6 +220,7 @@ def _folder(slug: str) -> Path | None:
         return found
     from huggingface_hub import snapshot_download
 
+    assets.give_up_early()
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
         pinned = replace(place, revision=place.revision or "main").revision

@@ -172,7 +172,7 @@ def reference_of(cell: Cell) -> Cell:
 
 def needs_reference(cell: Cell) -> bool:
     """Whether the cell stands on the dense cell's trained weights."""
-    return registry.method(cell.method).needs_dense and registry.task(cell.task).trains
+    return registry.method(cell.method).needs_dense and registry.task(cell.task).finetunes
 
 
 def trained_dir(cell: Cell) -> Path:

@@ -100,7 +100,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": "float32"},
         time=provenance.now(),
     )
-    if cell.method == REFERENCE and task.trains:
+    if cell.method == REFERENCE and task.finetunes:
         _keep(model, plan.trained_dir(cell), fitted.train_s)
     return record
 
@@ -122,7 +122,7 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     emit("load", 0, 1)
     # One-shot methods start from the dense cell's weights, training methods from the pretrained.
     trained_dir = plan.trained_dir(plan.reference_of(cell))
-    start_trained = task.trains and not method.trains
+    start_trained = task.finetunes and not method.trains
     loaded = models.load(cell.model, task, cell.seed, trained_dir if start_trained else None)
     dense_s = _dense_seconds(trained_dir) if start_trained else 0.0
     loaded.tok.model_max_length = budget.length
@@ -135,7 +135,8 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     prune_s = time.perf_counter() - start
     trained = train.Trained(Trainable(body=0, head=0), "float32")
     train_s = 0.0
-    if method.trains and task.trains:
+    retrains = task.finetunes or cell.method != REFERENCE
+    if method.trains and task.trains and retrains:
         start = time.perf_counter()
         trained = train.fit(
             method,
@@ -167,7 +168,7 @@ def context(
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     def teacher() -> PreTrainedModel:
-        weights = plan.trained_dir(plan.reference_of(cell)) if task.trains else None
+        weights = plan.trained_dir(plan.reference_of(cell)) if task.finetunes else None
         model = models.load(cell.model, task, cell.seed, weights).model
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         return model

@@ -69,6 +69,7 @@ class Classification(ABC):
     head = "classification"
     labels = 2
     trains = True
+    finetunes = True
     budgets = {"default": Budget(steps=300, batch=32, length=64)}
 
     def __init__(self, name: str) -> None:

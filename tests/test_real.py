@@ -27,7 +27,9 @@ def test_reviews_splits_never_move():
     assert not lowered[0] & lowered[2]
     assert not lowered[1] & lowered[2]
     sizes = [len(rows) for rows in (data.train, data.select, data.test)]
-    assert sum(sizes) == len({t for rows in (data.train, data.select, data.test) for t in rows.first})
+    assert sum(sizes) == len(
+        {t for rows in (data.train, data.select, data.test) for t in rows.first}
+    )
     assert 0.13 < sizes[2] / sum(sizes) < 0.17
     assert set(data.test.labels) == {0, 1}
 

@@ -1,0 +1,55 @@
+"""What the README shows must work."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import models, plan, registry, run
+from bench.api import Method
+from methods.masks import pruned_count
+from tests import helpers
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def defined(block, base):
+    space = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), space)
+    return next(
+        v for v in space.values() if isinstance(v, type) and issubclass(v, base) and v is not base
+    )
+
+
+@pytest.mark.parametrize("model", helpers.ARCHITECTURES)
+def test_the_method_example_trains_and_keeps_its_zeros(model, monkeypatch):
+    cls = defined(BLOCKS[0], Method)
+    assert len([line for line in BLOCKS[0].splitlines() if line]) < 40
+    original = registry.method
+    monkeypatch.setattr(registry, "method", lambda n: cls if n == cls.name else original(n))
+    steps = {"budget__steps": 4, "budget__batch": 4}
+    fit = run.fit_cell(helpers.cell(cls.name, model, 0.7, **steps), lambda *_: None)
+    sizes = [t.weight.numel() for t in helpers.targets.prunable(fit.model)]
+    assert list(helpers.zeros(fit.model).values()) == [pruned_count(n, 0.7) for n in sizes]
+
+
+def test_the_task_example_is_scored():
+    from tasks.classification import Classification
+
+    task = defined(BLOCKS[1], Classification)("weather")
+    loaded = models.load("tiny-bert", registry.task(helpers.TASK), 1)
+    loaded.tok.model_max_length = 8
+    assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
+    assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
+
+
+def test_what_the_readme_names_is_there():
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    table = re.findall(r"^\| `([a-z0-9-]+)` \|", README, re.M)
+    assert set(table) == set(registry.names("method"))
+    assert set(re.findall(r"^([a-z]+)/ ", README, re.M)) <= {p.name for p in ROOT.iterdir()}
+    assert plan.DEFAULT_PATTERN["N:M"] == "2:4"
