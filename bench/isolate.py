@@ -136,8 +136,10 @@ def child_main() -> int:
 
 
 def _guarded(cell: Cell, emit: OnProgress) -> Record:
+    from bench.measure import reuse_freed_memory
     from bench.run import run_cell
 
+    reuse_freed_memory()
     try:
         return run_cell(cell, emit)
     except BenchError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench import models, plan, registry, run, train
+from bench import measure, models, plan, registry, run, train
 from bench.api import REFERENCE, BenchError, Cell, makes
 from bench.reporting.table import plain
 
@@ -39,6 +39,7 @@ def table(
     Raises:
         BenchError: an unknown method, or one that does not train.
     """
+    measure.reuse_freed_memory()
     names = list(dict.fromkeys([REFERENCE, *methods]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = train.supports_bf16(device) if dtype == "auto" else dtype == "bf16"

@@ -145,33 +145,35 @@ class _MaskedUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, U, V, A, B, R, C, scales, sparsity, detach):
         beta, alpha1, alpha2 = scales
-        ones_o, ones_i = torch.ones_like(R), torch.ones_like(C)
-        left = torch.cat([alpha1 * A, alpha2 * R, ones_o], dim=2)
-        right = torch.cat([B, ones_i, alpha2 * C], dim=1)
+        left = torch.cat([alpha1 * A, alpha2 * R, torch.ones_like(R)], dim=2)
+        right = torch.cat([B, torch.ones_like(C), alpha2 * C], dim=1)
         updated = torch.baddbmm(weight, U, V, alpha=beta)
+        size = updated.abs()
         k = pruned_count(updated[0].numel(), sparsity)
         if k == 0:
-            keep = None
+            keep, masked = None, updated.clone()
         else:
-            scores = updated.abs().baddbmm_(left, right)
-            keep = torch.stack([keep_largest(part, k) for part in scores])
-        ctx.save_for_backward(updated, keep, U, V, left, right)
-        ctx.scales, ctx.detach = scales, detach
-        return updated.clone() if keep is None else updated * keep
+            scores = torch.baddbmm(size, left, right)
+            keep = torch.stack([keep_largest(part, k, scores.dtype) for part in scores])
+            masked = updated * keep
+        # What G is multiplied by in ∂Ŵ; None stands for all ones.
+        through = keep if detach else size.add_(1.0 if keep is None else keep)
+        ctx.save_for_backward(updated, through, U, V, left, right)
+        ctx.scales = scales
+        return masked
 
     @staticmethod
     def backward(ctx, grad):
-        updated, keep, U, V, left, right = ctx.saved_tensors
+        updated, through, U, V, left, right = ctx.saved_tensors
         beta, alpha1, alpha2 = ctx.scales
         D = grad * updated
-        through = grad if keep is None else grad * keep
-        if not ctx.detach:
-            through = torch.addcmul(through, D, updated.sign())
-        dU = torch.bmm(through, V.mT).mul_(beta)
-        dV = torch.bmm(U.mT, through).mul_(beta)
-        r = left.shape[2] - 2
-        d_left = torch.bmm(D, right.mT)
+        d_updated = grad if through is None else grad * through
+        # (V·Gᵀ)ᵀ, not G·Vᵀ: a few rows times a wide matrix is what BLAS does well.
+        dU = torch.bmm(V, d_updated.mT).mT * beta
+        dV = torch.bmm(U.mT, d_updated) * beta
+        d_left = torch.bmm(right, D.mT).mT
         d_right = torch.bmm(left.mT, D)
+        r = U.shape[2]
         dA, dR = alpha1 * d_left[:, :, :r], alpha2 * d_left[:, :, r : r + 1]
         # left already holds α₁A; its last column is the ones that sum D's columns.
         dB, dC = d_right[:, :r], alpha2 * d_right[:, r + 1 :]
