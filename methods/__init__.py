@@ -5,4 +5,5 @@ BUILTIN = {
     "random": "methods.random_mask:RandomMask",
     "magnitude": "methods.magnitude:Magnitude",
     "pst": "methods.pst:PST",
+    "dsee": "methods.dsee:DSEE",
 }

@@ -27,4 +27,19 @@ def _pst(model, params):
     return Trainable(body=body, head=_head(model))
 
 
-TRAINABLE = {"dense": _dense, "random": _nothing, "magnitude": _nothing, "pst": _pst}
+def _dsee(model, params):
+    """r(o + i) + N for q and v of every layer (§3.7)."""
+    c = model.config
+    d, size = c.hidden_size, c.hidden_size // c.num_attention_heads
+    values = size * (getattr(c, "num_key_value_heads", None) or c.num_attention_heads)
+    layer = sum(params.rank * (o + d) + params.support for o in (d, values))
+    return Trainable(body=c.num_hidden_layers * layer, head=_head(model))
+
+
+TRAINABLE = {
+    "dense": _dense,
+    "random": _nothing,
+    "magnitude": _nothing,
+    "pst": _pst,
+    "dsee": _dsee,
+}

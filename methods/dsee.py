@@ -1,0 +1,301 @@
+"""DSEE, dually sparse efficient tuning (arXiv 2111.00160, ACL'23; METHODS.md §3.7).
+
+    q, v:    y = x (S1⊙W)ᵀ + (α/r)·x (BA + S2)ᵀ + b      S2 is N numbers at fixed places Ω
+    others:  y = x (S1⊙W)ᵀ + b
+
+Only A, B, the N numbers Θ (and the task's head) are trained. One budget holds all phases: Ω is
+found in W, the update is trained, S1 is derived from it once, and training goes on from there
+with a fresh optimizer and schedule. Phase 1 ends as it is; no best checkpoint is selected.
+
+S1 masks W, never the update. So "sparsity" means sparsity in the pretrained weights: the merged
+q and v are dense, and fewer zeros are counted after export than the cell's sparsity says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench import slicing
+from bench.api import BenchError, Method, Pattern
+from bench.targets import Target, freeze, merge
+from methods.grebsmo import support
+from methods.masks import keep_largest_global
+from methods.roles import roles
+
+
+class DSEE(Method):
+    """Low-rank plus sparse update of q and v; the weights masked once, after the first phase.
+
+    Patterns: `unstructured` masks two global pools, {k and all others} by |W| and {q, v} by |ΔW|.
+    `heads` removes the heads with the smallest ‖ΔW_q‖₁ + ‖ΔW_v‖₁, equally many in every layer.
+    `heads+neurons` learns a coefficient for each head and FFN neuron under an L1 penalty, removes
+    the smallest and folds the others into the weights. At least one head or neuron is kept, and
+    query heads that share a key head go together. What is removed loses its biases, too.
+    """
+
+    name: ClassVar[str] = "dsee"
+    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "heads", "heads+neurons")
+    trains: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = False
+    promises_sparsity: ClassVar[bool] = False
+
+    @dataclass(frozen=True)
+    class Params:
+        """Defaults are the paper's; its learning rate is the one of RTE.
+
+        Attributes:
+            rank: r of A and B.
+            alpha: the update is scaled by alpha / rank.
+            support: N, the size of Ω in each matrix.
+            omega: `bilateral` (the paper's), `svd` (its limit), `magnitude` or `random`.
+            phase1: fraction of the steps before S1 is derived; the paper's 5 epochs of 15.
+            head_sparsity: fraction of the heads to remove; None: the cell's sparsity.
+            neuron_sparsity: the same for `heads+neurons`' neurons.
+            l1: weight of the coefficients' L1 penalty.
+            prune_pooler: put BERT's pooler into the first pool, as the reference does.
+        """
+
+        lr: float = 5e-4
+        rank: int = 16
+        alpha: float = 32.0
+        support: int = 64
+        omega: str = "bilateral"
+        phase1: float = 1 / 3
+        head_sparsity: float | None = None
+        neuron_sparsity: float | None = None
+        l1: float = 1e-4
+        prune_pooler: bool = False
+
+    def attach(self, model, ctx) -> None:
+        """Freezes everything but the head, finds Ω and parametrizes q and v."""
+        p = self.params
+        if not 0 < p.phase1 < 1:
+            raise BenchError(f"dsee: phase1 is a fraction of the steps, not {p.phase1}")
+        freeze(model)
+        self.cell = ctx.cell
+        self.fresh = None
+        self.derived = False
+        self.report: dict[str, float] = {}
+        self.targets = ctx.targets
+        self.blocks = [] if ctx.cell.pattern == "unstructured" else slicing.units(model)
+        self.parts = []
+        for target in ctx.targets:
+            for role, rows in (roles(target) or {"": slice(0, target.shape[0])}).items():
+                update = None
+                if role in ("q", "v"):
+                    omega = support(base(target)[rows], p.support, p.omega, ctx.rng)
+                    update = Update(target, rows, omega, p, ctx.rng).to(ctx.device)
+                    target.parametrize(update)
+                self.parts.append(Part(target, rows, update))
+        if not any(part.update for part in self.parts):
+            raise BenchError(f"dsee: {type(model).__name__} has no query and value to update")
+        if p.prune_pooler:
+            pooler = [(n, m) for n, m in model.named_modules() if n.endswith("pooler.dense")]
+            for target in (Target(name, module) for name, module in pooler):
+                self.parts.append(Part(target, slice(0, target.shape[0]), None))
+        self.coefficients = []
+        if ctx.cell.pattern == "heads+neurons":
+            for units in (units for block in self.blocks for units in block):
+                scale = Coefficients(units).to(ctx.device)
+                units.columns.parametrize(scale)
+                self.coefficients.append(scale)
+
+    def loss(self, model, inputs, outputs) -> Tensor:
+        """The task's loss, and while there are coefficients λ·Σ|c|."""
+        penalty = [scale.c.abs().sum() for scale in self.coefficients]
+        return outputs.loss + self.params.l1 * sum(penalty) if penalty else outputs.loss
+
+    def optimizer(self, groups) -> torch.optim.Optimizer:
+        """AdamW without decay; remembered, to be started afresh."""
+        self.fresh = super().optimizer(groups)
+        return self.fresh
+
+    def lr_factor(self, progress: float) -> float:
+        """Linear decay without warm-up, once in each phase."""
+        first = self.params.phase1
+        if progress < first:
+            return 1.0 - progress / first
+        return (1.0 - progress) / (1.0 - first)
+
+    @torch.no_grad()
+    def step(self, model, progress: float) -> None:
+        """Derives S1 when the first phase is over, once."""
+        if self.derived or progress < self.params.phase1:
+            return
+        self.derived = True
+        if self.cell.pattern == "unstructured":
+            self._mask()
+        else:
+            self._remove()
+        if self.fresh is not None:
+            self.fresh.state.clear()
+
+    def _mask(self) -> None:
+        for pool in (
+            [part for part in self.parts if part.update is None],
+            [part for part in self.parts if part.update is not None],
+        ):
+            weights = [base(part.target)[part.rows] for part in pool]
+            deltas = [part.update.delta() if part.update else None for part in pool]
+            scores = [
+                (w if d is None else d).float().abs() for w, d in zip(weights, deltas, strict=True)
+            ]
+            n = sum(score.numel() for score in scores)
+            # The paper's count is round(p·n), the suite's floor.
+            exact = round(self.cell.sparsity * n) / n
+            for weight, keep in zip(weights, keep_largest_global(scores, exact), strict=True):
+                weight.masked_fill_(~keep, 0.0)
+
+    def _remove(self) -> None:
+        p, s = self.params, self.cell.sparsity
+        fractions = (p.head_sparsity, p.neuron_sparsity)
+        fractions = [s if f is None else f for f in fractions]
+        scales = iter(self.coefficients)
+        for heads, neurons in self.blocks:
+            if self.coefficients:
+                for units, fraction in zip((heads, neurons), fractions, strict=True):
+                    size = next(scales).c.abs()
+                    # Folds the coefficients into the columns; what was scaled stays as it is.
+                    parametrize.remove_parametrizations(units.columns.module, "weight")
+                    self._drop(units, size, fraction)
+            else:
+                modules = {id(target.module) for target, _ in heads.rows}
+                updates = [
+                    q.update for q in self.parts if q.update and id(q.target.module) in modules
+                ]
+                sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
+                self._drop(heads, sum(sums), fractions[0])
+        self.coefficients = []
+
+    def _drop(self, units, scores: Tensor, fraction: float) -> None:
+        """Zeroes the units with the smallest scores: rows, biases, the update's rows, columns."""
+        n = min(round(fraction * units.count), units.count - 1)
+        gone = scores.argsort(stable=True)[:n].tolist()
+        for target, area in units.rows:
+            rows = units.indices(gone, area).to(scores.device)
+            base(target).index_fill_(0, rows, 0.0)
+            if target.module.bias is not None:
+                target.module.bias.detach().index_fill_(0, rows, 0.0)
+            for part in self.parts:
+                if part.update and part.target.module is target.module and part.rows == area:
+                    part.update.forget(rows - area.start)
+        columns = units.indices(gone, units.width).to(scores.device)
+        base(units.columns).index_fill_(1, columns, 0.0)
+
+    @torch.no_grad()
+    def finish(self, model) -> None:
+        """W ← S1⊙W + (α/r)(BA + S2).
+
+        `report` keeps what the merged model cannot tell (§3.7, 4): the sparsity in the pretrained
+        weights, and the numbers to store when the update is kept apart.
+        """
+        held = sum(int(base(t).count_nonzero()) for t in self.targets)
+        total = sum(base(t).numel() for t in self.targets)
+        update = sum(part.update.stored() for part in self.parts if part.update)
+        self.report = {"base_sparsity": 1.0 - held / total, "stored_unmerged": held + update}
+        merge(model)
+
+
+class Part(NamedTuple):
+    """One logical matrix: the rows of a target, with its update if it is q or v."""
+
+    target: Target
+    rows: slice
+    update: Update | None
+
+
+def base(target: Target) -> Tensor:
+    """The pretrained weight under any parametrization, as a detached (out, in) view to write to."""
+    module = target.module
+    if parametrize.is_parametrized(module, "weight"):
+        stored = module.parametrizations.weight.original
+    else:
+        stored = module.weight
+    return stored.detach().t() if target.transposed else stored.detach()
+
+
+class Update(nn.Module):
+    """Adds (α/r)(BA + S2) to one logical matrix of a stored weight.
+
+    Shapes: A (r, in), B (rows, r), theta (N,) at rows `omega[0]` and columns `omega[1]`.
+    """
+
+    def __init__(self, target, rows: slice, omega: Tensor, params, rng) -> None:
+        super().__init__()
+        r, o, i = params.rank, rows.stop - rows.start, target.shape[1]
+        self.A = nn.Parameter(0.02 * torch.randn(r, i, generator=rng))
+        self.B = nn.Parameter(torch.zeros(o, r))
+        self.theta = nn.Parameter(torch.zeros(omega.shape[1]))
+        self.register_buffer("omega", omega)
+        self.place = (rows, params.alpha / r, target.transposed)
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """The stored weight → the updated one in the same layout, in float32."""
+        with torch.autocast(stored.device.type, enabled=False):
+            return _Add.apply(stored, self.A, self.B, self.theta, self.omega, self.place)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """(α/r)(BA + S2): (rows, in)."""
+        dense = self.B @ self.A
+        dense[self.omega[0], self.omega[1]] += self.theta
+        return self.place[1] * dense
+
+    @torch.no_grad()
+    def forget(self, rows: Tensor) -> None:
+        """Zeroes some rows of the update.
+
+        They stay zero without a mask: nothing reads the removed outputs, so their gradient is 0.
+        """
+        self.B.index_fill_(0, rows, 0.0)
+        self.theta.masked_fill_(torch.isin(self.omega[0], rows), 0.0)
+
+    def stored(self) -> int:
+        """Numbers that the update needs: A, and what is not zero of B and Θ."""
+        return self.A.numel() + int(self.B.count_nonzero() + self.theta.count_nonzero())
+
+
+class _Add(torch.autograd.Function):
+    """(W, A, B, Θ) → W + s(BA + S2) on some rows, in one copy of W.
+
+    With G = ∂L/∂W on those rows: ∂A = s·BᵀG, ∂B = s·GAᵀ, ∂Θ = s·G at Ω.
+    """
+
+    @staticmethod
+    def forward(ctx, stored, A, B, theta, omega, place):
+        rows, scale, transposed = place
+        out = stored.clone()
+        part = (out.t() if transposed else out)[rows]
+        part.addmm_(B, A, alpha=scale)
+        part[omega[0], omega[1]] += scale * theta
+        ctx.save_for_backward(A, B, omega)
+        ctx.place = place
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        A, B, omega = ctx.saved_tensors
+        rows, scale, transposed = ctx.place
+        G = (grad.t() if transposed else grad)[rows]
+        d_theta = scale * G[omega[0], omega[1]]
+        return grad, scale * (B.t() @ G), scale * (G @ A.t()), d_theta, None, None
+
+
+class Coefficients(nn.Module):
+    """Multiplies what each head or neuron puts out by a trained number, first 1."""
+
+    def __init__(self, units) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.ones(units.count))
+        self.share = units.columns.shape[1] // units.count
+        self.transposed = units.columns.transposed
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """The stored weight with its (normal-form) columns scaled."""
+        c = self.c.repeat_interleave(self.share)
+        return stored * (c[:, None] if self.transposed else c)
