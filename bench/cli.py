@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     _folders(report)
 
     speed = commands.add_parser("speed", help="training-step time relative to dense fine-tuning")
-    speed.add_argument("--method", action="append", metavar="NAME[:SPARSITY]")
+    speed.add_argument(
+        "--method", action="extend", nargs="+", metavar="NAME[:SPARSITY[:KEY=VALUE]]"
+    )
     speed.add_argument("--model", default="minilm-l6")
     speed.add_argument("--batch", type=_positive, default=32)
     speed.add_argument("--length", type=_positive, default=64)
@@ -251,14 +253,15 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
         changes["budget"] = options.budget
     if options.set:
         changes["overrides"] = tuple(
-            sorted({**dict(suite.overrides), **_settings(options.set)}.items())
+            sorted({**dict(suite.overrides), **settings(options.set)}.items())
         )
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))
     return suite, Store(options.results), cells
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs, values as TOML has them or else as text."""
     import tomllib
 
     from bench.api import BenchError

@@ -122,7 +122,8 @@ def macs(model: PreTrainedModel, length: int) -> Macs:
     dense = int(by_module[""])
     saved = 0.0
     for target in prunable(model):
-        saved += by_module[f"model.{target.name}"] * (1.0 - density(target))
+        products = by_module[f"model.{target.name}"] - by_module[f"model.{target.name}.branch"]
+        saved += products * (1.0 - density(target))
     heads = {name.rpartition(".")[0] for name, _ in head_parameters(model)}
     heads |= {n for n, m in model.named_modules() if m is model.get_output_embeddings()}
     head = sum(int(by_module[f"model.{name}"]) for name in heads)

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers import logging as hf_logging
 
-from bench import assets, provenance, seeds
+from bench import assets, branch, provenance, seeds
 from bench.api import BenchError, Task
 from bench.record import Model
 from bench.registry import unknown
@@ -152,10 +152,11 @@ def load(slug: str, task: Task, seed: int, weights: Path | None = None) -> Loade
 
 
 def load_folder(folder: Path, kind: Any) -> PreTrainedModel:
-    """A saved model of class `kind`, float32; safetensors only."""
+    """A saved model of class `kind` with its branches, float32; safetensors only."""
     model: PreTrainedModel = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
+    branch.restore(model, folder)
     return model
 
 

@@ -84,16 +84,26 @@ def _levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[st
         patterns = [DEFAULT_PATTERN.get(first, first)]
     levels = []
     for pattern in patterns:
-        if pattern == "dense":
-            levels.append((pattern, 0.0))
-        elif makes(("N:M",), pattern):
-            kept, group = map(int, pattern.split(":"))
-            if kept >= group:
-                raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
-            levels.append((pattern, round(1 - kept / group, 4)))
-        else:
-            levels += [(pattern, sparsity) for sparsity in suite.sparsities]
+        own = own_sparsity(pattern)
+        sparsities = suite.sparsities if own is None else (own,)
+        levels += [(pattern, sparsity) for sparsity in sparsities]
     return levels
+
+
+def own_sparsity(pattern: str) -> float | None:
+    """The sparsity that the pattern itself fixes; None where it is free.
+
+    Raises:
+        BenchError: N:M that prunes nothing.
+    """
+    if pattern == "dense":
+        return 0.0
+    if not makes(("N:M",), pattern):
+        return None
+    kept, group = map(int, pattern.split(":"))
+    if kept >= group:
+        raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
+    return round(1 - kept / group, 4)
 
 
 def _cell(**fields: Any) -> Cell:

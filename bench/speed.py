@@ -6,6 +6,7 @@ medians' ratio is what counts, the milliseconds are for orientation.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from bench import measure, models, plan, registry, run, train
 from bench.api import REFERENCE, BenchError, Cell, makes
+from bench.cli import settings
 from bench.reporting.table import plain
 
 WARMUP = 3
@@ -34,10 +36,18 @@ def default_methods() -> list[str]:
 def table(
     methods: Sequence[str], model: str, batch: int, length: int, steps: int, dtype: str
 ) -> str:
-    """Times and renders; `methods` are `name` or `name:sparsity`, dense is always among them.
+    """Times and renders; dense is always among the methods.
+
+    Args:
+        methods: `name`, `name:sparsity` or `name:sparsity:key=value`, as in `ast:0.5:kd=0`.
+        model: slug.
+        batch: sequences an update.
+        length: tokens a sequence.
+        steps: timed updates.
+        dtype: `auto`, `float32` or `bf16`.
 
     Raises:
-        BenchError: an unknown method, or one that does not train.
+        BenchError: an unknown method or parameter, or a method that does not train.
     """
     measure.reuse_freed_memory()
     names = list(dict.fromkeys([REFERENCE, *methods]))
@@ -72,24 +82,33 @@ def table(
 def _update(
     name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> Callable[[], None]:
-    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer."""
-    method_name, _, level = name.partition(":")
+    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer.
+
+    A teacher is the untrained model itself: its time does not depend on its weights.
+    """
+    method_name, _, rest = name.partition(":")
+    level, _, pairs = rest.partition(":")
     method_class = registry.method(method_name)
     if not method_class.trains:
         raise BenchError(f"method {method_name} does not train; speed compares training steps")
     task = registry.task(TASK)
-    pattern = method_class.patterns[0]
+    first = method_class.patterns[0]
+    pattern = plan.DEFAULT_PATTERN.get(first, first)
     cell = Cell(
         task=TASK,
         model=slug,
         method=method_name,
-        pattern=plan.DEFAULT_PATTERN.get(pattern, pattern),
-        sparsity=float(level or 0.0),
+        pattern=pattern,
+        sparsity=float(level or plan.own_sparsity(pattern) or 0.0),
+        overrides=tuple(settings(pairs.split(":") if pairs else ()).items()),
     )
+    plan.check_overrides(method_class, plan.hyper_of(cell))
     loaded = models.load(slug, task, cell.seed)
     model = loaded.model.to(device)  # type: ignore[arg-type]
-    method = method_class()
-    method.attach(model, run.context(cell, plan.budget_of(cell), task, loaded, device))
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    method = method_class(method_class.Params(**plan.hyper_of(cell)))
+    ctx = run.context(cell, plan.budget_of(cell), task, loaded, device)
+    method.attach(model, ctx._replace(teacher=lambda: teacher))
     optimizer = method.optimizer(method.param_groups(model))
     method.step(model, 1.0)
     model.train()

@@ -128,4 +128,6 @@ def merge(model: nn.Module) -> None:
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 with torch.no_grad():
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                    # A masked negative weight is −0.0; in a file zeros should look alike.
+                    getattr(module, name).add_(0.0)
     model.train(training)

@@ -147,7 +147,9 @@ class _Trainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs = model(**inputs)
-        loss = self.method.loss(model, inputs, outputs)
+        # accelerate's autocast covers the model's forward only; a teacher runs in the same type.
+        with self.accelerator.autocast():
+            loss = self.method.loss(model, inputs, outputs)
         self.losses.append(loss.detach())
         self._stop_at_nan()
         return (loss, outputs) if return_outputs else loss

@@ -4,6 +4,7 @@ BUILTIN = {
     "dense": "methods.dense:Dense",
     "random": "methods.random_mask:RandomMask",
     "magnitude": "methods.magnitude:Magnitude",
+    "ast": "methods.ast_trainer:AST",
     "pst": "methods.pst:PST",
     "dsee": "methods.dsee:DSEE",
 }

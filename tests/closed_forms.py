@@ -36,10 +36,21 @@ def _dsee(model, params):
     return Trainable(body=c.num_hidden_layers * layer, head=_head(model))
 
 
+def _ast(model, params):
+    """Everything; SLoRB adds Q: (o, i/k) and, where it is trained, X: (i/k, i) (§3.8, 2)."""
+    dense = _dense(model, params)
+    if params.slorb == "none":
+        return dense
+    shapes = [(o, i, i // params.slorb_k) for o, i in (t.shape for t in targets.prunable(model))]
+    extra = sum(r * (o + i * params.train_projection) for o, i, r in shapes)
+    return Trainable(body=dense.body + extra, head=dense.head)
+
+
 TRAINABLE = {
     "dense": _dense,
     "random": _nothing,
     "magnitude": _nothing,
     "pst": _pst,
     "dsee": _dsee,
+    "ast": _ast,
 }

@@ -78,9 +78,9 @@ def test_rows_are_pools_of_their_own():
         assert torch.equal(kept, keep_by_sort(row, 11))
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (3, 4)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (3, 4), (1, 2), (5, 16), (9, 24)])
 def test_n_m_keeps_n_largest_of_every_group(n, m):
-    scores = torch.randint(0, 5, (10, 24), generator=torch.Generator().manual_seed(2)).float()
+    scores = torch.randint(0, 5, (10, 48), generator=torch.Generator().manual_seed(2)).float()
     keep = keep_n_m(scores, n, m)
     for group, kept in zip(scores.view(-1, m), keep.view(-1, m), strict=True):
         assert torch.equal(kept, keep_by_sort(group, m - n))

@@ -1,0 +1,54 @@
+"""Knowledge distillation from a dense teacher (METHODS.md §1.7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def kd_loss(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, temperature: float = 2.0
+) -> Tensor:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the rows that are predictions.
+
+    A single output has no distribution: for regression it is the mean squared difference.
+
+    Args:
+        student: (..., V) logits.
+        teacher: (..., V) logits; carry no gradient.
+        mask: (...), true where a row is a prediction; all of them without.
+        temperature: T.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    if student.shape[-1] == 1:
+        rows = (student - teacher).square().squeeze(-1)
+    else:
+        theirs = F.log_softmax(teacher / temperature, dim=-1)
+        ours = F.log_softmax(student / temperature, dim=-1)
+        rows = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)
+        rows = temperature**2 * rows
+    if mask is None:
+        return rows.mean()
+    # where, not indexing: the number of selected rows would have to be read from the device.
+    return torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def distilled(teacher, inputs: dict[str, Tensor], logits: Tensor, temperature=2.0) -> Tensor:
+    """`kd_loss` of a batch: every example of a classifier, every predicted token of a causal LM.
+
+    Args:
+        teacher: a frozen model in eval mode that takes the student's inputs.
+        inputs: the batch; of `labels` only the ignored positions (−100) are looked at.
+        logits: the student's, (B, V), or (B, S, V) of a causal LM.
+        temperature: T.
+    """
+    with torch.no_grad():
+        taught = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+    if logits.ndim == 2:
+        return kd_loss(logits, taught, temperature=temperature)
+    # Position t predicts token t + 1; the last one predicts nothing.
+    mask = inputs["labels"][:, 1:] != -100
+    if "attention_mask" in inputs:
+        mask = mask & (inputs["attention_mask"][:, 1:] != 0)
+    return kd_loss(logits[:, :-1], taught[:, :-1], mask, temperature)
