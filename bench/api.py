@@ -197,6 +197,7 @@ class Method(ABC):
             weights on a task that trains, distilling methods take it as the teacher.
         promises_sparsity: whether the counted sparsity must equal the cell's (a learned threshold
             cannot promise it).
+        uniform: whether that holds for every matrix, or only for all of them together.
         max_grad_norm: gradient clipping, 0 for none.
     """
 
@@ -206,6 +207,7 @@ class Method(ABC):
     trains: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = True
     promises_sparsity: ClassVar[bool] = True
+    uniform: ClassVar[bool] = True
     max_grad_norm: ClassVar[float] = 1.0
 
     @dataclass(frozen=True)

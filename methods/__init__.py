@@ -7,4 +7,8 @@ BUILTIN = {
     "ast": "methods.ast_trainer:AST",
     "pst": "methods.pst:PST",
     "dsee": "methods.dsee:DSEE",
+    "wanda": "methods.wanda:Wanda",
+    "sparsegpt": "methods.sparsegpt:SparseGPT",
+    "owl": "methods.owl:OWL",
+    "ria": "methods.ria:RIA",
 }

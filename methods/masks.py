@@ -16,7 +16,6 @@ from torch import Tensor
 from bench.api import BenchError
 
 _SAMPLE = 8192
-_SMALL_GROUP = 16  # up to here comparing all pairs of a group beats sorting it
 
 
 def pruned_count(n: int, sparsity: float) -> int:
@@ -83,9 +82,73 @@ def keep_largest(scores: Tensor, k: int, dtype: torch.dtype = torch.bool) -> Ten
 
 def keep_largest_per_row(scores: Tensor, k: int) -> Tensor:
     """As `keep_largest` with every row of `scores` (rows, n) a pool of its own."""
-    order = scores.detach().argsort(dim=-1, stable=True)
-    keep = torch.ones_like(scores, dtype=torch.bool)
-    return keep.scatter_(-1, order[..., :k], False)
+    return keep_spread(scores, k * scores.shape[0])
+
+
+def keep_spread(scores: Tensor, total: int) -> Tensor:
+    """Keep mask that prunes exactly `total`: from every row its smallest, as many from each.
+
+    Where `total` is no multiple of the rows, row r prunes ⌊(r+1)·total/rows⌋ − ⌊r·total/rows⌋, so
+    rows differ by one and the matrix is exact.
+
+    Args:
+        scores: (rows, n).
+        total: how many to prune, 0 to rows·n.
+    """
+    scores = scores.detach()
+    rows, width = scores.shape
+    base, more = divmod(total, rows)
+    edges = torch.arange(rows + 1, device=scores.device) * total // rows
+    counts = edges.diff()[:, None]
+    wanted = [base, base + 1] if more else [base]
+    cuts = _row_statistics(scores, wanted)
+    cut = torch.where(counts > base, cuts[-1], cuts[0])
+    keep = scores > cut
+    spare = width - counts - keep.sum(dim=1, keepdim=True)
+    # Ties at the cut: the last `spare` of them are kept. Only a CPU may look which rows have any.
+    tied_rows = slice(None)
+    if scores.device.type == "cpu":
+        tied_rows = spare[:, 0].nonzero()[:, 0]
+        if not len(tied_rows):
+            return keep
+    tied = scores[tied_rows] == cut[tied_rows]
+    from_end = tied.flip(1).cumsum(1).flip(1)
+    keep[tied_rows] |= tied & (from_end <= spare[tied_rows])
+    return keep
+
+
+def _row_statistics(scores: Tensor, wanted: list[int]) -> list[Tensor]:
+    """The k-th smallest (1-based) of every row, (rows, 1), for each k; −inf for k = 0."""
+    ks = [k for k in wanted if k > 0]
+    none = scores.new_full((scores.shape[0], 1), -math.inf)
+    if not ks:
+        return [none]
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # A vectorised selection, an order of magnitude faster than sorting.
+        parted = torch.from_numpy(np.partition(scores.numpy(), [k - 1 for k in ks], axis=1))
+        found = [parted[:, k - 1 : k] for k in ks]
+    else:
+        found = [scores.kthvalue(k, dim=1, keepdim=True).values for k in ks]
+    return [none] * (len(wanted) - len(ks)) + found
+
+
+def keep_n_largest(parts: Tensor, n: int) -> Tensor:
+    """Keep mask of the `n` largest along the first dimension of `parts` (m, …), m small.
+
+    By comparing all pairs: m·(m−1)/2 passes over 1/m of the elements, no sort. Among equals the
+    last are kept.
+    """
+    m = len(parts)
+    # rank = how many of the others go before: at first all that follow, and none that precede.
+    rank = torch.arange(m - 1, -1, -1, dtype=torch.uint8, device=parts.device)
+    rank = rank.view(-1, *[1] * (parts.ndim - 1)).repeat(1, *parts.shape[1:])
+    values, ranks = parts.unbind(), rank.unbind()
+    for a in range(m):
+        for b in range(a + 1, m):
+            later = (values[a] <= values[b]).view(torch.uint8)
+            ranks[b].add_(later)
+            ranks[a].sub_(later)
+    return rank >= m - n
 
 
 def parse_n_m(pattern: str) -> tuple[int, int] | None:
@@ -115,30 +178,21 @@ def keep_n_m(scores: Tensor, n: int, m: int, name: str = "the matrix") -> Tensor
     Raises:
         BenchError: the width is not divisible by `m`.
     """
-    rows, width = scores.shape
+    rows = scores.shape[0]
+    groups = groups_of(scores.shape[1], n, m, name)
+    parts = scores.detach().reshape(rows * groups, m).t().contiguous()
+    return keep_n_largest(parts, n).t().reshape(scores.shape)
+
+
+def groups_of(width: int, n: int, m: int, name: str) -> int:
+    """Groups of `m` in `width` inputs.
+
+    Raises:
+        BenchError: the width is not divisible by `m`.
+    """
     if width % m:
         raise BenchError(f"pattern {n}:{m}: {name} has {width} inputs, not a multiple of {m}")
-    groups = scores.detach().reshape(rows * (width // m), m)
-    keep = keep_largest_per_row if m > _SMALL_GROUP else _keep_by_rank
-    return keep(groups, m - n).view(rows, width)
-
-
-def _keep_by_rank(groups: Tensor, k: int) -> Tensor:
-    """As `keep_largest_per_row` for short rows, without a sort: ten times faster at 2:4.
-
-    An element's rank is the number of those that a stable ascending sort puts before it. Every
-    pair (j, i), j < i, is compared once, all groups at a time.
-    """
-    m = groups.shape[1]
-    columns = [column.contiguous() for column in groups.unbind(1)]
-    ranks = [torch.full_like(columns[j], m - 1 - j, dtype=torch.uint8) for j in range(m)]
-    for i in range(1, m):
-        for j in range(i):
-            # A bool's bytes are 0 and 1: the view spares a conversion a pair.
-            before = (columns[j] <= columns[i]).view(torch.uint8)
-            ranks[i] += before
-            ranks[j] -= before
-    return torch.stack([rank >= k for rank in ranks], dim=1)
+    return width // m
 
 
 def keep_largest_global(scores: list[Tensor], sparsity: float) -> list[Tensor]:
@@ -170,10 +224,7 @@ def keep_masks(
     if pool == "layer":
         return {n: keep_largest(s, pruned_count(s.numel(), sparsity)) for n, s in scores.items()}
     if pool == "row":
-        return {
-            n: keep_largest_per_row(s, pruned_count(s.shape[1], sparsity))
-            for n, s in scores.items()
-        }
+        return {n: keep_spread(s, pruned_count(s.numel(), sparsity)) for n, s in scores.items()}
     if pool == "global":
         masks = keep_largest_global(list(scores.values()), sparsity)
         return dict(zip(scores, masks, strict=True))

@@ -53,4 +53,8 @@ TRAINABLE = {
     "pst": _pst,
     "dsee": _dsee,
     "ast": _ast,
+    "wanda": _nothing,
+    "sparsegpt": _nothing,
+    "owl": _nothing,
+    "ria": _nothing,
 }
