@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from bench.targets import Target
 
 Pattern = str
-"""`dense | unstructured | N:M (N kept of M) | block:RxC | heads | neurons | heads+neurons`."""
+"""`dense | unstructured | N:M (N kept of M) | block:RxC | heads | neurons |
+heads+neurons | block:RxC+neurons (blocks in attention, neurons in the FFN)`."""
 
 Scalar = bool | int | float | str
 Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contract", "error"]
@@ -36,7 +37,7 @@ REFERENCE = "dense"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _PATTERN = re.compile(
-    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+|heads|neurons|heads\+neurons"
+    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+(\+neurons)?|heads|neurons|heads\+neurons"
 )
 
 
@@ -142,7 +143,7 @@ class Cell(BaseModel):
 
 def makes(declared: Iterable[Pattern], pattern: Pattern) -> bool:
     """Whether a method that declares `declared` makes `pattern`; `N:M`, `block:RxC` are open."""
-    family = re.sub(r"^\d+:\d+$", "N:M", re.sub(r"^block:\d+x\d+$", "block:RxC", pattern))
+    family = re.sub(r"^\d+:\d+$", "N:M", re.sub(r"^block:\d+x\d+", "block:RxC", pattern))
     return pattern in declared or family in declared
 
 
@@ -196,7 +197,8 @@ class Method(ABC):
         needs_dense: whether the dense cell must have been run: one-shot methods start from its
             weights on a task that trains, distilling methods take it as the teacher.
         promises_sparsity: whether the counted sparsity must equal the cell's (a learned threshold
-            cannot promise it).
+            cannot promise it). This and `needs_dense` may be properties of the instance where the
+            parameters decide.
         uniform: whether that holds for every matrix, or only for all of them together.
         max_grad_norm: gradient clipping, 0 for none.
     """

@@ -90,6 +90,10 @@ def holds(weight: Tensor, pattern: str) -> bool:
             return False
         nonzero = weight.reshape(-1, group).count_nonzero(dim=1)
         return bool((nonzero <= kept).all())
+    if match := re.fullmatch(r"(block:\d+x\d+)\+neurons", pattern):
+        rows, columns = weight.shape
+        units = (match[1], f"block:1x{columns}", f"block:{rows}x1")
+        return any(holds(weight, unit) for unit in units)
     if match := re.fullmatch(r"block:(\d+)x(\d+)", pattern):
         rows, columns = int(match[1]), int(match[2])
         if weight.shape[0] % rows or weight.shape[1] % columns:

@@ -182,7 +182,9 @@ def reference_of(cell: Cell) -> Cell:
 
 def needs_reference(cell: Cell) -> bool:
     """Whether the cell stands on the dense cell's trained weights."""
-    return registry.method(cell.method).needs_dense and registry.task(cell.task).finetunes
+    kind = registry.method(cell.method)
+    method = kind(kind.Params(**hyper_of(cell)))
+    return method.needs_dense and registry.task(cell.task).finetunes
 
 
 def trained_dir(cell: Cell) -> Path:

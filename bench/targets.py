@@ -62,10 +62,10 @@ class Target:
         """Overwrites the stored weight with `weight`: (out, in)."""
         self.stored.copy_(weight.t() if self.transposed else weight)
 
-    def parametrize(self, parametrization: nn.Module) -> None:
+    def parametrize(self, parametrization: nn.Module, tensor: str = "weight") -> None:
         """Registers `parametrization`, which maps the stored tensor to the effective stored one."""
         # unsafe: skip the trial call, which would run the mask selection once for nothing.
-        parametrize.register_parametrization(self.module, "weight", parametrization, unsafe=True)
+        parametrize.register_parametrization(self.module, tensor, parametrization, unsafe=True)
 
 
 def normal_form(stored: Tensor, transposed: bool) -> Tensor:

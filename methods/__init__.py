@@ -11,4 +11,8 @@ BUILTIN = {
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
+    "gmp": "methods.gmp:GMP",
+    "movement": "methods.movement:Movement",
+    "l0": "methods.l0:L0",
+    "lora": "methods.lora:LoRA",
 }

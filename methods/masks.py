@@ -195,6 +195,24 @@ def groups_of(width: int, n: int, m: int, name: str) -> int:
     return width // m
 
 
+def keep_n_m_partly(scores: Tensor, n: int, m: int, fraction: float) -> Tensor:
+    """Keep mask with a fraction of the groups of `m` made N:M and the rest left dense.
+
+    Those that lose most stay dense longest: the order is the sum of the scores that the group
+    would lose (METHODS.md §3.4, 5).
+
+    Args:
+        scores: (out, in), not negative.
+        n: kept in a pruned group.
+        m: size of a group.
+        fraction: of the groups that are pruned; 1 is `keep_n_m`.
+    """
+    keep = keep_n_m(scores, n, m).view(-1, m)
+    lost = scores.detach().reshape(-1, m).masked_fill(keep, 0.0).sum(dim=1)
+    dense = keep_largest(lost, pruned_count(lost.numel(), fraction))
+    return (keep | dense[:, None]).view(scores.shape)
+
+
 def keep_largest_global(scores: list[Tensor], sparsity: float) -> list[Tensor]:
     """Keep masks from one pool over all matrices."""
     flat = torch.cat([s.detach().reshape(-1) for s in scores])

@@ -46,6 +46,22 @@ def _ast(model, params):
     return Trainable(body=dense.body + extra, head=dense.head)
 
 
+def _scored(model, params):
+    """All weights, and a score for every prunable one (§3.5, §3.14)."""
+    dense = _dense(model, params)
+    scores = sum(o * i for o, i in (t.shape for t in targets.prunable(model)))
+    return Trainable(body=dense.body + scores, head=dense.head)
+
+
+def _lora(model, params):
+    """r·(o + i) for each block's query and value (§3.2)."""
+    config = model.config
+    d, heads = config.hidden_size, config.num_attention_heads
+    value = d * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    body = config.num_hidden_layers * params.rank * ((d + d) + (value + d))
+    return Trainable(body=body, head=_head(model))
+
+
 TRAINABLE = {
     "dense": _dense,
     "random": _nothing,
@@ -57,4 +73,8 @@ TRAINABLE = {
     "sparsegpt": _nothing,
     "owl": _nothing,
     "ria": _nothing,
+    "gmp": _dense,
+    "movement": _scored,
+    "l0": _scored,
+    "lora": _lora,
 }
