@@ -245,7 +245,7 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
     except (OSError, RuntimeError, ValueError) as error:
         # datasets and huggingface_hub signal a missing network with several unrelated classes.
         if folder is not None:
-            raise BenchError(f"{folder}: cannot load {config}/{split}: {_line(error)}") from None
+            raise BenchError(f"{folder}: cannot load {config}/{split}: {one_line(error)}") from None
         raise offline(repo) from None
 
 
@@ -278,5 +278,6 @@ def offline(repo: str) -> BenchError:
     )
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

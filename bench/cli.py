@@ -50,6 +50,22 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the pages in reports/ from results/")
     _folders(report)
 
+    prune = commands.add_parser("prune", help="prune one model into a transformers folder")
+    prune.add_argument("model", metavar="MODEL", help="a slug, a hub id or a folder")
+    prune.add_argument("--method", required=True, metavar="NAME", help="a one-shot method")
+    prune.add_argument("--pattern", metavar="P", help="by default the method's first")
+    prune.add_argument("--sparsity", metavar="S", type=float, help="needed unless N:M")
+    prune.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty")
+    prune.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="a task, a text file, or token ids (.json, .npy); needed by data-driven methods",
+    )
+    prune.add_argument("--calib", type=_positive, default=128, metavar="N", help="sequences")
+    prune.add_argument("--length", type=_positive, metavar="L", help="tokens a sequence (512)")
+    prune.add_argument("--seed", type=int, default=1, metavar="K")
+    prune.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+
     speed = commands.add_parser("speed", help="training-step time relative to dense fine-tuning")
     speed.add_argument(
         "--method", action="extend", nargs="+", metavar="NAME[:SPARSITY[:KEY=VALUE]]"
@@ -219,6 +235,28 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(options: argparse.Namespace) -> int:
+    from bench.prune import prune
+
+    found = prune(
+        options.model,
+        options.method,
+        options.out.expanduser(),
+        pattern=options.pattern,
+        sparsity=options.sparsity,
+        overrides=settings(options.set),
+        calibration=options.calibration,
+        calib=options.calib,
+        length=options.length,
+        seed=options.seed,
+    )
+    say(
+        f"{options.out}: sparsity {found.overall:.4f} overall, "
+        f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
+    )
+    return 0
+
+
 def _speed(options: argparse.Namespace) -> int:
     from bench import speed
 
@@ -292,7 +330,7 @@ def _show_plan(planned: Sequence[Planned]) -> None:
 
 def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
     """Fetches data and weights once, before any cell starts; cells that lack something → why."""
-    from bench import models, registry
+    from bench import models, plan, registry
     from bench.api import BenchError
 
     broken: dict[tuple[str, str], str] = {}
@@ -306,6 +344,14 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
             if error.kind != "offline":
                 raise
             broken[kind, name] = str(error)
+    for task, model, length in sorted(
+        {
+            (cell.task, cell.model, plan.budget_of(cell).length)
+            for cell in cells
+            if ("task", cell.task) not in broken and ("model", cell.model) not in broken
+        }
+    ):
+        models.check(model, registry.task(task), length)
     return {
         cell: broken[kind, getattr(cell, kind)]
         for cell in cells

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers import logging as hf_logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from bench import assets, branch, provenance, seeds
 from bench.api import BenchError, Task
@@ -103,9 +104,22 @@ def adopt(name: str) -> str:
         link.unlink(missing_ok=True)
         link.symlink_to(folder.resolve(), target_is_directory=True)
         return slug
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
-    raise unknown("model", name, PLACES)
+    return _hub_id(name)
+
+
+def locate(name: str) -> Path:
+    """The folder of a model given by slug, hub id or folder, fetched where it has to be.
+
+    Raises:
+        BenchError: nothing of that name, or a tiny model, which lies nowhere.
+    """
+    folder = Path(name).expanduser()
+    if name not in PLACES and (folder / "config.json").is_file():
+        return folder
+    found = _folder(name if name in PLACES else _hub_id(name))
+    if found is None:
+        raise BenchError(f"{name} is made of random numbers and lies in no folder; name one")
+    return found
 
 
 def prepare(slug: str) -> None:
@@ -115,6 +129,42 @@ def prepare(slug: str) -> None:
         BenchError: `offline` with the repository id, or another one-line reason.
     """
     _folder(slug)
+
+
+def check(slug: str, task: Task, length: int) -> None:
+    """Refuses a model that cannot do the task, from its config alone.
+
+    Raises:
+        BenchError: an encoder for a causal-LM task, or sequences longer than its positions.
+    """
+    place = PLACES.get(slug, Place(slug))
+    folder = _folder(slug)
+    try:
+        config = (
+            AutoConfig.for_model(place.repo, **(place.tiny or {}))
+            if folder is None
+            else AutoConfig.from_pretrained(folder, local_files_only=True)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BenchError(f"{slug}: no usable config.json: {assets.one_line(error)}") from None
+    # A BERT with a causal head would load, and see the words that it has to predict.
+    sees_ahead = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if task.head == "causal-lm" and sees_ahead and not getattr(config, "is_decoder", False):
+        raise BenchError(
+            f"{task.name} needs a causal language model; {slug} is an encoder ({config.model_type})"
+        )
+    check_length(config, length, slug)
+
+
+def check_length(config: Any, length: int, name: str) -> None:
+    """Refuses sequences longer than the model has positions for.
+
+    Raises:
+        BenchError: with both numbers.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and 0 < limit < length:
+        raise BenchError(f"length {length}: {name} has positions for {limit} tokens")
 
 
 def load(slug: str, task: Task, seed: int, weights: Path | None = None) -> Loaded:
@@ -198,6 +248,12 @@ def _tiny(
         setattr(config, token, tok.pad_token_id)
     model: PreTrainedModel = CLASSES[task.head].from_config(config, dtype=torch.float32)
     return model
+
+
+def _hub_id(name: str) -> str:
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise unknown("model", name, PLACES)
 
 
 def _pretrained(folder: Path, task: Task, extra: dict[str, Any]) -> PreTrainedModel:

@@ -49,14 +49,14 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
         method = registry.method(name)
         kept = overrides if name in wanted else _budget_only(overrides)
         check_overrides(method, kept)
-        levels = _levels(method, suite, explicit and name in wanted)
+        points = levels(method, suite, explicit and name in wanted)
         for task in suite.tasks:
             registry.task(task)
             for model in suite.models:
-                for pattern, sparsity in levels:
+                for pattern, sparsity in points:
                     for seed in suite.seeds:
                         cells.append(
-                            _cell(
+                            make_cell(
                                 task=task,
                                 model=model,
                                 method=name,
@@ -72,7 +72,7 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
     return list(dict.fromkeys(cells))
 
 
-def _levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[str, float]]:
+def levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[str, float]]:
     """(pattern, sparsity) points of a method; dense and N:M have a sparsity of their own."""
     patterns = [p for p in suite.patterns if makes(method.patterns, p)]
     if explicit and (refused := [p for p in suite.patterns if p not in patterns]):
@@ -82,12 +82,12 @@ def _levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[st
     if not patterns:
         first = method.patterns[0]
         patterns = [DEFAULT_PATTERN.get(first, first)]
-    levels = []
+    found = []
     for pattern in patterns:
         own = own_sparsity(pattern)
         sparsities = suite.sparsities if own is None else (own,)
-        levels += [(pattern, sparsity) for sparsity in sparsities]
-    return levels
+        found += [(pattern, sparsity) for sparsity in sparsities]
+    return found
 
 
 def own_sparsity(pattern: str) -> float | None:
@@ -106,7 +106,12 @@ def own_sparsity(pattern: str) -> float | None:
     return round(1 - kept / group, 4)
 
 
-def _cell(**fields: Any) -> Cell:
+def make_cell(**fields: Any) -> Cell:
+    """A cell.
+
+    Raises:
+        BenchError: a field that cannot be, in one line.
+    """
     try:
         return Cell(**fields)
     except ValidationError as error:

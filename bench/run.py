@@ -52,14 +52,14 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         BenchError: with the kind that a failed record will bear.
     """
     task, budget = registry.task(cell.task), plan.budget_of(cell)
-    device = _device()
+    device = device_of()
     fitted = fit_cell(cell, emit)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
         model = models.load_folder(Path(folder), type(fitted.model))
     sparsity = count.sparsity(model, cell.pattern)
-    _check(cell, fitted.method, sparsity, model)
+    check(cell, fitted.method, sparsity, model)
     macs = count.macs(model, budget.length)
     params = count.params(model, fitted.trained.trainable)
     emit("evaluate", 0, 1)
@@ -110,7 +110,7 @@ def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, floa
     fitted = fit_cell(cell, emit)
     fitted.model.eval()
     task = registry.task(cell.task)
-    return dict(task.evaluate(fitted.model, fitted.loaded.tok, _device(), split).values)
+    return dict(task.evaluate(fitted.model, fitted.loaded.tok, device_of(), split).values)
 
 
 def fit_cell(cell: Cell, emit: Emit) -> Fitted:
@@ -118,8 +118,9 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     task, budget = registry.task(cell.task), plan.budget_of(cell)
     method_class = registry.method(cell.method)
     method = method_class(method_class.Params(**plan.hyper_of(cell)))
-    device = _device()
+    device = device_of()
     emit("load", 0, 1)
+    models.check(cell.model, task, budget.length)
     # One-shot methods start from the dense cell's weights, training methods from the pretrained.
     trained_dir = plan.trained_dir(plan.reference_of(cell))
     start_trained = task.finetunes and not method.trains
@@ -184,7 +185,7 @@ def context(
     )
 
 
-def _check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -> None:
+def check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -> None:
     """Holds the method to what it promised (DESIGN §10: a method that lies fails)."""
     if not found.pattern_ok:
         raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
@@ -223,5 +224,6 @@ def _dense_seconds(place: Path) -> float:
     return float(stored["train_s"])
 
 
-def _device() -> torch.device:
+def device_of() -> torch.device:
+    """The accelerator if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

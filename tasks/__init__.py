@@ -5,5 +5,7 @@ _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 BUILTIN = {
     "reviews": "tasks.reviews:Reviews",
     **{f"glue/{name}": "tasks.glue:Glue" for name in _GLUE},
+    "wikitext": "tasks.wikitext:Wikitext",
     "tiny/reviews": "tasks.tiny:TinyReviews",
+    "tiny/wikitext": "tasks.tiny:TinyWikitext",
 }

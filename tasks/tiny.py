@@ -7,6 +7,7 @@ import random
 from bench import seeds
 from bench.api import Budget
 from tasks.classification import Classification, Data, Rows
+from tasks.language import Language, Texts
 
 WORDS = 256
 SIGNAL = 16
@@ -44,6 +45,40 @@ class TinyReviews(Classification):
             train=train,
             select=select,
             test=test,
+            repo="synthetic",
+            revision=f"version {self.version}",
+            select_rule="rows 1000 to 1200",
+        )
+
+
+def lines(n: int, seed: int) -> list[str]:
+    """`n` distinct lines of 8–40 words, a Markov chain: a word has three successors, one likely.
+
+    Successors are drawn with weights 1 / rank, so that some words are frequent, as in a language.
+    """
+    draw = random.Random(seed)
+    weights = [1 / (i + 1) for i in range(WORDS)]
+    after = [draw.choices(range(WORDS), weights, k=3) for _ in range(WORDS)]
+    found: dict[str, None] = {}
+    while len(found) < n:
+        words = [draw.randrange(WORDS)]
+        while len(words) < 8 or (len(words) < 40 and draw.random() < 0.95):
+            words += draw.choices(after[words[-1]], (8, 1, 1))
+        found[" ".join(f"w{i}" for i in words)] = None
+    return list(found)
+
+
+class TinyWikitext(Language):
+    """The twin of `wikitext`: bigrams that a two-layer model learns in a few dozen steps."""
+
+    budgets = {"default": Budget(steps=60, batch=16, length=32, calib=32, timeout_s=300)}
+
+    def _load(self) -> Texts:
+        rows = lines(1500, seeds.derive("tiny/wikitext"))
+        return Texts(
+            train=rows[:1000],
+            select=rows[1000:1200],
+            test=rows[1200:],
             repo="synthetic",
             revision=f"version {self.version}",
             select_rule="rows 1000 to 1200",

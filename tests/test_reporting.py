@@ -93,3 +93,33 @@ def test_a_subset_is_marked():
         update={"data": marked.data.model_copy(update={"subset": "train 2 of 9 rows"})}
     )
     assert "SUBSET of the official data: train 2 of 9 rows" in leaderboard.table([marked])
+
+
+def perplexity(value, **more):
+    made = record(value, **more)
+    scores = made.scores.model_copy(update={"metric": "perplexity", "higher_is_better": False})
+    return made.model_copy(update={"scores": scores})
+
+
+def test_where_lower_is_better_scores_recovery_and_order_are_turned():
+    base = {"method": "dense", "pattern": "dense", "sparsity": 0.0}
+    records = [
+        perplexity(20.0, **base),
+        perplexity(24.0, seed=2, **base),
+        perplexity(80.0, method="magnitude"),
+        perplexity(96.0, method="magnitude", seed=2),
+        perplexity(25.0),
+        perplexity(30.0, seed=2),
+    ]
+    assert "perplexity (lower is better)" in leaderboard.table(records)
+    found = rows(records)
+    assert [row[0] for row in found] == ["dense", "pst", "magnitude"]
+    assert found[0][2:7] == ["2", "22.00", "±", "2.83", "100.0"]
+    assert found[1][3:8] == ["2", "27.50", "±", "3.54", "80.0"]  # 44 / 55
+    assert found[2][3:8] == ["2", "88.00", "±", "11.31", "25.0"]  # 44 / 176
+    assert rows(records[2:])[0][7] == "–"
+
+
+def test_where_higher_is_better_the_best_comes_first():
+    found = rows([record(0.4), record(0.6, method="magnitude"), dense(0.8)])
+    assert [row[0] for row in found] == ["dense", "magnitude", "pst"]

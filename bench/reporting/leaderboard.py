@@ -37,8 +37,9 @@ HEADER = (
 )
 
 LEGEND = """\
-**score**: the task's metric × 100, mean ± sample standard deviation over seeds. **recovery**:
-score / dense score of the same seeds. **sparsity**: exact zeros in the target set of the exported,
+**score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
+standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
+/ score where lower is better. **sparsity**: exact zeros in the target set of the exported,
 reloaded model. **trainable**: elements of the tensors that the optimizer held, the classification
 head apart; **% of model**: trainable without the head / all parameters. **stored**: non-zero target
 weights + everything else. **MACs**: multiply-adds of one sequence; *effective* leaves out products
@@ -115,8 +116,9 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
     assert first.budget is not None
     budget = first.budget
     cell, scores = first.cell, first.scores
+    metric = scores.metric if scores.higher_is_better else f"{scores.metric} (lower is better)"
     about = (
-        f"{cell.task} · {cell.model} · {scores.metric} on {scores.n} items · "
+        f"{cell.task} · {cell.model} · {metric} on {scores.n} items · "
         f"{budget.steps} steps of {budget.batch} × ≤ {budget.length} tokens"
     )
     lines = [f"## {escape(about)}" if is_markdown else about]
@@ -150,9 +152,15 @@ def _rows(
 
     def order(key: tuple[Any, ...]) -> tuple[Any, ...]:
         method, pattern, sparsity, _ = key
-        return sparsity, pattern, -_mean(by_row[key]), method
+        best_first = -1 if _higher(by_row[key]) else 1
+        return sparsity, pattern, best_first * _mean(by_row[key]), method
 
     return [_row(key, by_row[key], dense, clean) for key in sorted(by_row, key=order)]
+
+
+def _higher(records: Sequence[Record]) -> bool:
+    """Whether a higher score is better; records of one table agree."""
+    return all(r.scores.higher_is_better for r in records if r.scores)
 
 
 def _mean(records: Sequence[Record]) -> float:
@@ -168,7 +176,9 @@ def _row(
     method, pattern, sparsity, overrides = key
     own = [f"{k}={v}" for k, v in overrides if not k.startswith("budget.")]
     values = [r.scores.value for r in records if r.scores]
-    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    # Fractions are shown as percent; what is better when lower (perplexity) is no fraction.
+    unit = 100 if _higher(records) else 1
+    spread = f" ± {unit * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
     assert first.params and first.macs and first.cost and first.sparsity  # noqa: PT018
     trainable, total = first.params.trainable, first.params.total
@@ -178,7 +188,7 @@ def _row(
         clean(" ".join([method, *own])),
         clean(pattern + level),
         str(len(records)),
-        f"{percent(_mean(records))}{spread}",
+        f"{unit * _mean(records):.2f}{spread}",
         percent(_recovery(records, dense), 1),
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),
         human(trainable.body),
@@ -193,10 +203,15 @@ def _row(
 
 
 def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | None:
-    """Mean score / mean dense score over the same seeds; None where a dense record is missing."""
+    """Mean score / mean dense score over the same seeds, upside down where lower is better.
+
+    None where a dense record is missing.
+    """
     pairs = [(r, dense.get(plan.reference_of(r.cell))) for r in records]
     scores = [(r.scores.value, d.scores.value) for r, d in pairs if r.scores and d and d.scores]
-    base = sum(d for _, d in scores)
+    found, base = sum(s for s, _ in scores), sum(d for _, d in scores)
+    if not _higher(records):
+        found, base = base, found
     if len(scores) < len(records) or base <= 0:
         return None
-    return sum(s for s, _ in scores) / base
+    return found / base
