@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,3 +218,17 @@ def plan(cells: Sequence[Cell], store: Store, rerun: bool = False) -> list[Plann
 
 def _budget_only(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
     return {k: v for k, v in overrides.items() if k.startswith("budget.")}
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs, values as TOML has them or else as text."""
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise BenchError(f"--set {pair}: write KEY=VALUE, as lr=1e-4")
+        try:
+            found[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found

@@ -15,7 +15,6 @@ import torch
 
 from bench import measure, models, plan, registry, run, train
 from bench.api import REFERENCE, BenchError, Cell, makes
-from bench.cli import settings
 from bench.reporting.table import plain
 
 WARMUP = 3
@@ -100,7 +99,7 @@ def _update(
         method=method_name,
         pattern=pattern,
         sparsity=float(level or plan.own_sparsity(pattern) or 0.0),
-        overrides=tuple(settings(pairs.split(":") if pairs else ()).items()),
+        overrides=tuple(plan.settings(pairs.split(":") if pairs else ()).items()),
     )
     plan.check_overrides(method_class, plan.hyper_of(cell))
     loaded = models.load(slug, task, cell.seed)
