@@ -4,9 +4,6 @@ BUILTIN = {
     "dense": "methods.dense:Dense",
     "random": "methods.random_mask:RandomMask",
     "magnitude": "methods.magnitude:Magnitude",
-    "ast": "methods.ast_trainer:AST",
-    "pst": "methods.pst:PST",
-    "dsee": "methods.dsee:DSEE",
     "wanda": "methods.wanda:Wanda",
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
@@ -15,4 +12,7 @@ BUILTIN = {
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",
     "lora": "methods.lora:LoRA",
+    "pst": "methods.pst:PST",
+    "dsee": "methods.dsee:DSEE",
+    "ast": "methods.ast_trainer:AST",
 }
