@@ -104,10 +104,16 @@ def _parts(name: str, module: nn.Module) -> int:
 
 
 def head_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of the task's head: what lies outside the base model, unless tied into it."""
-    base = {id(p) for p in model.base_model.parameters()}
+    """Parameters of a classification head: what lies outside the base model.
+
+    A language model's head is none: it belongs to what was pretrained, tied or not.
+    """
+    known = {id(p) for p in model.base_model.parameters()}
+    output = model.get_output_embeddings()
+    if output is not None:
+        known |= {id(p) for p in output.parameters()}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in base:
+        if id(parameter) not in known:
             yield name, parameter
 
 

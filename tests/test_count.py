@@ -140,3 +140,11 @@ def test_an_unknown_operator_is_an_error(monkeypatch):
     monkeypatch.setattr(count, "_FREE", frozenset())
     with pytest.raises(BenchError, match="unknown operators aten::"):
         count.macs(model, 8)
+
+
+def test_a_language_models_head_is_no_classification_head():
+    tied = meta("gpt2", AutoModelForCausalLM)
+    untied = meta("llama", AutoModelForCausalLM, hidden_size=64, num_hidden_layers=1)
+    classifier = meta("bert")
+    names = [[n for n, _ in targets.head_parameters(m)] for m in (tied, untied, classifier)]
+    assert names == [[], [], ["classifier.weight", "classifier.bias"]]

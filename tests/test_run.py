@@ -116,7 +116,7 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
 
     bad = ("lying", "diverging", "hanging", "dying")
     done = sparsebench(
-        package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL, "budget.timeout_s=12.0"
+        package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL, "budget.timeout_s=40.0"
     )
     assert done.returncode == 1
     found = errors(package)
