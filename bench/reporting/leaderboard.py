@@ -126,16 +126,16 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
     if subsets:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
         lines.append(f"**{escape(note)}**" if is_markdown else note)
-    hardware = sorted({_hardware(r) for r in records})
-    note = f"measured on {'; '.join(hardware)}"
+    note = f"measured on {'; '.join(sorted({_hardware(r) for r in records}))}"
+    if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
+        note += f", training in {' and '.join(dtypes)}"
     lines.append(escape(note) if is_markdown else note)
     return ("\n\n" if is_markdown else "\n").join(lines)
 
 
 def _hardware(record: Record) -> str:
     env = record.env
-    where = env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads"
-    return f"{where}, training in {env.get('train_dtype', '?')}" if _trained(record) else f"{where}"
+    return str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
 
 
 def _trained(record: Record) -> bool:
