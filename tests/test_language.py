@@ -207,8 +207,12 @@ def test_the_suite_is_what_it_says():
     model = "wikitext smollm2-135m-q4"
     assert found == {
         f"{model} dense dense 0 seed 1",
-        f"{model} magnitude unstructured 0.5 seed 1",
-        f"{model} magnitude 2:4 0.5 seed 1",
+        *(
+            f"{model} {method} {pattern} 0.5 seed 1"
+            for method in ("magnitude", "wanda", "sparsegpt")
+            for pattern in ("unstructured", "2:4")
+        ),
+        f"{model} ast 2:4 0.5 seed 1",
     }
 
 

@@ -157,6 +157,8 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
     ]
     driver = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=package,
+        # Where tests run in the background, Ctrl-C is ignored and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], os.getcwd()])},
     )  # fmt: skip
     logs = package / ".sparsebench" / "logs"
