@@ -54,9 +54,9 @@ class Gram:
 def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
     """Damped H = U·Uᵀ as what the sweep needs.
 
-    An input that was always 0 gets the mean diagonal, so that the damping is not moved by it (the
-    reference sets 1, whatever the scale of H), and counts for nothing. The damping grows tenfold
-    while the factorisation fails.
+    An input that was always 0 (dead) gets H_jj = 1 and counts for nothing. The damping is a
+    fraction of the mean diagonal of the others: the reference counts the ones in, which makes the
+    scale of H matter. The damping grows tenfold while the factorisation fails.
 
     Args:
         gram: (in, in), any positive multiple of XᵀX.
@@ -75,7 +75,7 @@ def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
         raise BenchError("the calibration inputs of a matrix are not finite", "nan")
     reversed_ = gram.flip(0, 1)
     diagonal = reversed_.diagonal()
-    diagonal += mean * dead.flip(0)
+    diagonal += dead.flip(0)
     damped = 0.0
     while True:
         diagonal += (percdamp - damped) * mean
