@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench import count, measure, models, plan, provenance, registry, seeds, targets, train
+from bench import (
+    count,
+    measure,
+    models,
+    plan,
+    precision,
+    provenance,
+    registry,
+    seeds,
+    targets,
+    train,
+)
 from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
 from bench.record import (
     Bytes,
@@ -65,7 +76,9 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
     emit("evaluate", 0, 1)
     start = time.perf_counter()
     model.to(device).eval()  # type: ignore[arg-type]
-    scores = task.evaluate(model, fitted.loaded.tok, device)
+    eval_dtype = precision.for_scoring(task.head, device)
+    with precision.autocast(eval_dtype, device):
+        scores = task.evaluate(model, fitted.loaded.tok, device)
     eval_s = time.perf_counter() - start
     source = task.source()
     record = Record(
@@ -97,7 +110,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         data=Data(**asdict(source)),
         model=fitted.loaded.source,
         code=provenance.code(type(fitted.method)),
-        env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": "float32"},
+        env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype},
         time=provenance.now(),
     )
     if cell.method == REFERENCE and task.finetunes:
@@ -110,7 +123,9 @@ def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, floa
     fitted = fit_cell(cell, emit)
     fitted.model.eval()
     task = registry.task(cell.task)
-    return dict(task.evaluate(fitted.model, fitted.loaded.tok, device_of(), split).values)
+    device = device_of()
+    with precision.autocast(precision.for_scoring(task.head, device), device):
+        return dict(task.evaluate(fitted.model, fitted.loaded.tok, device, split).values)
 
 
 def fit_cell(cell: Cell, emit: Emit) -> Fitted:

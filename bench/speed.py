@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench import measure, models, plan, registry, run, train
+from bench import measure, models, plan, precision, registry, run
 from bench.api import REFERENCE, BenchError, Cell, makes
 from bench.reporting.table import plain
 
@@ -51,7 +51,7 @@ def table(
     measure.reuse_freed_memory()
     names = list(dict.fromkeys([REFERENCE, *methods]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = train.supports_bf16(device) if dtype == "auto" else dtype == "bf16"
+    bf16 = precision.supports_bf16(device) if dtype == "auto" else dtype == "bf16"
     updates = {name: _update(name, model, batch, length, bf16, device) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(WARMUP + steps):

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bench import seeds
+from bench import precision, seeds
 from bench.api import BenchError, Budget, Method, Task
 from bench.record import Trainable
 from bench.targets import head_parameters
@@ -40,16 +40,6 @@ class Trained:
     dtype: str
 
 
-def supports_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    if device.type == "cpu":
-        capable: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return capable
-    return False
-
-
 def fit(
     method: Method,
     model: PreTrainedModel,
@@ -67,7 +57,7 @@ def fit(
         BenchError: kind `nan` with the step, as soon as the loss is not finite.
     """
     cpu = model.device.type == "cpu"
-    bf16 = supports_bf16(model.device)
+    dtype = precision.for_training(model.device)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -76,7 +66,7 @@ def fit(
             train_sampling_strategy="group_by_length",
             length_column_name="length",
             max_grad_norm=method.max_grad_norm,
-            bf16=bf16,
+            bf16=dtype == "bf16-autocast",
             use_cpu=cpu,
             seed=seeds.derive("train", seed),
             data_seed=seeds.derive("order", task.name, seed),
@@ -104,7 +94,7 @@ def fit(
         raise BenchError(f"trained {trainer.state.global_step} of {budget.steps} steps", "contract")
     model.eval()
     held = trainable(model, trainer.method_groups)
-    return Trained(held, "bf16-autocast" if bf16 else "float32")
+    return Trained(held, dtype)
 
 
 def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
