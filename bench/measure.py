@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,10 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux hands ru_maxrss on from the parent; the high-water mark is this process's own.
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -36,7 +36,8 @@ class Bars:
         else:
             assert record.scores is not None
             assert record.cost is not None
-            text = f"{record.scores.metric} {100 * record.scores.value:.2f}"
+            score = record.scores
+            text = f"{score.metric} {score.unit * score.value:.2f}"
             text += f" in {record.cost.train_s + record.cost.prune_s + record.cost.eval_s:.0f} s"
         line = f"[{self.count}/{self.total}] {record.cell}: {text}"
         self.cells.write(line, file=sys.stderr)

@@ -41,6 +41,11 @@ class ScoresPart(_Part):
     n: Count
     items: str | list[Finite] = ""
 
+    @property
+    def unit(self) -> int:
+        """Factor of a score in print: fractions as percent, perplexity as it is."""
+        return 100 if self.higher_is_better else 1
+
 
 class Trainable(_Part):
     """Elements of the tensors that the optimizer held; the task's head counted apart."""

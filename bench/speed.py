@@ -1,7 +1,8 @@
-"""Training-step time of every method relative to dense fine-tuning, in one interleaved run.
+"""Training-step time and memory of every method relative to dense fine-tuning, in one run.
 
 All models take turns step by step, so that whatever else the machine does hits all alike; the
-medians' ratio is what counts, the milliseconds are for orientation.
+medians' ratio is what counts, the milliseconds are for orientation. Memory is the peak of a few
+steps in a process of each method's own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
@@ -53,6 +56,7 @@ def table(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = precision.supports_bf16(device) if dtype == "auto" else dtype == "bf16"
     updates = {name: _update(name, model, batch, length, bf16, device) for name in names}
+    peaks = _peaks(names, model, batch, length, bf16, device)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(WARMUP + steps):
         for name, update in updates.items():
@@ -69,13 +73,36 @@ def table(
         paired = [a / b for a, b in zip(taken, times[REFERENCE], strict=True)]
         quartiles = statistics.quantiles(paired, n=4) if len(paired) > 1 else [1.0] * 3
         spread = f"{quartiles[0]:.2f}–{quartiles[2]:.2f}"
-        rows.append([name, f"{1000 * median:.0f}", f"{median / dense:.3f}", spread])
+        memory = peaks[name] / peaks[REFERENCE]
+        step = (f"{1000 * median:.0f}", f"{median / dense:.3f}", spread)
+        memory = (f"{peaks[name] / 2**30:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}")
+        rows.append([name, *step, *memory])
     about = (
         f"training step, {model}, {batch} × {length} tokens, "
         f"{'bf16 autocast' if bf16 else 'float32'}, {torch.get_num_threads()} threads, "
         f"median of {steps} interleaved steps after {WARMUP}"
     )
-    return about + "\n\n" + plain(("method", "ms", "× dense", "quartiles of × dense"), rows)
+    headers = ("method", "ms", "× dense", "quartiles of × dense", "peak GiB", "peak × dense")
+    return about + "\n\n" + plain(headers, rows)
+
+
+def _peaks(
+    names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
+) -> dict[str, int]:
+    """Peak bytes of a few updates, each method in a fresh process."""
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        jobs = {
+            name: fresh.submit(_peak, name, slug, batch, length, bf16, device) for name in names
+        }
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device) -> int:
+    measure.reuse_freed_memory()
+    update = _update(name, slug, batch, length, bf16, device)
+    for _ in range(WARMUP):
+        update()
+    return measure.peak_bytes(device)
 
 
 def _update(

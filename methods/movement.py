@@ -219,16 +219,14 @@ class Gate(nn.Module):
             n = scores.numel()
             if self.soft:
                 cut = math.log(self.level / (1.0 - self.level)) if self.level else -math.inf
-                keep = scores > cut
+                keep = torch.gt(scores, cut, out=torch.empty_like(scores))
                 # The best few either survive anyway, or they are all that does. On GPUs they are
                 # always looked for: counting first would stall the stream.
-                if self.floor and (
-                    scores.device.type != "cpu" or torch.count_nonzero(keep) < self.floor
-                ):
-                    keep |= keep_largest(scores, n - self.floor)
+                if self.floor and (scores.device.type != "cpu" or keep.sum() < self.floor):
+                    keep = torch.maximum(keep, keep_largest(scores, n - self.floor, scores.dtype))
             else:
-                keep = keep_largest(scores, pruned_count(n, self.level))
-            self._keep = keep.to(scores.dtype)
+                keep = keep_largest(scores, pruned_count(n, self.level), scores.dtype)
+            self._keep = keep
         return self._keep
 
 

@@ -175,10 +175,8 @@ def _row(
 ) -> list[str]:
     method, pattern, sparsity, overrides = key
     own = [f"{k}={v}" for k, v in overrides if not k.startswith("budget.")]
-    values = [r.scores.value for r in records if r.scores]
-    # Fractions are shown as percent; what is better when lower (perplexity) is no fraction.
-    unit = 100 if _higher(records) else 1
-    spread = f" ± {unit * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    values = [r.scores.unit * r.scores.value for r in records if r.scores]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
     assert first.params and first.macs and first.cost and first.sparsity  # noqa: PT018
     trainable, total = first.params.trainable, first.params.total
@@ -188,7 +186,7 @@ def _row(
         clean(" ".join([method, *own])),
         clean(pattern + level),
         str(len(records)),
-        f"{unit * _mean(records):.2f}{spread}",
+        f"{statistics.fmean(values):.2f}{spread}",
         percent(_recovery(records, dense), 1),
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),
         human(trainable.body),
