@@ -27,7 +27,7 @@ from transformers import (
 from transformers import logging as hf_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from bench import assets, branch, provenance, seeds
+from bench import assets, branch, provenance, seeds, slicing
 from bench.api import BenchError, Task
 from bench.record import Model
 from bench.registry import unknown
@@ -202,7 +202,13 @@ def load(slug: str, task: Task, seed: int, weights: Path | None = None) -> Loade
 
 
 def load_folder(folder: Path, kind: Any) -> PreTrainedModel:
-    """A saved model of class `kind` with its branches, float32; safetensors only."""
+    """A saved model of class `kind`, sliced or with branches as it was saved, in float32.
+
+    Raises:
+        BenchError: a sliced model's weights do not fit the shapes that its config tells.
+    """
+    if getattr(kind.config_class.from_pretrained(folder, local_files_only=True), "sliced", None):
+        return slicing.load(folder, kind)
     model: PreTrainedModel = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )

@@ -73,7 +73,6 @@ def table(
         paired = [a / b for a, b in zip(taken, times[REFERENCE], strict=True)]
         quartiles = statistics.quantiles(paired, n=4) if len(paired) > 1 else [1.0] * 3
         spread = f"{quartiles[0]:.2f}–{quartiles[2]:.2f}"
-        memory = peaks[name] / peaks[REFERENCE]
         step = (f"{1000 * median:.0f}", f"{median / dense:.3f}", spread)
         memory = (f"{peaks[name] / 2**30:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}")
         rows.append([name, *step, *memory])

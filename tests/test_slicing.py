@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import count, slicing, targets
+from bench import count, models, slicing, targets
 from bench.api import BenchError
 from tests import helpers
 
@@ -105,7 +105,7 @@ def test_tied_embeddings_are_tied_again_and_it_generates(tmp_path):
     expected = model.generate(ids, **generate)
     slicing.slice_units(model)
     model.save_pretrained(tmp_path)
-    again = slicing.load(tmp_path, type(model))
+    again = models.load_folder(tmp_path, type(model))
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again.generate(ids, **generate), expected)
 
