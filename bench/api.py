@@ -201,6 +201,7 @@ class Method(ABC):
             parameters decide.
         uniform: whether that holds for every matrix, or only for all of them together.
         max_grad_norm: gradient clipping, 0 for none.
+        report: numbers for the record that the finished model cannot tell, by name.
     """
 
     name: ClassVar[str]
@@ -218,6 +219,7 @@ class Method(ABC):
 
     def __init__(self, params: Any = None) -> None:
         self.params: Any = self.Params() if params is None else params
+        self.report: dict[str, float] = {}
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Freezes, parametrizes or prunes `model` in place."""

@@ -158,7 +158,10 @@ class Failure(_Part):
 
 
 class Record(_Part):
-    """One cell's outcome. A done record has all parts, a failed one has `error` instead."""
+    """One cell's outcome. A done record has all parts, a failed one has `error` instead.
+
+    `report` holds what the method says of its run (`Method.report`).
+    """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     cell: Cell
@@ -173,6 +176,7 @@ class Record(_Part):
     macs: Macs | None = None
     bytes: Bytes | None = None
     cost: Cost | None = None
+    report: dict[Text, Finite] = {}
     speed: Speed | None = None
     data: Data | None = None
     model: Model | None = None

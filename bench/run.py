@@ -107,6 +107,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
             dense_s=fitted.dense_s,
             peak_bytes=measure.peak_bytes(device),
         ),
+        report=fitted.method.report,
         data=Data(**asdict(source)),
         model=fitted.loaded.source,
         code=provenance.code(type(fitted.method)),

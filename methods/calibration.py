@@ -48,7 +48,7 @@ class OneShot(Method):
     A subclass says which statistic and how a matrix is pruned; it may override `counts`.
 
     Attributes:
-        seconds: time spent in forward passes and in pruning, after `attach`.
+        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
         n_m: (N, M) of the cell's pattern, or None.
     """
 
@@ -68,7 +68,7 @@ class OneShot(Method):
 
     def attach(self, model, ctx) -> None:
         """Prunes all targets, block by block."""
-        self.seconds = {"forward": 0.0, "prune": 0.0}
+        self.report = {"forward_s": 0.0, "prune_s": 0.0}
         self.n_m = parse_n_m(ctx.cell.pattern)
         if self.n_m:
             for target in ctx.targets:
@@ -84,7 +84,7 @@ class OneShot(Method):
                 weight = self.pruned(target.weight.float(), statistic, counts[target.name])
                 target.write(weight)
 
-        walk(model, ctx, self.statistic, visit, self.seconds)
+        walk(model, ctx, self.statistic, visit, self.report)
 
     def finish(self, model) -> None:
         """The zeros are in the weights already."""
@@ -99,7 +99,7 @@ def walk(model, ctx, statistic, visit, seconds, prunes: bool = True) -> None:
         statistic: (width, device) → an empty statistic.
         visit: called for every block with its targets and their statistics by name; targets with
             the same input share one statistic.
-        seconds: `forward` and `prune` are added to.
+        seconds: `forward_s` and `prune_s` are added to.
         prunes: whether `visit` changes weights, so that blocks must be run again.
     """
     targets = {id(t.module): t for t in ctx.targets}
@@ -117,14 +117,14 @@ def walk(model, ctx, statistic, visit, seconds, prunes: bool = True) -> None:
                     hidden[b] = out
                 del out
             found = taps.close()
-            start = _lap(seconds, "forward", start, ctx.device)
+            start = _lap(seconds, "forward_s", start, ctx.device)
             visit(inside, found)
             del found, taps
-            start = _lap(seconds, "prune", start, ctx.device)
+            start = _lap(seconds, "prune_s", start, ctx.device)
             if prunes and index < last:
                 for b, call in enumerate(calls):
                     hidden[b] = _run(block, hidden[b], call[index])
-        _lap(seconds, "forward", start, ctx.device)
+        _lap(seconds, "forward_s", start, ctx.device)
 
 
 class _Taps:

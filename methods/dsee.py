@@ -80,7 +80,6 @@ class DSEE(Method):
         self.cell = ctx.cell
         self.fresh = None
         self.derived = False
-        self.report: dict[str, float] = {}
         self.targets = ctx.targets
         self.blocks = [] if ctx.cell.pattern == "unstructured" else slicing.units(model)
         self.parts = []

@@ -65,7 +65,7 @@ class OWL(OneShot):
             scores = [wanda_scores(t.weight.float(), found[t.name].norms) for t in inside]
             outliers.append(outlier_fraction(scores, self.params.outlier))
 
-        walk(model, ctx, ColumnNorms, visit, self.seconds, prunes=False)
+        walk(model, ctx, ColumnNorms, visit, self.report, prunes=False)
         self.levels = block_sparsities(outliers, sizes, ctx.cell.sparsity, self.params.band)
         total = pruned_count(sum(sizes), ctx.cell.sparsity)
         counts, wanted, done = {}, 0.0, 0

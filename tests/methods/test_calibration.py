@@ -91,7 +91,7 @@ def test_statistics_equal_those_of_whole_forward_passes(kind):
         ctx,
         calibration.ColumnNorms,
         lambda inside, stats: found.update({t.name: stats[t.name].squares for t in inside}),
-        {"forward": 0.0, "prune": 0.0},
+        {"forward_s": 0.0, "prune_s": 0.0},
         prunes=False,
     )
     expected = direct_squares(model, data, set(found))
@@ -182,7 +182,7 @@ def test_targets_with_one_input_share_one_statistic():
             context(model, list(batches())),
             obs.Gram,
             lambda inside, stats, seen=seen: seen.append(len({id(s) for s in stats.values()})),
-            {"forward": 0.0, "prune": 0.0},
+            {"forward_s": 0.0, "prune_s": 0.0},
         )
         assert seen == [distinct]
 
@@ -249,8 +249,8 @@ def test_seconds_are_recorded():
     model = build("gpt2")
     method = owl.OWL(owl.OWL.Params(base="sparsegpt"))
     method.attach(model, context(model, list(batches())))
-    assert set(method.seconds) == {"forward", "prune"}
-    assert all(0 < s < 60 for s in method.seconds.values())
+    assert set(method.report) == {"forward_s", "prune_s"}
+    assert all(0 < s < 60 for s in method.report.values())
 
 
 def test_a_block_runs_twice_and_the_last_once():
