@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bench.targets import Target
 
 Pattern = str
-"""`dense | unstructured | N:M (N kept of M) | block:RxC | heads | neurons |
-heads+neurons | block:RxC+neurons (blocks in attention, neurons in the FFN)`."""
+"""`dense | unstructured | N:M (N kept of M) | block:RxC | rows (whole outputs of a matrix) |
+heads | neurons | heads+neurons | block:RxC+neurons (blocks in attention, neurons in the FFN)`."""
 
 Scalar = bool | int | float | str
 Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contract", "error"]
@@ -37,7 +37,8 @@ REFERENCE = "dense"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _PATTERN = re.compile(
-    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+(\+neurons)?|heads|neurons|heads\+neurons"
+    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+(\+neurons)?"
+    r"|rows|heads|neurons|heads\+neurons"
 )
 
 
@@ -111,7 +112,8 @@ class Cell(BaseModel):
     def _known_pattern(cls, value: str) -> str:
         if not _PATTERN.fullmatch(value):
             raise ValueError(
-                f"{value!r} is not a pattern; dense, unstructured, 2:4, block:16x16, heads, neurons"
+                f"{value!r} is not a pattern; dense, unstructured, 2:4, block:16x16, rows, heads, "
+                "neurons"
             )
         return value
 

@@ -94,6 +94,8 @@ def holds(weight: Tensor, pattern: str) -> bool:
         rows, columns = weight.shape
         units = (match[1], f"block:1x{columns}", f"block:{rows}x1")
         return any(holds(weight, unit) for unit in units)
+    if pattern == "rows":
+        return holds(weight, f"block:1x{weight.shape[1]}")
     if match := re.fullmatch(r"block:(\d+)x(\d+)", pattern):
         rows, columns = int(match[1]), int(match[2])
         if weight.shape[0] % rows or weight.shape[1] % columns:

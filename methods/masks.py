@@ -213,10 +213,12 @@ def keep_n_m_partly(scores: Tensor, n: int, m: int, fraction: float) -> Tensor:
     return (keep | dense[:, None]).view(scores.shape)
 
 
-def keep_largest_global(scores: list[Tensor], sparsity: float) -> list[Tensor]:
+def keep_largest_global(
+    scores: list[Tensor], sparsity: float, dtype: torch.dtype = torch.bool
+) -> list[Tensor]:
     """Keep masks from one pool over all matrices."""
     flat = torch.cat([s.detach().reshape(-1) for s in scores])
-    keep = keep_largest(flat, pruned_count(flat.numel(), sparsity))
+    keep = keep_largest(flat, pruned_count(flat.numel(), sparsity), dtype)
     sizes = [s.numel() for s in scores]
     return [part.view(s.shape) for part, s in zip(keep.split(sizes), scores, strict=True)]
 

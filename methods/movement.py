@@ -24,7 +24,7 @@ from bench.targets import merge
 from methods.distill import distilled
 from methods.masks import keep_largest, pruned_count
 from methods.roles import feed_forward
-from methods.schedules import cubic
+from methods.schedules import between_holds, cubic
 
 
 class Movement(Method):
@@ -89,12 +89,7 @@ class Movement(Method):
         p = self.params
         if p.mode not in ("hard", "soft"):
             raise BenchError(f"movement: mode is 'hard' or 'soft', not {p.mode!r}")
-        self.ramp = (p.initial_warmup * p.warmup, 1.0 - p.final_warmup * p.warmup)
-        if not 0 <= self.ramp[0] < self.ramp[1]:
-            raise BenchError(
-                f"movement: the ramp would run from {self.ramp[0]:g} to {self.ramp[1]:g} of the "
-                "steps; lower warmup, initial_warmup or final_warmup"
-            )
+        self.ramp = between_holds("movement", p)
         self.sparsity, self.strength = ctx.cell.sparsity, 0.0
         self.prepare(model, ctx)
         block, with_neurons = parse_blocks(ctx.cell.pattern)

@@ -1,5 +1,7 @@
 """Trainable elements of every built-in method, as METHODS.md has them."""
 
+import math
+
 from bench import targets
 from bench.record import Trainable
 
@@ -62,6 +64,23 @@ def _lora(model, params):
     return Trainable(body=body, head=_head(model))
 
 
+def _losparse(model, params):
+    """Everything, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉ (§3.12)."""
+    dense = _dense(model, params)
+    shapes = [t.shape for t in targets.prunable(model)]
+    branches = sum(math.ceil(params.kappa * o * i / (o + i)) * (o + i) for o, i in shapes)
+    return Trainable(body=dense.body + branches, head=dense.head)
+
+
+def _rosa(model, params):
+    """r·(o + i) + ⌊d·n⌋ a logical matrix (§3.11)."""
+    body = 0
+    for target in targets.prunable(model):
+        o, i = target.shape[0] // target.parts, target.shape[1]
+        body += target.parts * (params.rank * (o + i) + math.floor(params.density * o * i))
+    return Trainable(body=body, head=_head(model))
+
+
 TRAINABLE = {
     "dense": _dense,
     "random": _nothing,
@@ -76,5 +95,8 @@ TRAINABLE = {
     "gmp": _dense,
     "movement": _scored,
     "l0": _scored,
+    "platon": _dense,
+    "losparse": _losparse,
     "lora": _lora,
+    "rosa": _rosa,
 }

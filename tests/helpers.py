@@ -42,5 +42,37 @@ def logits(model, seed=0, batch=3, length=12):
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
+def learn(model, method, steps, before=None, after=None, micro=1):
+    """Updates on a task's loss with the hooks that the harness calls, without dropout.
+
+    `before(t)` sees the gradients of an update, `after(t)` what it left; each update's batch goes
+    through in `micro` pieces.
+    """
+    model.eval()
+    optimizer = method.optimizer(method.param_groups(model))
+    start = [group["lr"] for group in optimizer.param_groups]
+    for t in range(steps):
+        method.step(model, t / steps)
+        for group, lr in zip(optimizer.param_groups, start, strict=True):
+            group["lr"] = lr * method.lr_factor(t / steps)
+        optimizer.zero_grad()
+        inputs = batch(t)
+        for pieces in zip(*(x.chunk(micro) for x in inputs.values()), strict=True):
+            part = dict(zip(inputs, pieces, strict=True))
+            (method.loss(model, part, model(**part)) / micro).backward()
+        if before:
+            before(t)
+        optimizer.step()
+        if after:
+            after(t)
+    return optimizer
+
+
+def batch(t, size=8, length=12):
+    """The inputs of update t."""
+    ids = torch.randint(5, 200, (size, length), generator=torch.Generator().manual_seed(100 + t))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+
+
 def zeros(model):
     return {t.name: int((t.weight == 0).sum()) for t in targets.prunable(model)}
