@@ -52,34 +52,38 @@ def score(
     command = [java, MEMORY, "-Dfile.encoding=UTF-8", "-jar", str(folder / "meteor-1.5.jar")]
     # Without a locale, Java would take é and £ for question marks.
     command += ["-", "-", "-stdio", "-norm", "-l", "en", "-a", str(folder / "paraphrase-en.gz")]
+    try:
+        return _ask(command, predictions, references)
+    except (BrokenPipeError, ValueError):
+        raise Missing("meteor: `java` does not run meteor-1.5.jar") from None
+
+
+def _ask(
+    command: list[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    """A line each way for every segment, then one for all of them."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8"
     ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        answers = iter(program.stdout.readline, "")
 
-        def ask(line: str) -> None:
-            assert program.stdin is not None
-            program.stdin.write(line + "\n")
+        def tell(*fields: str) -> None:
+            program.stdin.write(" ||| ".join(fields) + "\n")
             program.stdin.flush()
 
         def answer() -> str:
-            assert program.stdout is not None
-            if not (line := program.stdout.readline().strip()):
-                raise BrokenPipeError
-            return line
+            return next(answers, "").strip()
 
         statistics = []
-        try:
-            for text, gold in zip(predictions, references, strict=True):
-                ask(" ||| ".join(["SCORE", *map(_plain, gold), _plain(text)]))
-                statistics.append(answer())
-            # One line a segment and one for the corpus.
-            ask(" ||| ".join(["EVAL", *statistics]))
-            segments = [float(answer()) for _ in statistics]
-            return float(answer()), segments
-        except (BrokenPipeError, ValueError):
-            program.kill()
-            raise Missing("meteor: `java` does not run meteor-1.5.jar") from None
+        for text, gold in zip(predictions, references, strict=True):
+            tell("SCORE", *map(_plain, gold), _plain(text))
+            statistics.append(answer())
+        tell("EVAL", *statistics)
+        segments = [float(answer()) for _ in statistics]
+        return float(answer()), segments
 
 
 def _plain(text: str) -> str:

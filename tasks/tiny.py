@@ -91,11 +91,11 @@ class TinyWikitext(Language):
 def orders(n: int, seed: int) -> list[tuple[str, list[str]]]:
     """`n` distinct inputs of 1–3 words, each with two texts that say every word in its order.
 
-    A word of w16 … w39 is said with a phrase of its own, of 3–4 words, in one of two ways that
+    A word of w16 … w27 is said with a phrase of its own, of 3 or 4 words, in one of two ways that
     differ in the last word.
     """
     draw = random.Random(seed)
-    values = range(SIGNAL, SIGNAL + 24)
+    values = range(SIGNAL, SIGNAL + 12)
     rest = [f"w{i}" for i in range(64, WORDS)]
     draw.shuffle(rest)
     phrases = {v: [rest.pop() for _ in range(draw.randrange(2, 4))] for v in values}
@@ -113,7 +113,7 @@ class TinyNlg(DataToText):
 
     budgets = {
         "default": Budget(
-            steps=150, batch=16, length=40, calib=32, timeout_s=300, beams=2, smoothing=0.1
+            steps=200, batch=32, length=40, calib=32, timeout_s=300, beams=2, smoothing=0.1
         )
     }
 
