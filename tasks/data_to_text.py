@@ -142,9 +142,12 @@ class DataToText(Base):
         With `budget.items` only so many inputs are scored: those whose hashes come first.
         """
         budget = budget or self.budgets["default"]
-        items = sample(getattr(self.data, split), budget.items)
+        every = getattr(self.data, split)
+        items = sample(every, budget.items)
         outputs = self.write(model, tok, device, items.inputs, budget.beams or 1)
         notes: list[str] = []
+        if len(items) < len(every):
+            notes.append(f"scored on {len(items)} of {len(every)} inputs")
         values = self._measured(outputs, items, notes)
         return Scores(
             values=values,

@@ -50,7 +50,8 @@ class _OwnText(LogitsProcessor):
         return self.ban(input_ids[:, self.start :], scores)
 
 
-@torch.inference_mode()
+# Not in inference mode: autocast would then cast the weights anew for every token.
+@torch.no_grad()
 def generate(model, tok, device, prompts: list[list[int]], how: Decoding) -> list[str]:
     """One text a prompt, without special tokens, cut at a blank line, in one line.
 
