@@ -231,5 +231,7 @@ def group(pairs: Iterable[tuple[str, str]]) -> Items:
 def _prompts(inputs: list[str], tok) -> list[list[int]]:
     """Token ids of the inputs, each with the separator after it."""
     between = tok.eos_token_id if tok.bos_token_id is None else tok.bos_token_id
-    encoded = tok(inputs, add_special_tokens=False)["input_ids"]
-    return [[*ids, between] for ids in encoded]
+    distinct = list(dict.fromkeys(inputs))  # a training input stands in a row for each of its texts
+    encoded = tok(distinct, add_special_tokens=False)["input_ids"]
+    ids = dict(zip(distinct, encoded, strict=True))
+    return [[*ids[input_], between] for input_ in inputs]
