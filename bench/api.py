@@ -65,6 +65,9 @@ class Budget:
         length: tokens a sequence is cut to.
         calib: calibration sequences of a one-shot method.
         timeout_s: seconds after which a cell is stopped.
+        beams: beam width of a task that generates text; 1 is greedy.
+        items: scored items at most, where scoring all takes long; None for all.
+        smoothing: label smoothing of a language model's training loss; None for none.
     """
 
     steps: int
@@ -72,11 +75,17 @@ class Budget:
     length: int
     calib: int = 128
     timeout_s: float = 3600.0
+    beams: int | None = None
+    items: int | None = None
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if getattr(self, f.name) <= 0:
-                raise BenchError(f"budget.{f.name} must be positive, not {getattr(self, f.name)}")
+            value = getattr(self, f.name)
+            if value is not None and value <= 0:
+                raise BenchError(f"budget.{f.name} must be positive, not {value}")
+        if self.smoothing is not None and self.smoothing >= 1:
+            raise BenchError(f"budget.smoothing must be below 1, not {self.smoothing}")
 
 
 class Cell(BaseModel):
@@ -162,11 +171,13 @@ class Scores:
         values: every metric by name; the task's `metric` is one of them. Fractions, not percent.
         n: items scored.
         items: one outcome an item for paired tests: a string of 0/1, or a list of numbers.
+        notes: footnotes, as why a score is absent.
     """
 
     values: Mapping[str, float]
     n: int
     items: str | list[float] = ""
+    notes: tuple[str, ...] = ()
 
 
 class Context(NamedTuple):
@@ -345,5 +356,9 @@ class Task(Protocol):
         tok: PreTrainedTokenizerBase,
         device: torch.device,
         split: Split = "test",
+        budget: Budget | None = None,
     ) -> Scores:
-        """Scores the reported split, once a cell; `select` (a slice of train) is for tuning."""
+        """Scores the reported split, once a cell; `select` (a slice of train) is for tuning.
+
+        `budget` says what scoring may spend (beams, items); None stands for the default one.
+        """

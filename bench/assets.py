@@ -108,6 +108,19 @@ ASSETS = {
             size_mb=3,
             licence="MIT",
         ),
+        Asset(
+            repo="salaniz/pycocoevalcap",
+            package="pycocoevalcap",
+            version="1.2",
+            archive="pycocoevalcap-1.2-py3-none-any.whl",
+            sha256="083ed7910f1aec000b0a237ef6665f74edf19954204d0b1cbdb8399ed132228d",
+            members={
+                "pycocoevalcap/meteor/meteor-1.5.jar": "meteor-1.5.jar",
+                "pycocoevalcap/meteor/data/paraphrase-en.gz": "paraphrase-en.gz",
+            },
+            size_mb=104,
+            licence="LGPL-2.1 (METEOR 1.5)",
+        ),
     )
 }
 

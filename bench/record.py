@@ -32,7 +32,10 @@ class Versions(_Part):
 
 
 class ScoresPart(_Part):
-    """`value` is the primary metric, `all` every metric, `items` one outcome an item."""
+    """`value` is the primary metric, `all` every metric, `items` one outcome an item.
+
+    `notes` are footnotes, as why a metric is absent.
+    """
 
     metric: Text
     higher_is_better: bool
@@ -40,6 +43,7 @@ class ScoresPart(_Part):
     all: dict[str, Finite]
     n: Count
     items: str | list[Finite] = ""
+    notes: list[Text] | None = None
 
     @property
     def unit(self) -> int:

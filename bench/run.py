@@ -78,7 +78,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
     model.to(device).eval()  # type: ignore[arg-type]
     eval_dtype = precision.for_scoring(task.head, device)
     with precision.autocast(eval_dtype, device):
-        scores = task.evaluate(model, fitted.loaded.tok, device)
+        scores = task.evaluate(model, fitted.loaded.tok, device, budget=budget)
     eval_s = time.perf_counter() - start
     source = task.source()
     record = Record(
@@ -95,6 +95,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
             all=dict(scores.values),
             n=scores.n,
             items=scores.items,
+            notes=list(scores.notes) or None,
         ),
         params=params,
         sparsity=sparsity,
@@ -124,9 +125,9 @@ def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, floa
     fitted = fit_cell(cell, emit)
     fitted.model.eval()
     task = registry.task(cell.task)
-    device = device_of()
+    tok, device, budget = fitted.loaded.tok, device_of(), plan.budget_of(cell)
     with precision.autocast(precision.for_scoring(task.head, device), device):
-        return dict(task.evaluate(fitted.model, fitted.loaded.tok, device, split).values)
+        return dict(task.evaluate(fitted.model, tok, device, split, budget).values)
 
 
 def fit_cell(cell: Cell, emit: Emit) -> Fitted:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
@@ -54,8 +55,11 @@ def fit(
     The order of the data depends on task and seed alone: every method sees the same batches.
 
     Raises:
-        BenchError: kind `nan` with the step, as soon as the loss is not finite.
+        BenchError: kind `nan` with the step, as soon as the loss is not finite; label smoothing
+            for a task without a language model.
     """
+    if budget.smoothing is not None and task.head != "causal-lm":
+        raise BenchError(f"budget.smoothing is for language models; {task.name} has a classifier")
     cpu = model.device.type == "cpu"
     dtype = precision.for_training(model.device)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
@@ -79,6 +83,7 @@ def fit(
         )
         trainer = _Trainer(
             method,
+            budget.smoothing or 0.0,
             model=model,
             args=arguments,
             train_dataset=task.train(tok),
@@ -104,12 +109,31 @@ def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable
     return Trainable(body=sum(held.values()), head=head)
 
 
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy of the next labels that are not −100, mixed with the uniform one.
+
+    (1 − smoothing)·(−log p(label)) + smoothing·mean over the vocabulary of (−log p), as in LoRA's
+    GPT-2 scripts (arXiv 2106.09685).
+
+    Args:
+        logits: (sequences, tokens, vocabulary).
+        labels: (sequences, tokens).
+        smoothing: in 0 … 1.
+    """
+    following = labels[:, 1:]
+    counted = following != -100
+    return cross_entropy(
+        logits[:, :-1][counted].float(), following[counted], label_smoothing=smoothing
+    )
+
+
 class _Trainer(Trainer):
     """Trainer with the method's loss, optimizer and schedule."""
 
-    def __init__(self, method: Method, **kwargs: Any) -> None:
+    def __init__(self, method: Method, smoothing: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.method = method
+        self.smoothing = smoothing
         self.method_groups: list[dict[str, Any]] = []
         self.losses: list[Tensor] = []
         # The mean over micro-batches is ours to take: a method's loss knows no item counts.
@@ -136,7 +160,12 @@ class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs = model(**inputs)
+        if self.smoothing:
+            # Without labels the model does not compute a loss that nobody would read.
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            outputs.loss = smoothed_loss(outputs.logits, inputs["labels"], self.smoothing)
+        else:
+            outputs = model(**inputs)
         # accelerate's autocast covers the model's forward only; a teacher runs in the same type.
         with self.accelerator.autocast():
             loss = self.method.loss(model, inputs, outputs)

@@ -6,6 +6,9 @@ BUILTIN = {
     "reviews": "tasks.reviews:Reviews",
     **{f"glue/{name}": "tasks.glue:Glue" for name in _GLUE},
     "wikitext": "tasks.wikitext:Wikitext",
+    "nlg/e2e": "tasks.nlg:E2e",
+    "nlg/webnlg": "tasks.nlg:Webnlg",
     "tiny/reviews": "tasks.tiny:TinyReviews",
     "tiny/wikitext": "tasks.tiny:TinyWikitext",
+    "tiny/nlg": "tasks.tiny:TinyNlg",
 }

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from bench import provenance
-from bench.api import BenchError, Budget, Scores, Source
+from bench.api import BenchError, Budget, Scores
+from tasks.base import Base, position
 from tasks.metrics import score
 
 EVAL_BATCH = 64
-
-
-def position(text: str) -> float:
-    """Where a text falls in [0, 1): a hash, so that a split by position never moves."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Data:
     subset: str = ""
 
 
-class Classification(ABC):
+class Classification(Base):
     """A task whose rows `_load` gives; everything else is common."""
 
     name: str
@@ -72,40 +65,16 @@ class Classification(ABC):
     finetunes = True
     budgets = {"default": Budget(steps=300, batch=32, length=64)}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
     @abstractmethod
     def _load(self) -> Data:
         """The splits; called once."""
 
-    @cached_property
-    def data(self) -> Data:
-        """The rows, loaded once a process."""
-        return self._load()
-
-    def prepare(self) -> None:
-        """Fetches the rows.
-
-        Raises:
-            BenchError: kind `offline` when they are nowhere to be had.
-        """
-        _ = self.data
-
-    def source(self) -> Source:
-        """Where the rows came from, with a sha256 over all of them."""
+    def _rows(self):
         data = self.data
-        rows = (
+        return (
             {"text": text, "label": label}
             for split in (data.train, data.select, data.test)
             for text, label in zip(split.texts(), split.labels, strict=True)
-        )
-        return Source(
-            repo=data.repo,
-            revision=data.revision,
-            fingerprint=provenance.rows_sha256(rows),
-            select=data.select_rule,
-            subset=data.subset,
         )
 
     def train(self, tok) -> Dataset:
@@ -125,7 +94,7 @@ class Classification(ABC):
         return list(self._batches(encoded, tok, 32))
 
     @torch.no_grad()
-    def evaluate(self, model, tok, device, split: str = "test"):
+    def evaluate(self, model, tok, device, split: str = "test", budget: Budget | None = None):
         """Scores one split; items are 1 where the prediction is right, or the predictions."""
         rows: Rows = getattr(self.data, split)
         encoded = self._encode(rows, tok)

@@ -9,16 +9,16 @@ from those before it. Perplexity falls with the length, so the record and the ta
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
-from bench import provenance, windows
-from bench.api import BenchError, Budget, Scores, Source
+from bench import windows
+from bench.api import BenchError, Budget, Scores
+from tasks.base import Base
 
 # Logits take tokens · vocabulary · 4 bytes: 400 MB for 49k words.
 EVAL_TOKENS = 2048
@@ -37,7 +37,7 @@ class Texts:
     subset: str = ""
 
 
-class Language(ABC):
+class Language(Base):
     """A task whose texts `_load` gives; everything else is common.
 
     The pretrained model is the dense one. One-shot methods start from it, training methods retrain
@@ -54,37 +54,13 @@ class Language(ABC):
     finetunes = False
     budgets = {"default": Budget(steps=200, batch=2, length=512, calib=32)}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
     @abstractmethod
     def _load(self) -> Texts:
         """The splits; called once."""
 
-    @cached_property
-    def data(self) -> Texts:
-        """The rows, loaded once a process."""
-        return self._load()
-
-    def prepare(self) -> None:
-        """Fetches the rows.
-
-        Raises:
-            BenchError: kind `offline` when they are nowhere to be had.
-        """
-        _ = self.data
-
-    def source(self) -> Source:
-        """Where the rows came from, with a sha256 over all of them."""
+    def _rows(self):
         data = self.data
-        rows = ({"text": row} for part in (data.train, data.select, data.test) for row in part)
-        return Source(
-            repo=data.repo,
-            revision=data.revision,
-            fingerprint=provenance.rows_sha256(rows),
-            select=data.select_rule,
-            subset=data.subset,
-        )
+        return ({"text": row} for part in (data.train, data.select, data.test) for row in part)
 
     def train(self, tok) -> Dataset:
         """Packed windows of `tok.model_max_length` tokens with `labels` (the ids) and `length`."""
@@ -106,7 +82,9 @@ class Language(ABC):
         return windows.batches(list(drawn))
 
     @torch.no_grad()
-    def evaluate(self, model, tok, device, split: str = "test") -> Scores:
+    def evaluate(
+        self, model, tok, device, split: str = "test", budget: Budget | None = None
+    ) -> Scores:
         """Perplexity of one split; items are the windows' mean negative log-likelihoods (nats).
 
         `bits_per_byte` takes the text's mean tokens a byte, so it compares tokenizers.

@@ -8,7 +8,8 @@ drawn from, so the two must never be mixed.
 from __future__ import annotations
 
 from bench import assets
-from tasks.classification import Classification, Data, Rows, position
+from tasks.base import position
+from tasks.classification import Classification, Data, Rows
 
 FILES = ("movieReviewSnippets_GroundTruth.txt", "amazonReviewSnippets_GroundTruth.txt")
 NEUTRAL = 0.25

@@ -7,7 +7,10 @@ import random
 from bench import seeds
 from bench.api import Budget
 from tasks.classification import Classification, Data, Rows
+from tasks.data_to_text import DataToText, Splits, group
 from tasks.language import Language, Texts
+from tasks.ngram_metrics import Cider, Nist, RougeL
+from tasks.text_metrics import Bleu, ChrF, Ter
 
 WORDS = 256
 SIGNAL = 16
@@ -82,4 +85,53 @@ class TinyWikitext(Language):
             repo="synthetic",
             revision=f"version {self.version}",
             select_rule="rows 1000 to 1200",
+        )
+
+
+def orders(n: int, seed: int) -> list[tuple[str, list[str]]]:
+    """`n` distinct inputs of 1–3 words, each with two texts that say every word in its order.
+
+    A word of w16 … w27 is said with a phrase of its own, of 3 or 4 words, in one of two ways that
+    differ in the last word.
+    """
+    draw = random.Random(seed)
+    values = range(SIGNAL, SIGNAL + 12)
+    rest = [f"w{i}" for i in range(64, WORDS)]
+    draw.shuffle(rest)
+    phrases = {v: [rest.pop() for _ in range(draw.randrange(2, 4))] for v in values}
+    endings = {v: (rest.pop(), rest.pop()) for v in values}
+    found: dict[str, list[str]] = {}
+    while len(found) < n:
+        chosen = draw.sample(values, k=draw.randrange(1, 4))
+        texts = [[w for v in chosen for w in (*phrases[v], endings[v][way])] for way in (0, 1)]
+        found[" ".join(f"w{v}" for v in chosen)] = [" ".join(text) for text in texts]
+    return list(found.items())
+
+
+class TinyNlg(DataToText):
+    """The twin of `nlg/*`: a phrase for every input word."""
+
+    budgets = {
+        "default": Budget(
+            steps=200, batch=32, length=40, calib=32, timeout_s=300, beams=2, smoothing=0.1
+        )
+    }
+
+    def metrics(self):
+        """Those that need nothing but Python."""
+        return Bleu(), Nist(), RougeL(), Cider(), Ter(), ChrF()
+
+    def _load(self) -> Splits:
+        found = orders(700, seeds.derive("tiny/nlg"))
+        items = group((input_, text) for input_, texts in found for text in texts)
+        train, select, test = (
+            items.take(range(*bounds)) for bounds in ((0, 600), (600, 640), (640, 700))
+        )
+        return Splits(
+            train=train,
+            select=select,
+            test=test,
+            repo="synthetic",
+            revision=f"version {self.version}",
+            select_rule="inputs 600 to 640",
         )

@@ -4,7 +4,8 @@ import torch
 from bench import models, registry
 from bench.api import BenchError
 from tasks import glue, tiny
-from tasks.classification import Rows, carve, position
+from tasks.base import position
+from tasks.classification import Rows, carve
 from tasks.metrics import score
 from tasks.reviews import read
 from tests import helpers

@@ -121,16 +121,23 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
         f"{cell.task} · {cell.model} · {metric} on {scores.n} items · "
         f"{budget.steps} steps of {budget.batch} × ≤ {budget.length} tokens"
     )
+    if budget.beams:
+        about += " · greedy" if budget.beams == 1 else f" · beam {budget.beams}"
     lines = [f"## {escape(about)}" if is_markdown else about]
     subsets = sorted({r.data.subset for r in records if r.data and r.data.subset})
     if subsets:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
         lines.append(f"**{escape(note)}**" if is_markdown else note)
+    lines += [escape(n) if is_markdown else n for n in sorted(_notes(records))]
     note = f"measured on {'; '.join(sorted({_hardware(r) for r in records}))}"
     if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
     lines.append(escape(note) if is_markdown else note)
     return ("\n\n" if is_markdown else "\n").join(lines)
+
+
+def _notes(records: Sequence[Record]) -> set[str]:
+    return {note for r in records if r.scores for note in r.scores.notes or ()}
 
 
 def _hardware(record: Record) -> str:
