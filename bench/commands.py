@@ -107,10 +107,11 @@ def report(options: argparse.Namespace) -> int:
 
 def tune(options: argparse.Namespace) -> int:
     """Scores on the select slice."""
-    from bench import run
+    from bench import measure, run
 
     if not options.method:
         raise BenchError("tune needs --method")
+    measure.reuse_freed_memory()
     _, _, cells = _resolve(options)
     cells = [cell for cell in cells if cell.method in options.method]
     for cell in cells:
