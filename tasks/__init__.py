@@ -1,11 +1,24 @@
 """Tasks, one file a family. The registry reads this list and imports what is asked for."""
 
+_ZERO_SHOT = (
+    "boolq",
+    "rte",
+    "hellaswag",
+    "winogrande",
+    "arc_easy",
+    "arc_challenge",
+    "openbookqa",
+    "piqa",
+    "lambada_openai",
+)
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 BUILTIN = {
     "reviews": "tasks.reviews:Reviews",
     **{f"glue/{name}": "tasks.glue:Glue" for name in _GLUE},
     "wikitext": "tasks.wikitext:Wikitext",
+    "zero-shot": "tasks.zero_shot:ZeroShot",
+    **{f"zero-shot/{name}": "tasks.zero_shot:ZeroShot" for name in _ZERO_SHOT},
     "nlg/e2e": "tasks.nlg:E2e",
     "nlg/webnlg": "tasks.nlg:Webnlg",
     "tiny/reviews": "tasks.tiny:TinyReviews",

@@ -1,0 +1,159 @@
+"""The zero-shot tasks: lm-eval's definitions on rows from a folder, and their scores."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench import assets, models, registry
+from bench.api import BenchError, Budget
+from tests.test_real import needs_hub
+
+pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
+from tasks import zero_shot_sets
+from tasks.zero_shot import definitions
+from tasks.zero_shot_sets import SETS
+
+CPU = torch.device("cpu")
+WORDS = [f"w{i}" for i in range(256)]
+
+
+def text(i, n):
+    return " ".join(WORDS[(7 * i + 13 * k * k) % 256] for k in range(n))
+
+
+def rte(i):
+    return {"sentence1": text(i, 12), "sentence2": text(i + 1, 5), "label": i % 2, "idx": i}
+
+
+def boolq(i):
+    return {"question": text(i, 5), "passage": text(i // 3, 30), "idx": i, "label": i % 2}
+
+
+def arc(i):
+    choices = [text(i + k, 1 + k) for k in range(4)]
+    return {
+        "id": f"q{i}",
+        "question": text(i, 9),
+        "choices": {"text": choices, "label": list("ABCD")},
+        "answerKey": "ABCD"[i % 4],
+    }
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A hub-shaped folder with made-up rows of three sets."""
+    from datasets import Dataset
+
+    rows = {"rte": rte, "boolq": boolq, "arc_easy": arc}
+    for name, row in rows.items():
+        found = SETS[name]
+        folder = tmp_path / "hub" / found.repo
+        (folder / found.config).mkdir(parents=True)
+        file = f"{found.config}/{found.split}-00000-of-00001.parquet"
+        Dataset.from_list([row(i) for i in range(24)]).to_parquet(folder / file)
+        files = f"data_files:\n  - split: {found.split}\n    path: {file}"
+        head = f"---\nconfigs:\n- config_name: {found.config}\n  {files}\n---\n"
+        (folder / "README.md").write_text(head)
+    monkeypatch.setenv("SPARSEBENCH_HUB", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def only(*names):
+    task = registry.task("zero-shot")
+    task.sets, task.averaged = [SETS[name] for name in names], list(names)
+    return task
+
+
+def test_scores_are_those_of_the_command_line(mirror):
+    task = only("rte", "boolq", "arc_easy")
+    loaded = models.load("tiny-llama", task, 1)
+    found = task.evaluate(loaded.model, loaded.tok, CPU, budget=Budget(1, 1, 64, items=20))
+    folder = mirror / "model"
+    loaded.model.save_pretrained(folder)
+    loaded.tok.save_pretrained(folder)
+    yamls = mirror / "yamls"
+    yamls.mkdir()
+    _, paths = definitions(task.sets, yamls)
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={folder},dtype=float32", "--batch_size", "4"]
+    command += ["--tasks", ",".join(paths), "--limit", "20", "--output_path", str(mirror / "out")]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr[-2000:]
+    (written,) = (mirror / "out").rglob("results*.json")
+    theirs = json.loads(written.read_text())["results"]
+    for name in ("rte", "boolq", "arc_easy"):
+        assert found.values[name] == theirs[name]["acc,none"]
+    assert found.values["arc_easy_norm"] == theirs["arc_easy"]["acc_norm,none"]
+    assert found.n == len(found.items) == 60
+    parts = [found.items[k : k + 20] for k in (0, 20, 40)]
+    means = [part.count("1") / 20 for part in parts]
+    assert means == [found.values[name] for name in ("rte", "boolq", "arc_easy")]
+    assert found.values["accuracy"] == pytest.approx(sum(means) / 3)
+
+
+def test_a_limit_beyond_the_set_is_refused(mirror):
+    task = registry.task("zero-shot/rte")
+    loaded = models.load("tiny-llama", task, 1)
+    with pytest.raises(BenchError, match="items=278: zero-shot/rte has at most 277 items a set"):
+        task.evaluate(loaded.model, loaded.tok, CPU, budget=Budget(1, 1, 64, items=278))
+
+
+def test_there_is_no_select_slice():
+    task = registry.task("zero-shot/rte")
+    with pytest.raises(BenchError, match="zero-shot/rte has no select slice; tune on wikitext"):
+        task.evaluate(None, None, CPU, split="select")
+
+
+def test_the_source_names_sets_and_the_text_for_calibration(mirror):
+    source = only("rte", "arc_easy").source()
+    assert source.repo == "nyu-mll/glue:rte allenai/ai2_arc:ARC-Easy"
+    assert source.revision == "mirror"
+    assert source.select.endswith("calibration/c4_sample")
+    assert source.fingerprint != only("rte").source().fingerprint
+
+
+def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "lm_eval":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(BenchError, match=r"pip install 'sparsebench\[zero-shot\]'"):
+        registry.task("zero-shot").prepare()
+
+
+def test_an_unknown_set_is_named():
+    with pytest.raises(BenchError, match="zero-shot/arc-easy.*zero-shot/arc_easy"):
+        registry.task("zero-shot/arc-easy")
+
+
+@pytest.mark.real
+@needs_hub
+@pytest.mark.parametrize("name", SETS)
+def test_the_asset_has_the_hubs_rows(name):
+    """What prompts are made of; ARC's own letters for its choices (A to D, 1 to 4) are not."""
+    from datasets import load_dataset
+
+    found = SETS[name]
+    theirs = load_dataset(str(assets.find(found.repo)), found.config, split=found.split)
+    ours = load_dataset(str(zero_shot_sets._embedded(found)), split=found.split)
+    assert len(theirs) == len(ours) == found.rows
+
+    def shown(row):
+        if name.startswith(("arc", "openbookqa")):
+            key = row["choices"]["label"].index(row["answerKey"])
+            return (row.get("question") or row["question_stem"], row["choices"]["text"], key)
+        if name == "lambada_openai":
+            return row["text"].split()
+        return {k: row[k] for k in ours.column_names}
+
+    assert all(shown(a) == shown(b) for a, b in zip(theirs, ours, strict=True))
