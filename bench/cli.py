@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "tune",
     "report": "report",
     "prune": "prune_model",
+    "pretrain": "pretrain_model",
     "speed": "speed_table",
 }
 """Command → function in `bench.commands`."""
@@ -70,6 +71,17 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--length", type=_positive, metavar="L", help="tokens a sequence (512)")
     prune.add_argument("--seed", type=int, default=1, metavar="K")
     prune.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+
+    pretrain = commands.add_parser("pretrain", help="train gpt2-mini from scratch, into the cache")
+    pretrain.add_argument(
+        "--text",
+        default="nlg/e2e",
+        metavar="SOURCE",
+        help="a task's train text, or a folder of .txt",
+    )
+    pretrain.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of the recipe"
+    )
 
     speed = commands.add_parser("speed", help="training-step time relative to dense fine-tuning")
     speed.add_argument(

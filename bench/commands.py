@@ -145,6 +145,24 @@ def prune_model(options: argparse.Namespace) -> int:
     return 0
 
 
+def pretrain_model(options: argparse.Namespace) -> int:
+    """Trains gpt2-mini from scratch."""
+    from tqdm import tqdm
+
+    from bench import measure, pretrain
+
+    measure.reuse_freed_memory()
+    try:
+        recipe = pretrain.Recipe(**plan.settings(options.set))
+    except TypeError:
+        known = ", ".join(f.name for f in dataclasses.fields(pretrain.Recipe))
+        raise BenchError(f"--set: the recipe has {known}") from None
+    with tqdm(total=recipe.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+        place = pretrain.pretrain(options.text, recipe, lambda *_: bar.update())
+    say(f"{pretrain.SLUG} is in {place}; use it as --model {pretrain.SLUG}")
+    return 0
+
+
 def speed_table(options: argparse.Namespace) -> int:
     """Prints step times relative to dense."""
     from bench import speed

@@ -47,12 +47,14 @@ class Place:
         revision: commit pinned on the hub; empty where the repository is an asset.
         gguf: name of a GGUF file that is dequantised once, into the cache.
         tiny: config of a model that is made from random numbers, for tests.
+        command: what makes it in the cache, for a model that lies nowhere else.
     """
 
     repo: str
     revision: str = ""
     gguf: str = ""
     tiny: dict[str, Any] | None = None
+    command: str = ""
 
 
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 261}
@@ -66,6 +68,7 @@ PLACES = {
     "gpt2-medium": Place(
         "openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"
     ),
+    "gpt2-mini": Place("sparsebench/gpt2-mini", command="sparsebench pretrain"),
     "tiny-bert": Place("bert", tiny={**_TINY, "intermediate_size": 128}),
     "tiny-gpt2": Place("gpt2", tiny={**_TINY, "n_positions": 128}),
     "tiny-llama": Place(
@@ -281,6 +284,8 @@ def _folder(slug: str) -> Path | None:
         return _dequantised(folder, place.gguf) if place.gguf else folder
     if found := assets.find(place.repo):
         return found
+    if place.command:
+        raise BenchError(f"{slug} has not been made on this machine yet; run: {place.command}")
     from huggingface_hub import snapshot_download
 
     assets.give_up_early()

@@ -112,6 +112,10 @@ class DataToText(Base):
         """Rows with `labels` that are −100 but for text and eos, and `length`."""
         return Dataset.from_list(self._encode(self.data.train.pairs(), tok, tok.model_max_length))
 
+    def documents(self) -> list[str]:
+        """Inputs and texts of train, one after the other as a training row has them."""
+        return [part for i, t in self.data.train.pairs() for part in (i, f" {t}")]
+
     def collator(self, tok):
         """Pads a batch on the right to its longest row."""
 

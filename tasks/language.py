@@ -62,6 +62,10 @@ class Language(Base):
         data = self.data
         return ({"text": row} for part in (data.train, data.select, data.test) for row in part)
 
+    def documents(self) -> list[str]:
+        """The train rows that are not blank, for pretraining."""
+        return [row.strip() for row in self.data.train if row.strip()]
+
     def train(self, tok) -> Dataset:
         """Packed windows of `tok.model_max_length` tokens with `labels` (the ids) and `length`."""
         rows = windows.cut(self.ids("train", tok), tok.model_max_length, self._what("train"))
