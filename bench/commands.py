@@ -158,7 +158,11 @@ def pretrain_model(options: argparse.Namespace) -> int:
         known = ", ".join(f.name for f in dataclasses.fields(pretrain.Recipe))
         raise BenchError(f"--set: the recipe has {known}") from None
     with tqdm(total=recipe.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
-        place = pretrain.pretrain(options.text, recipe, lambda *_: bar.update())
+
+        def progress(step: int, _: int) -> None:
+            bar.update(step - bar.n)
+
+        place = pretrain.pretrain(options.text, recipe, progress)
     say(f"{pretrain.SLUG} is in {place}; use it as --model {pretrain.SLUG}")
     return 0
 
