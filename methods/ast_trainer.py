@@ -52,7 +52,7 @@ class AST(Method):
             compat: `released` grows weights where the paper decays them, as the released code.
         """
 
-        lr: float = 5e-5
+        lr: float = 2e-4
         weight_decay: float = 0.1
         warmup: float = 0.05
         tail: float = 0.05
