@@ -36,7 +36,7 @@ class AST(Method):
 
     @dataclass(frozen=True)
     class Params:
-        """Defaults are the paper's for GPT-2, as fractions of its 40,000 steps; lr is ours.
+        """Defaults are the paper's for GPT-2, as fractions of its 40,000 steps.
 
         Attributes:
             kd: α, the teacher's part of the loss; 0 does without a teacher.

@@ -17,6 +17,7 @@ BUILTIN = {
     "reviews": "tasks.reviews:Reviews",
     **{f"glue/{name}": "tasks.glue:Glue" for name in _GLUE},
     "wikitext": "tasks.wikitext:Wikitext",
+    "wikitext-c4": "tasks.wikitext:WikitextC4",
     "zero-shot": "tasks.zero_shot:ZeroShot",
     **{f"zero-shot/{name}": "tasks.zero_shot:ZeroShot" for name in _ZERO_SHOT},
     "nlg/e2e": "tasks.nlg:E2e",

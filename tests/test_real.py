@@ -104,3 +104,12 @@ def test_a_few_steps_beat_the_majority(method):
     assert plan.budget_of(cell).steps == 80
     scores = run.tune_cell(cell, lambda *_: None)
     assert scores["accuracy"] > scores["majority"] + 0.1
+
+
+@needs_hub
+def test_wikitext_c4_is_scored_on_wikitext_and_sees_c4_alone():
+    own, other = registry.task("wikitext").data, registry.task("wikitext-c4").data
+    assert other.test == own.test
+    rows = set(other.train) | set(other.select)
+    assert len(other.train) + len(other.select) == 584
+    assert not rows & {row for row in (*own.train, *own.test) if row.strip()}
