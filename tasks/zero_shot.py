@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ class ZeroShot(Language):
             found = lm_eval.simple_evaluate(
                 lm, tasks=tasks, limit=limit, bootstrap_iters=0, task_manager=manager
             )
-        return self._scores(found["results"], found["samples"])
+        scores = self._scores(found["results"], found["samples"])
+        notes = (f"the first {limit} rows of each set",) if limit else ()
+        return replace(scores, notes=notes)
 
     def _scores(self, results: dict[str, Any], samples: dict[str, Any]) -> Scores:
         values: dict[str, float] = {}

@@ -123,3 +123,24 @@ def test_where_lower_is_better_scores_recovery_and_order_are_turned():
 def test_where_higher_is_better_the_best_comes_first():
     found = rows([record(0.4), record(0.6, method="magnitude"), dense(0.8)])
     assert [row[0] for row in found] == ["dense", "magnitude", "pst"]
+
+
+def scored(value, **metrics):
+    made = record(0.5, method=value)
+    return made.model_copy(update={"scores": made.scores.model_copy(update={"all": metrics})})
+
+
+def test_every_metric_has_a_column_where_there_are_several():
+    assert "every score" not in leaderboard.table([scored("pst", bleu=0.5)])
+    page = leaderboard.table([scored("pst", bleu=0.5, nist=8.25), scored("gmp", bleu=0.25)])
+    _, _, lines = page.partition("every score\n\n")
+    cells = [line.split() for line in lines.splitlines()]
+    assert cells[0] == ["method", "pattern", "bleu", "nist"]
+    assert ["pst", "unstructured", "0.5", "0.5000", "8.2500"] in cells
+    assert ["gmp", "unstructured", "0.5", "0.2500", "–"] in cells
+
+
+def test_the_arithmetic_of_scoring_is_named_where_it_is_not_float32():
+    made = record(0.5).model_copy(update={"env": {"eval_dtype": "bf16-autocast"}})
+    assert "scored in bf16-autocast" in leaderboard.table([made])
+    assert "scored in" not in leaderboard.table([record(0.5)])

@@ -91,6 +91,7 @@ def test_scores_are_those_of_the_command_line(mirror):
         assert found.values[name] == theirs[name]["acc,none"]
     assert found.values["arc_easy_norm"] == theirs["arc_easy"]["acc_norm,none"]
     assert found.n == len(found.items) == 60
+    assert found.notes == ("the first 20 rows of each set",)
     parts = [found.items[k : k + 20] for k in (0, 20, 40)]
     means = [part.count("1") / 20 for part in parts]
     assert means == [found.values[name] for name in ("rte", "boolq", "arc_easy")]

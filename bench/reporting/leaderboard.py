@@ -44,7 +44,8 @@ reloaded model. **trainable**: elements of the tensors that the optimizer held, 
 head apart; **% of model**: trainable without the head / all parameters. **stored**: non-zero target
 weights + everything else. **MACs**: multiply-adds of one sequence; *effective* leaves out products
 with zero weights and is no speed-up by itself. **train s**: seconds to get there, for one-shot
-methods with the dense training that they start from. **peak memory**: of the cell's process.
+methods with the dense training that they start from. **peak memory**: of the cell's process. **every score**: means of all the task's metrics, as the
+task returns them.
 """
 
 Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
@@ -59,9 +60,13 @@ def table(records: Iterable[Record], render: Callable[..., str] = plain) -> str:
         groups[_group(record)].append(record)
     parts = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
-        rows = _rows(groups[group], dense, escape if render is markdown else str)
+        clean = escape if render is markdown else str
+        rows = _ordered(groups[group])
         title = _title(groups[group], render is markdown)
-        parts.append(f"{title}\n\n{render(HEADER, rows)}")
+        parts.append(f"{title}\n\n{render(HEADER, [_row(*row, dense, clean) for row in rows])}")
+        header, scores = _every_score(rows, clean)
+        if len(header) > 3:
+            parts.append(f"every score\n\n{render(header, scores)}")
     return "\n\n".join(parts)
 
 
@@ -132,6 +137,8 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
     note = f"measured on {'; '.join(sorted({_hardware(r) for r in records}))}"
     if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
+    if (scored := {str(r.env.get("eval_dtype", "float32")) for r in records}) != {"float32"}:
+        note += f", scored in {' and '.join(sorted(scored))}"
     lines.append(escape(note) if is_markdown else note)
     return ("\n\n" if is_markdown else "\n").join(lines)
 
@@ -149,9 +156,8 @@ def _trained(record: Record) -> bool:
     return record.cost is not None and record.cost.train_s > 0
 
 
-def _rows(
-    records: Sequence[Record], dense: dict[Any, Record], clean: Callable[[str], str]
-) -> list[list[str]]:
+def _ordered(records: Sequence[Record]) -> list[tuple[tuple[Any, ...], list[Record]]]:
+    """The records of each row of the table, by sparsity and then score."""
     by_row: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
@@ -162,7 +168,32 @@ def _rows(
         best_first = -1 if _higher(by_row[key]) else 1
         return sparsity, pattern, best_first * _mean(by_row[key]), method
 
-    return [_row(key, by_row[key], dense, clean) for key in sorted(by_row, key=order)]
+    return [(key, by_row[key]) for key in sorted(by_row, key=order)]
+
+
+def _every_score(
+    rows: Sequence[tuple[tuple[Any, ...], list[Record]]], clean: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the means of all metrics, as the task returned them."""
+    found = {name for _, records in rows for r in records if r.scores for name in r.scores.all}
+    names = sorted(found)
+    table = []
+    for key, records in rows:
+        cells = _name(key, clean)
+        for name in names:
+            values = [r.scores.all.get(name) for r in records if r.scores]
+            known = [v for v in values if v is not None]
+            cells.append(f"{statistics.fmean(known):.4f}" if len(known) == len(records) else "–")
+        table.append(cells)
+    return ["method", "pattern", *(clean(name) for name in names)], table
+
+
+def _name(key: tuple[Any, ...], clean: Callable[[str], str]) -> list[str]:
+    """What a row is called: method with its parameters, pattern with its level."""
+    method, pattern, sparsity, overrides = key
+    own = [f"{k}={v}" for k, v in overrides if not k.startswith("budget.")]
+    level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
+    return [clean(" ".join([method, *own])), clean(pattern + level)]
 
 
 def _higher(records: Sequence[Record]) -> bool:
@@ -180,18 +211,14 @@ def _row(
     dense: dict[Any, Record],
     clean: Callable[[str], str],
 ) -> list[str]:
-    method, pattern, sparsity, overrides = key
-    own = [f"{k}={v}" for k, v in overrides if not k.startswith("budget.")]
     values = [r.scores.unit * r.scores.value for r in records if r.scores]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
     assert first.params and first.macs and first.cost and first.sparsity  # noqa: PT018
     trainable, total = first.params.trainable, first.params.total
     seconds = [r.cost.train_s + r.cost.prune_s + r.cost.dense_s for r in records if r.cost]
-    level = "" if pattern in ("dense",) or ":" in pattern else f" {sparsity:g}"
     return [
-        clean(" ".join([method, *own])),
-        clean(pattern + level),
+        *_name(key, clean),
         str(len(records)),
         f"{statistics.fmean(values):.2f}{spread}",
         percent(_recovery(records, dense), 1),
