@@ -99,8 +99,7 @@ class LoSparse(PLATON):
         wanted = math.ceil(ramp * self.surplus)
         gone = order[: int(torch.searchsorted(self.widths[order].cumsum(0), wanted)) + 1]
         keep = scores[0].new_ones(len(order))
-        if wanted:
-            keep[gone] = 0.0
+        keep[gone] = 0.0
         parts = keep.split([score.numel() for score in scores])
         return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
 

@@ -80,7 +80,7 @@ class PLATON(Method):
         return optimizer
 
     def step(self, model, progress: float) -> None:
-        """Keeps count of the updates; all else hangs on the optimizer's own step."""
+        """Tells where in the schedule we are; all else hangs on the optimizer's own step."""
         self.done = round(progress * self.steps)
 
     @torch.no_grad()

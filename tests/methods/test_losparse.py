@@ -79,7 +79,7 @@ def test_l_and_r_are_the_best_approximation_of_their_rank(model):
 @pytest.mark.parametrize(
     ("shape", "kappa", "expected"),
     [((768, 768), 0.05, 20), ((3072, 768), 0.05, 31), ((768, 3072), 0.05, 31),
-     ((64, 64), 0.05, 2), ((100, 100), 0.2, 10), ((10, 10), 0.58, 3)],
+     ((64, 64), 0.05, 2), ((100, 100), 0.2, 10), ((10, 10), 0.58, 3), ((90, 20), 0.55, 9)],
 )  # fmt: skip
 def test_ranks_are_the_papers(shape, kappa, expected):
     assert rank(shape, kappa) == expected

@@ -167,6 +167,17 @@ def test_a_run_shorter_than_a_window_prunes_by_what_it_has_seen():
     assert (keep == watch.zeros(6)).sum() <= 1e-4 * len(pool)
 
 
+def test_an_update_after_the_last_belongs_to_the_hold():
+    # As training steps are timed: at the final sparsity from the first one on.
+    model, method = attached(sparsity=0.6)
+    optimizer = method.optimizer(method.param_groups(model))
+    method.step(model, 1.0)
+    model(**helpers.batch(0)).loss.backward()
+    optimizer.step()
+    total = sum(t.weight.numel() for t in targets.prunable(model))
+    assert sum(helpers.zeros(model).values()) == pruned_count(total, 0.6)
+
+
 def test_finish_leaves_plain_zeros():
     model, method = attached(sparsity=0.9)
     helpers.learn(model, method, STEPS)
