@@ -44,8 +44,8 @@ reloaded model. **trainable**: elements of the tensors that the optimizer held, 
 head apart; **% of model**: trainable without the head / all parameters. **stored**: non-zero target
 weights + everything else. **MACs**: multiply-adds of one sequence; *effective* leaves out products
 with zero weights and is no speed-up by itself. **train s**: seconds to get there, for one-shot
-methods with the dense training that they start from. **peak memory**: of the cell's process. **every score**: means of all the task's metrics, as the
-task returns them.
+methods with the dense training that they start from. **peak memory**: of the cell's process.
+**every score**: means of all the task's metrics, as the task returns them.
 """
 
 Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
