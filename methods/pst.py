@@ -25,6 +25,7 @@ class PST(Method):
     """Low-rank weights and low-rank plus structured importance, sparsity on a cubic ramp."""
 
     name: ClassVar[str] = "pst"
+    version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
 
@@ -119,16 +120,25 @@ class LowRankImportance(nn.Module):
         self.sparsity = 0.0
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight → its masked, updated value in the same layout."""
+        """The stored weight → its masked, updated value in the same layout.
+
+        Under autocast it is in autocast's type, which the product would cast it to anyway.
+        """
+        device = stored.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Scores decide who survives: float32 whatever autocast says.
-        with torch.autocast(stored.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             weight = normal_form(stored, self.transposed).view(self.view)
             factors = (self.U, self.V, self.A, self.B, self.R, self.C)
             masked = _MaskedUpdate.apply(
-                weight.float(), *factors, self.scales, self.sparsity, self.detach
+                weight.float(),
+                *factors,
+                self.scales,
+                self.sparsity,
+                self.detach,
+                dtype or stored.dtype,
             )
             masked = masked.view(-1, self.view[2])
-        masked = masked.to(stored.dtype)
         return masked.t() if self.transposed else masked
 
 
@@ -143,38 +153,42 @@ class _MaskedUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, U, V, A, B, R, C, scales, sparsity, detach):
+    def forward(ctx, weight, U, V, A, B, R, C, scales, sparsity, detach, dtype):
         beta, alpha1, alpha2 = scales
         left = torch.cat([alpha1 * A, alpha2 * R, torch.ones_like(R)], dim=2)
         right = torch.cat([B, torch.ones_like(C), alpha2 * C], dim=1)
         updated = torch.baddbmm(weight, U, V, alpha=beta)
-        size = updated.abs()
+        low = updated.to(dtype)
         k = pruned_count(updated[0].numel(), sparsity)
         if k == 0:
-            keep, masked = None, updated.clone()
+            keep, masked = None, low.clone()
         else:
-            scores = torch.baddbmm(size, left, right)
-            keep = torch.stack([keep_largest(part, k, scores.dtype) for part in scores])
-            masked = updated * keep
+            scores = torch.baddbmm(updated.abs(), left, right)
+            keeps = [keep_largest(part, k, scores.dtype) for part in scores]
+            keep = (keeps[0][None] if len(keeps) == 1 else torch.stack(keeps)).to(dtype)
+            masked = low * keep
         # What G is multiplied by in ∂Ŵ; None stands for all ones.
-        through = keep if detach else size.add_(1.0 if keep is None else keep)
-        ctx.save_for_backward(updated, through, U, V, left, right)
+        through = keep if detach else low.abs().add_(1.0 if keep is None else keep)
+        ctx.save_for_backward(low, through, U, V, left, right)
         ctx.scales = scales
         return masked
 
     @staticmethod
     def backward(ctx, grad):
-        updated, through, U, V, left, right = ctx.saved_tensors
+        low, through, *factors = ctx.saved_tensors
+        # In the type of the forward product: what autocast does to any weight's gradient.
+        U, V, left, right = (factor.to(low.dtype) for factor in factors)
+        wide = factors[0].dtype
         beta, alpha1, alpha2 = ctx.scales
-        D = grad * updated
+        D = grad * low
         d_updated = grad if through is None else grad * through
         # (V·Gᵀ)ᵀ, not G·Vᵀ: a few rows times a wide matrix is what BLAS does well.
-        dU = torch.bmm(V, d_updated.mT).mT * beta
-        dV = torch.bmm(U.mT, d_updated) * beta
-        d_left = torch.bmm(right, D.mT).mT
-        d_right = torch.bmm(left.mT, D)
+        dU = torch.bmm(V, d_updated.mT).mT.to(wide) * beta
+        dV = torch.bmm(U.mT, d_updated).to(wide) * beta
+        d_left = torch.bmm(right, D.mT).mT.to(wide)
+        d_right = torch.bmm(left.mT, D).to(wide)
         r = U.shape[2]
         dA, dR = alpha1 * d_left[:, :, :r], alpha2 * d_left[:, :, r : r + 1]
         # left already holds α₁A; its last column is the ones that sum D's columns.
         dB, dC = d_right[:, :r], alpha2 * d_right[:, r + 1 :]
-        return None, dU, dV, dA, dB, dR, dC, None, None, None
+        return None, dU, dV, dA, dB, dR, dC, None, None, None, None

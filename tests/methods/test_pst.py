@@ -33,7 +33,7 @@ def test_gradients_equal_autograd_through_the_equations(detach, sparsity):
     k = pruned_count(o * i, sparsity)
 
     ours = {n: t[None].clone().requires_grad_(n != "W") for n, t in parts.items()}
-    out = _MaskedUpdate.apply(*ours.values(), scales, sparsity, detach)
+    out = _MaskedUpdate.apply(*ours.values(), scales, sparsity, detach, torch.float64)
     out.backward(G[None])
 
     torch.set_default_dtype(torch.float64)
@@ -49,6 +49,24 @@ def test_gradients_equal_autograd_through_the_equations(detach, sparsity):
         assert torch.allclose(ours[name].grad[0], theirs[name].grad, atol=1e-10), name
 
 
+def test_autocast_moves_no_mask_and_rounds_the_rest():
+    o, i = 96, 64
+    parts = {n: t.float() for n, t in factors(o, i, 8).items()}
+    G = torch.randn(o, i, generator=torch.Generator().manual_seed(2)).bfloat16()
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = {n: t[None].clone().requires_grad_(n != "W") for n, t in parts.items()}
+        out = _MaskedUpdate.apply(*leaves.values(), (1.0, 1.0, 1.0), 0.7, False, dtype)
+        assert out.dtype == dtype
+        out.backward(G[None].to(dtype))
+        found[dtype] = (out, [leaves[n].grad for n in "UVABRC"])
+    (wide, full), (narrow, half) = found.values()
+    assert torch.equal(narrow, wide.bfloat16())
+    for a, b in zip(full, half, strict=True):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() <= 1e-2 * a.norm()
+
+
 def test_weight_gradient_is_g_times_mask_plus_magnitude():
     # ∂L/∂Ŵ = G⊙(M + |Ŵ|), read off V's gradient with U = I.
     parts = factors(6, 8, 6)
@@ -58,7 +76,7 @@ def test_weight_gradient_is_g_times_mask_plus_magnitude():
     V = parts["V"][None].clone().requires_grad_()
     rest = [parts[n][None] for n in "ABRC"]
     out = _MaskedUpdate.apply(
-        parts["W"][None], parts["U"][None], V, *rest, (1.0, 0.0, 0.0), 0.5, False
+        parts["W"][None], parts["U"][None], V, *rest, (1.0, 0.0, 0.0), 0.5, False, torch.float64
     )
     out.backward(G[None])
     mask = keep_by_sort(parts["W"].abs(), 24).double()
@@ -67,16 +85,16 @@ def test_weight_gradient_is_g_times_mask_plus_magnitude():
 
 def test_without_importance_the_mask_is_magnitude_of_the_updated_weight():
     parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
-    out = _MaskedUpdate.apply(*parts.values(), (1.0, 0.0, 0.0), 0.6, False)
+    out = _MaskedUpdate.apply(*parts.values(), (1.0, 0.0, 0.0), 0.6, False, torch.float64)
     updated = (parts["W"] + parts["U"] @ parts["V"])[0]
     assert torch.equal(out[0] != 0, keep_by_sort(updated.abs(), 360))
 
 
 def test_a_constant_added_to_all_rows_changes_no_mask():
     parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
-    before = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False) != 0
+    before = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
     parts["R"] = parts["R"] + 4.0  # a power of two: no rounding moves a tie
-    after = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False) != 0
+    after = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
     assert torch.equal(before, after)
 
 
