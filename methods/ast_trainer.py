@@ -30,6 +30,7 @@ class AST(Method):
     """N:M training with an adapting magnitude mask, annealed decay and a dense teacher."""
 
     name: ClassVar[str] = "ast"
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[Pattern, ...]] = ("N:M",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
