@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import models, plan, run, targets, train
+from bench import models, plan, registry, run, targets, train
 from bench.api import BenchError, Budget, Context
 from methods.ast_optimizer import AnnealedAdamW
 from methods.ast_trainer import AST, annealed, slorb
@@ -533,3 +533,13 @@ def test_exported_zeros_are_plus_zero():
     method.finish(model)
     for target in ctx.targets:
         assert not bool((target.stored.signbit() & (target.stored == 0)).any())
+
+
+@pytest.mark.parametrize(("task", "lr"), [("tiny/reviews", 5e-5), ("tiny/wikitext", 2e-4)])
+def test_language_models_learn_faster_than_new_heads(task, lr):
+    loaded = models.load("tiny-gpt2", registry.task(task), 1)
+    for params, expected in ((AST.Params(), lr), (AST.Params(lr=1e-3), 1e-3)):
+        method = AST(params)
+        groups = method.param_groups(loaded.model)
+        assert {group["lr"] for group in groups} == {expected * 768 / 64}
+        assert method.params.lr == expected
