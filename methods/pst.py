@@ -163,7 +163,7 @@ class _MaskedUpdate(torch.autograd.Function):
         if k == 0:
             keep, masked = None, low.clone()
         else:
-            scores = torch.baddbmm(updated.abs(), left, right)
+            scores = updated.abs().baddbmm_(left, right)
             keeps = [keep_largest(part, k, scores.dtype) for part in scores]
             keep = (keeps[0][None] if len(keeps) == 1 else torch.stack(keeps)).to(dtype)
             masked = low * keep
