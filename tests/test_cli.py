@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench import cli
+from bench import cli, plan
 from bench.record import Versions
 from bench.store import Store
 from tests.samples import record
@@ -74,7 +74,8 @@ def test_plan_takes_the_baselines_along(capsys, tmp_path):
 
 def test_plan_reuses_records_and_sees_stale_failed_and_corrupt_ones(capsys, tmp_path):
     store = Store(tmp_path)
-    store.put(record(method="pst", sparsity=0.5))
+    made = record(method="pst", sparsity=0.5)
+    store.put(made.model_copy(update={"versions": plan.versions_of(made.cell)}))
     store.put(
         record(method="pst", sparsity=0.6).model_copy(
             update={"versions": Versions(method=99, task=1)}
