@@ -41,7 +41,7 @@ class AST(Method):
 
         Attributes:
             lr: None is the paper's 2e-4 where a language model is retrained as it is, and the dense
-                cell's 5e-5 where a new head is fine-tuned: there four times as much diverges.
+                cell's 5e-5 where a new head is fine-tuned: four times as much collapses.
             kd: α, the teacher's part of the loss; 0 does without a teacher.
             temperature: of the distillation.
             every: Δ, updates between two choices of the mask; 0 keeps the first.

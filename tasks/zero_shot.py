@@ -32,6 +32,7 @@ MEAN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", 
 class ZeroShot(Language):
     """Accuracy on sets of lm-eval; a name after the slash chooses one."""
 
+    version = 1
     metric = "accuracy"
     higher_is_better = True
     budgets = {
