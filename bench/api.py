@@ -320,6 +320,7 @@ class Task(Protocol):
         trains: whether it comes with training data; without, models are scored as they are.
         finetunes: whether dense means fine-tuned on that data. Otherwise the pretrained model is
             dense as it is, one-shot methods start from it, and training methods retrain it.
+        limit: items that `budget.items` may ask for at most; 0 for a task that scores all always.
         metric: name of the primary metric in `Scores.values`.
     """
 
@@ -331,6 +332,7 @@ class Task(Protocol):
     labels: int
     trains: bool
     finetunes: bool
+    limit: int
     budgets: Mapping[str, Budget]
 
     def prepare(self) -> None:

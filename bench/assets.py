@@ -275,7 +275,8 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
         revision: commit pinned on the hub; a folder of the search path goes before it.
 
     Raises:
-        BenchError: `offline` with the repository id when it is nowhere to be had.
+        BenchError: `offline` with the repository id when it is nowhere to be had, with the folder
+            when it is in one that lacks this split.
     """
     import datasets
 
@@ -290,7 +291,8 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
     except (OSError, RuntimeError, ValueError) as error:
         # datasets and huggingface_hub signal a missing network with several unrelated classes.
         if folder is not None:
-            raise BenchError(f"{folder}: cannot load {config}/{split}: {one_line(error)}") from None
+            line = f"{folder}: cannot load {config}/{split}: {one_line(error)}"
+            raise BenchError(line, "offline") from None
         raise offline(repo) from None
 
 

@@ -62,7 +62,7 @@ def fetch(options: argparse.Namespace) -> int:
 
 def run_cells(options: argparse.Namespace) -> int:
     """Runs what is not done, prints the table and writes the pages."""
-    _, store, cells = _resolve(options)
+    suite, store, cells = _resolve(options)
     planned = _planned(options, store, cells)
     if options.dry_run:
         _show_plan(planned)
@@ -89,7 +89,7 @@ def run_cells(options: argparse.Namespace) -> int:
     versions = plan.versions_of
     done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
     if found := [record for record in done if record is not None]:
-        say(leaderboard.table(found))
+        say(leaderboard.table(found, average=suite.average))
     pages = _write_pages(store, options.reports)
     say(
         f"\n{len(done)} of {len(cells)} cells done; "
@@ -199,10 +199,10 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
         changes["models"] = tuple(adopt(name) for name in options.model)
     if options.budget:
         changes["budget"] = options.budget
-    if options.set:
-        changes["overrides"] = tuple(
-            sorted({**dict(suite.overrides), **plan.settings(options.set)}.items())
-        )
+    overrides = dict(suite.overrides) | plan.settings(options.set or ())
+    if options.limit:
+        overrides["budget.items"] = options.limit
+    changes["overrides"] = tuple(sorted(overrides.items()))
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))
     return suite, Store(options.results), cells

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -129,6 +130,9 @@ def child_main() -> int:
     os.dup2(2, 1)  # whatever prints, prints to the log
     cell = Cell.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_die_with_driver, daemon=True).start()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for package in ("bench", "methods", "tasks"):
+        logging.getLogger(package).setLevel(logging.INFO)
     record = _guarded(cell, lambda phase, done, all_: _send(events, phase, done, all_))
     events.write(json.dumps({"record": record.to_json()}) + "\n")
     events.flush()

@@ -125,17 +125,22 @@ def budget_of(cell: Cell) -> Budget:
     """The cell's budget in numbers.
 
     Raises:
-        BenchError: no such budget or no such field.
+        BenchError: no such budget, no such field, or more items than the task has.
     """
-    budgets = registry.task(cell.task).budgets
+    task = registry.task(cell.task)
+    budgets = task.budgets
     if cell.budget not in budgets:
         raise registry.unknown("budget", cell.budget, budgets)
     changes = {k.removeprefix("budget."): v for k, v in cell.overrides if k.startswith("budget.")}
     try:
-        return dataclasses.replace(budgets[cell.budget], **changes)  # type: ignore[arg-type]
+        budget = dataclasses.replace(budgets[cell.budget], **changes)  # type: ignore[arg-type]
     except TypeError:
         known = [f"budget.{f.name}" for f in dataclasses.fields(Budget)]
         raise BenchError(f"overrides {sorted(changes)}: a budget has {', '.join(known)}") from None
+    if budget.items and budget.items > task.limit:
+        most = f"has {task.limit} items" if task.limit else "is always scored on all its items"
+        raise BenchError(f"budget.items={budget.items}: {cell.task} {most}")
+    return budget
 
 
 def hyper_of(cell: Cell) -> dict[str, Scalar]:

@@ -32,6 +32,7 @@ class Suite:
         baselines: methods that are always run along, whatever `--method` says.
         methods: what is run without `--method`; empty means every registered method.
         patterns: a method takes those it can make, else its own first one.
+        average: tasks whose mean score the tables state, as a paper's average does.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Suite:
     patterns: tuple[Pattern, ...] = ("unstructured",)
     sparsities: tuple[float, ...] = (0.5,)
     seeds: tuple[int, ...] = (1,)
+    average: tuple[str, ...] = ()
     budget: str = "default"
     overrides: tuple[tuple[str, Scalar], ...] = ()
 

@@ -22,7 +22,9 @@ BUILTIN = {
     **{f"zero-shot/{name}": "tasks.zero_shot:ZeroShot" for name in _ZERO_SHOT},
     "nlg/e2e": "tasks.nlg:E2e",
     "nlg/webnlg": "tasks.nlg:Webnlg",
+    "nlg/dart": "tasks.nlg:Dart",
     "tiny/reviews": "tasks.tiny:TinyReviews",
     "tiny/wikitext": "tasks.tiny:TinyWikitext",
     "tiny/nlg": "tasks.tiny:TinyNlg",
+    "tiny/zero-shot": "tasks.tiny_zero_shot:TinyZeroShot",
 }

@@ -17,6 +17,8 @@ class Base(ABC):
     `select_rule` and `subset` beside them.
     """
 
+    limit = 0
+
     def __init__(self, name: str) -> None:
         self.name = name
 

@@ -12,9 +12,11 @@ beam search (`budget.beams`), which is scored against all the input's references
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from datasets import Dataset
@@ -29,6 +31,10 @@ from tasks.text_metrics import Bleu, TextMetric
 # The scripts' `--eval_len`: tokens a text may have.
 NEW_TOKENS = 64
 IGNORED = -100
+# Texts that the cell's log shows beside a reference.
+SHOWN = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,9 @@ class DataToText(Base):
         if len(items) < len(every):
             notes.append(f"scored on {len(items)} of {len(every)} inputs")
         values = self._measured(outputs, items, notes)
+        shown = zip(items.inputs, outputs, items.texts, strict=True)
+        for input_, output, texts in islice(shown, SHOWN):
+            logger.info("input:     %s\nwritten:   %s\nreference: %s\n", input_, output, texts[0])
         return Scores(
             values=values,
             n=len(items),

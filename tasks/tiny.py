@@ -111,6 +111,8 @@ def orders(n: int, seed: int) -> list[tuple[str, list[str]]]:
 class TinyNlg(DataToText):
     """The twin of `nlg/*`: a phrase for every input word."""
 
+    limit = 60
+
     budgets = {
         "default": Budget(
             steps=200, batch=32, length=40, calib=32, timeout_s=300, beams=2, smoothing=0.1

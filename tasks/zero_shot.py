@@ -45,10 +45,11 @@ class ZeroShot(Language):
         _, _, one = name.partition("/")
         self.sets: list[Set] = [SETS[one]] if one else list(SETS.values())
         self.averaged = [one] if one else list(MEAN)
+        self.limit = max(s.rows for s in self.sets)
 
     def prepare(self) -> None:
         """Fetches the rows, and lm-eval's absence is said before anything runs."""
-        _lm_eval()
+        lm_eval()
         for wanted in self.sets:
             find(wanted)
 
@@ -76,15 +77,12 @@ class ZeroShot(Language):
         `budget.items` limits each set to its first rows.
 
         Raises:
-            BenchError: another split than `test`, a limit beyond every set, a model without logits
-                to read.
+            BenchError: another split than `test`.
         """
         if split != "test":
             raise BenchError(f"{self.name} has no {split} slice; tune on wikitext")
         limit = (budget or self.budgets["default"]).items
-        if limit and limit > (most := max(s.rows for s in self.sets)):
-            raise BenchError(f"budget.items={limit}: {self.name} has at most {most} items a set")
-        lm_eval = _lm_eval()
+        harness = lm_eval()
         from tasks.likelihood import SharedPrefixLM
 
         dtype = torch.get_autocast_dtype(device.type)
@@ -94,13 +92,38 @@ class ZeroShot(Language):
             mixed_precision_dtype=dtype if torch.is_autocast_enabled(device.type) else None,
         )
         with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
-            manager, tasks = definitions(self.sets, Path(folder))
-            found = lm_eval.simple_evaluate(
+            manager, tasks = self.definitions(Path(folder))
+            found = harness.simple_evaluate(
                 lm, tasks=tasks, limit=limit, bootstrap_iters=0, task_manager=manager
             )
         scores = self._scores(found["results"], found["samples"])
         notes = (f"the first {limit} rows of each set",) if limit else ()
         return replace(scores, notes=notes)
+
+    def definitions(self, folder: Path) -> tuple[Any, list[str]]:
+        """lm-eval's task manager, and its own definitions pointed at the rows that were found.
+
+        Each is a YAML file that includes lm-eval's and names the folder; splits that zero-shot
+        scoring does not read are taken out, because a folder need not have them.
+        """
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager()
+        paths = []
+        for wanted in self.sets:
+            at = find(wanted)
+            lines = {
+                "include": manager.task_index[wanted.task].yaml_path,
+                "dataset_path": at.path,
+                "dataset_name": at.config or "null",
+                "training_split": "null",
+                "validation_split": wanted.split if wanted.split == "validation" else "null",
+                "test_split": wanted.split if wanted.split == "test" else "null",
+            }
+            path = folder / f"{wanted.task}.yaml"
+            path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+            paths.append(str(path))
+        return manager, paths
 
     def _scores(self, results: dict[str, Any], samples: dict[str, Any]) -> Scores:
         values: dict[str, float] = {}
@@ -116,32 +139,6 @@ class ZeroShot(Language):
         return Scores(values={"accuracy": mean, **values}, n=len(items), items=items)
 
 
-def definitions(sets: list[Set], folder: Path) -> tuple[Any, list[str]]:
-    """lm-eval's task manager, and its own definitions pointed at the rows that were found.
-
-    Each is a YAML file that includes lm-eval's and names the folder; splits that zero-shot scoring
-    does not read are taken out, because a folder need not have them.
-    """
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    paths = []
-    for wanted in sets:
-        at = find(wanted)
-        lines = {
-            "include": manager.task_index[wanted.task].yaml_path,
-            "dataset_path": at.path,
-            "dataset_name": at.config or "null",
-            "training_split": "null",
-            "validation_split": wanted.split if wanted.split == "validation" else "null",
-            "test_split": wanted.split if wanted.split == "test" else "null",
-        }
-        path = folder / f"{wanted.task}.yaml"
-        path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
-        paths.append(str(path))
-    return manager, paths
-
-
 def _rows(wanted: Set, at: Found) -> Any:
     import datasets
 
@@ -149,12 +146,13 @@ def _rows(wanted: Set, at: Found) -> Any:
     return datasets.load_dataset(at.path, at.config, split=wanted.split)
 
 
-def _lm_eval() -> Any:
+def lm_eval() -> Any:
+    """The module, or one line that says how to install it."""
     try:
-        import lm_eval
+        import lm_eval as harness
     except ImportError:
         raise BenchError(
             "zero-shot tasks need lm-eval: pip install 'sparsebench[zero-shot]'"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return lm_eval
+    return harness

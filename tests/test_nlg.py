@@ -124,7 +124,19 @@ def test_webnlg_takes_good_texts_and_names_its_parts(monkeypatch):
     assert {text for _, text in data.train.pairs()} == {"x good"}
 
 
-@pytest.mark.parametrize("name", ["nlg/e2e", "nlg/webnlg"])
+def test_dart_lower_cases_relations_and_joins_the_annotations_of_equal_triples(monkeypatch):
+    def row(name, *texts):
+        triples = [[f"{name} FC", "HOME_TOWN", "Rome, Italy"], ["Rome, Italy", "Is", "old"]]
+        return {"tripleset": triples, "annotations": {"text": list(texts), "source": []}}
+
+    train = [row(f"T{i}", "x.") for i in range(50)]
+    fake(monkeypatch, {"train": train, "test": [row("A", "one.", " two. "), row("A", "three.")]})
+    data = nlg.Dart("nlg/dart").data
+    assert data.test.inputs == ["A FC : home_town : Rome, Italy | Rome, Italy : is : old"]
+    assert data.test.texts == [["one.", "two.", "three."]]
+
+
+@pytest.mark.parametrize("name", ["nlg/e2e", "nlg/webnlg", "nlg/dart"])
 def test_without_a_source_the_repository_is_named(name, monkeypatch):
     monkeypatch.delenv("SPARSEBENCH_HUB", raising=False)
     task = type(registry.task(name))(name)

@@ -144,3 +144,20 @@ def test_the_arithmetic_of_scoring_is_named_where_it_is_not_float32():
     made = record(0.5).model_copy(update={"env": {"eval_dtype": "bf16-autocast"}})
     assert "scored in bf16-autocast" in leaderboard.table([made])
     assert "scored in" not in leaderboard.table([record(0.5)])
+
+
+def test_the_mean_over_tasks_is_stated_where_it_is_complete():
+    tasks = ("glue/a", "glue/b")
+    both = [record(0.5, task="glue/a"), record(0.25, task="glue/b")]
+    only = [record(0.5, task="glue/a", sparsity=0.9)]
+    text = leaderboard.table([*both, *only], average=tasks)
+    table = text[text.index("mean of 2 tasks · minilm-l6 · budget default") :].splitlines()
+    assert table[4].split() == ["pst", "unstructured", "0.5", "50.00", "25.00", "37.50"]
+    assert table[5].split() == ["pst", "unstructured", "0.9", "50.00", "–", "–"]
+
+
+def test_the_mean_over_tasks_needs_equal_seeds():
+    tasks = ("glue/a", "glue/b")
+    found = [record(0.5, task="glue/a"), record(0.25, task="glue/b", seed=2)]
+    assert leaderboard.table(found, average=tasks).splitlines()[-1].endswith("–")
+    assert "mean of" not in leaderboard.table(found)

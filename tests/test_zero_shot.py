@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
-from bench import assets, models, registry
+from bench import assets, commands, models, plan, registry, run
 from bench.api import BenchError, Budget
+from bench.cli import main, parser
 from tests.test_real import needs_hub
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 from tasks import zero_shot_sets
-from tasks.zero_shot import definitions
 from tasks.zero_shot_sets import SETS
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_command_line(mirror):
     loaded.tok.save_pretrained(folder)
     yamls = mirror / "yamls"
     yamls.mkdir()
-    _, paths = definitions(task.sets, yamls)
+    _, paths = task.definitions(yamls)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={folder},dtype=float32", "--batch_size", "4"]
     command += ["--tasks", ",".join(paths), "--limit", "20", "--output_path", str(mirror / "out")]
@@ -98,11 +98,51 @@ def test_scores_are_those_of_the_command_line(mirror):
     assert found.values["accuracy"] == pytest.approx(sum(means) / 3)
 
 
-def test_a_limit_beyond_the_set_is_refused(mirror):
-    task = registry.task("zero-shot/rte")
-    loaded = models.load("tiny-llama", task, 1)
-    with pytest.raises(BenchError, match="items=278: zero-shot/rte has at most 277 items a set"):
-        task.evaluate(loaded.model, loaded.tok, CPU, budget=Budget(1, 1, 64, items=278))
+@pytest.mark.parametrize(
+    ("task", "limit", "line"),
+    [
+        ("zero-shot/rte", 278, "budget.items=278: zero-shot/rte has 277 items"),
+        ("zero-shot", 10043, "budget.items=10043: zero-shot has 10042 items"),
+        ("nlg/e2e", 631, "budget.items=631: nlg/e2e has 630 items"),
+        ("wikitext", 5, "budget.items=5: wikitext is always scored on all its items"),
+    ],
+)
+def test_a_limit_beyond_the_set_is_refused_before_anything_runs(task, limit, line, capsys):
+    command = ["plan", "--suite", "zero-shot", "--task", task, "--limit", str(limit)]
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"sparsebench: {line}\n"
+
+
+def test_a_limit_is_an_override_of_the_budget():
+    (cell,) = cells("--task", "zero-shot/rte", "--limit", "20", "--method", "dense")
+    assert cell.overrides == (("budget.items", 20),)
+    assert plan.budget_of(cell).items == 20
+
+
+def cells(*arguments):
+    options = parser().parse_args(["plan", "--suite", "zero-shot", *arguments])
+    return commands._resolve(options)[2]
+
+
+def test_the_tiny_twin_is_learnt_from_its_text():
+    """A quarter by chance; the chain that makes the right ending is in the training text."""
+    chance, learnt = (
+        run.run_cell(
+            plan.make_cell(
+                task="tiny/zero-shot",
+                model="tiny-llama",
+                method=method,
+                pattern="unstructured" if method == "gmp" else "dense",
+                sparsity=0.5 if method == "gmp" else 0.0,
+            ),
+            lambda *_: None,
+        ).scores
+        for method in ("dense", "gmp")
+    )
+    assert chance.value == pytest.approx(0.25, abs=0.08)
+    assert learnt.value > 0.33
+    assert chance.n == learnt.n == len(learnt.items) == 300
+    assert learnt.items.count("1") == round(300 * learnt.value)
 
 
 def test_there_is_no_select_slice():
