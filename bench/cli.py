@@ -23,6 +23,7 @@ COMMANDS = {
     "prune": "prune_model",
     "pretrain": "pretrain_model",
     "speed": "speed_table",
+    "latency": "latency_table",
 }
 """Command → function in `bench.commands`."""
 
@@ -92,6 +93,16 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--length", type=_positive, default=64)
     speed.add_argument("--steps", type=_positive, default=15, help="timed steps of each method")
     speed.add_argument("--dtype", choices=("auto", "float32", "bf16"), default="auto")
+
+    latency = commands.add_parser("latency", help="forward passes of saved models, side by side")
+    latency.add_argument(
+        "models", nargs="+", metavar="MODEL", help="folders, slugs or hub ids; the first is 1 ×"
+    )
+    latency.add_argument("--batch", type=_positive, nargs="+", default=[1, 32], metavar="B")
+    latency.add_argument("--length", type=_positive, default=128, help="tokens a sequence")
+    latency.add_argument("--turns", type=_positive, default=30, help="timed passes at most")
+    latency.add_argument("--seconds", type=float, default=60.0, help="for a setting, about")
+    latency.add_argument("--dtype", choices=("auto", "float32", "bf16"), default="auto")
     return top
 
 

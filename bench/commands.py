@@ -180,6 +180,23 @@ def speed_table(options: argparse.Namespace) -> int:
     return 0
 
 
+def latency_table(options: argparse.Namespace) -> int:
+    """Prints latencies relative to the first model's."""
+    from bench import latency
+
+    say(
+        latency.table(
+            options.models,
+            options.batch,
+            options.length,
+            options.turns,
+            options.seconds,
+            options.dtype,
+        )
+    )
+    return 0
+
+
 def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     from bench import plan, registry
 

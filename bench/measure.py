@@ -1,4 +1,8 @@
-"""What a run really took: memory. Latency comes with the cost accounting."""
+"""What a run really took: memory, and the latency of forward passes.
+
+Models that are compared take turns pass by pass, so that whatever else the machine does hits all
+alike: the ratio of their medians is what counts, the milliseconds are for orientation.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,14 @@ import ctypes
 import re
 import resource
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
+
+WARMUP = 2
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -24,6 +33,50 @@ def peak_bytes(device: torch.device) -> int:
         return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@torch.no_grad()
+def latency(
+    models: Sequence[PreTrainedModel], batch: int, length: int, turns: int, seconds: float
+) -> list[list[float]]:
+    """Seconds of forward passes of `batch` × `length` random tokens, a list a model.
+
+    Args:
+        models: in eval mode, on one device; they take turns.
+        batch: sequences.
+        length: tokens a sequence, none padded.
+        turns: at most so many timed passes of each, after `WARMUP` untimed ones.
+        seconds: stop after so many, but not before three turns.
+    """
+    first = models[0]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(first.config.vocab_size)
+    ids = torch.randint(5, vocabulary, (batch, length), generator=generator).to(first.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    times: list[list[float]] = [[] for _ in models]
+    started = time.perf_counter()
+    for turn in range(WARMUP + turns):
+        for model, taken in zip(models, times, strict=True):
+            _finished(first.device)
+            start = time.perf_counter()
+            model(**inputs)
+            _finished(first.device)
+            if turn >= WARMUP:
+                taken.append(time.perf_counter() - start)
+        if turn >= WARMUP + 2 and time.perf_counter() - started > seconds:
+            break
+    return times
+
+
+def p50_p95(times: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile, linearly interpolated."""
+    p50, p95 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double())
+    return float(p50), float(p95)
+
+
+def _finished(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reuse_freed_memory() -> None:

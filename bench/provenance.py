@@ -49,6 +49,12 @@ def env() -> dict[str, Scalar]:
     return found
 
 
+def hardware() -> str:
+    """What a time was taken on: the accelerator, or the processor with its threads."""
+    found = env()
+    return str(found.get("gpu") or f"{found['cpu']}, {found['threads']} threads")
+
+
 def now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

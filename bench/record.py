@@ -117,14 +117,21 @@ class Cost(_Part):
 
 
 class Speed(_Part):
-    """Measured latency of one forward pass of the exported model."""
+    """Measured milliseconds of one forward pass of `batch` × `length` tokens.
+
+    `form` is what was measured (`bench.deploy`): dense, sliced or with a sparse kernel.
+    `dense_ms_p50` is the dense model's median in the same run, pass by pass in turn; a model in
+    dense form is its own dense model.
+    """
 
     hardware: Text
     dtype: Text
+    form: Text
     batch: Count
     length: Count
     ms_p50: Seconds
     ms_p95: Seconds
+    dense_ms_p50: Seconds
 
 
 class Data(_Part):
@@ -181,7 +188,7 @@ class Record(_Part):
     bytes: Bytes | None = None
     cost: Cost | None = None
     report: dict[Text, Finite] = {}
-    speed: Speed | None = None
+    speed: list[Speed] = []
     data: Data | None = None
     model: Model | None = None
     code: Code

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from bench import (
     count,
+    latency,
     measure,
     models,
     plan,
@@ -68,6 +69,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
+        fitted.model.to("meta")  # type: ignore[arg-type]
         model = models.load_folder(Path(folder), type(fitted.model))
     sparsity = count.sparsity(model, cell.pattern)
     check(cell, fitted.method, sparsity, model)
@@ -80,6 +82,9 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
     with precision.autocast(eval_dtype, device):
         scores = task.evaluate(model, fitted.loaded.tok, device, budget=budget)
     eval_s = time.perf_counter() - start
+    peak_bytes = measure.peak_bytes(device)
+    emit("measure", 0, 1)
+    speed = latency.of_cell(model, budget.length)
     source = task.source()
     record = Record(
         cell=cell,
@@ -106,9 +111,10 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
             prune_s=fitted.prune_s,
             eval_s=eval_s,
             dense_s=fitted.dense_s,
-            peak_bytes=measure.peak_bytes(device),
+            peak_bytes=peak_bytes,
         ),
         report=fitted.method.report,
+        speed=speed,
         data=Data(**asdict(source)),
         model=fitted.loaded.source,
         code=provenance.code(type(fitted.method)),

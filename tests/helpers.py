@@ -1,6 +1,8 @@
 """Small models and contexts that several test files share."""
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from bench import models, plan, registry, run, targets
 from bench.api import Cell
@@ -9,11 +11,11 @@ ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
 TASK = "tiny/reviews"
 
 
-def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, **overrides):
+def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, task=TASK, **overrides):
     declared = registry.method(method).patterns
     pattern = pattern or plan.DEFAULT_PATTERN.get(declared[0], declared[0])
     return Cell(
-        task=TASK,
+        task=task,
         model=model,
         method=method,
         pattern=pattern,
@@ -21,6 +23,24 @@ def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, **overri
         seed=seed,
         overrides=tuple((k.replace("__", "."), v) for k, v in overrides.items()),
     )
+
+
+def loaded(model, task, length):
+    """(model in eval mode, tokenizer that cuts to `length`)."""
+    found = models.load(model, task, 1)
+    found.tok.model_max_length = length
+    return found.model.eval(), found.tok
+
+
+def matrices(weights, transposed):
+    """Targets that hold `weights`: (out, in) in nn.Linear modules, or in Conv1D if `transposed`."""
+    found = []
+    for i, weight in enumerate(weights):
+        out, width = weight.shape
+        module = Conv1D(out, width) if transposed else nn.Linear(width, out)
+        found.append(targets.Target(str(i), module))
+        found[-1].write(weight)
+    return found
 
 
 def attached(cell):

@@ -2,14 +2,16 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from bench import cli, models, plan, precision, registry, run, train, windows
-from bench.api import BenchError, Cell
+from bench.api import BenchError
 from methods.dense import Dense
 from tasks import wikitext
+from tests import helpers
 
 DECODERS = ("tiny-gpt2", "tiny-llama")
 CPU = torch.device("cpu")
@@ -22,9 +24,7 @@ def task():
 
 
 def loaded(model, task, length=32):
-    found = models.load(model, task, 1)
-    found.tok.model_max_length = length
-    return found.model.eval(), found.tok
+    return helpers.loaded(model, task, length)
 
 
 def loop(model, ids, length):
@@ -145,33 +145,24 @@ def test_batches_pad_on_the_right():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def cell(method, model="tiny-gpt2", **overrides):
-    kind = registry.method(method)
-    return Cell(
-        task="tiny/wikitext",
-        model=model,
-        method=method,
-        pattern=kind.patterns[0],
-        sparsity=0.0 if method == "dense" else 0.5,
-        overrides=tuple((k.replace("__", "."), v) for k, v in overrides.items()),
-    )
+cell = partial(helpers.cell, model="tiny-gpt2", task="tiny/wikitext")
 
 
 @pytest.mark.parametrize("model", DECODERS)
 def test_the_pretrained_model_is_the_dense_one(model, task):
     net, tok = loaded(model, task)
-    dense = run.run_cell(cell("dense", model), quiet)
+    dense = run.run_cell(cell("dense", model=model), quiet)
     with precision.autocast(str(dense.env["eval_dtype"]), CPU):
         alone = task.evaluate(net, tok, CPU)
     assert dense.scores.value == pytest.approx(alone.values["perplexity"])
     assert dense.params.trainable.body == dense.cost.train_s == 0
     assert dense.scores.higher_is_better is False
-    assert not plan.needs_reference(cell("magnitude", model))
-    pruned = run.run_cell(cell("magnitude", model), quiet)
+    assert not plan.needs_reference(cell("magnitude", model=model))
+    pruned = run.run_cell(cell("magnitude", model=model), quiet)
     assert pruned.model.weights_sha256 == dense.model.weights_sha256
     assert pruned.sparsity.overall == pytest.approx(0.5, abs=1e-4)
     assert pruned.cost.dense_s == 0
-    retrained = run.run_cell(cell("pst", model, budget__steps=20), quiet)
+    retrained = run.run_cell(cell("pst", model=model, budget__steps=20), quiet)
     assert retrained.params.trainable.body > 0
     assert retrained.scores.value < pruned.scores.value
 
@@ -179,7 +170,7 @@ def test_the_pretrained_model_is_the_dense_one(model, task):
 def test_an_encoder_is_refused(task):
     line = r"tiny/wikitext needs a causal language model; tiny-bert is an encoder \(bert\)"
     with pytest.raises(BenchError, match=line):
-        run.fit_cell(cell("magnitude", "tiny-bert"), quiet)
+        run.fit_cell(cell("magnitude", model="tiny-bert"), quiet)
 
 
 def test_windows_beyond_the_positions_are_refused():

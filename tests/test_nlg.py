@@ -3,21 +3,22 @@
 import dataclasses
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from bench import models, plan, registry, run, train
-from bench.api import BenchError, Budget, Cell
+from bench import plan, registry, run, train
+from bench.api import BenchError, Budget
 from bench.reporting import leaderboard
 from methods.dense import Dense
 from tasks import data_to_text, generation, meteor, nlg, tiny
 from tasks.data_to_text import IGNORED, Items, carve, group, sample
 from tasks.generation import Decoding, generate, pad_left
 from tasks.text_metrics import Bleu, Meteor
-from tests import samples
+from tests import helpers, samples
 
 DECODERS = ("tiny-gpt2", "tiny-llama")
 CPU = torch.device("cpu")
@@ -30,21 +31,10 @@ def task():
 
 
 def loaded(model, task, length=40):
-    found = models.load(model, task, 1)
-    found.tok.model_max_length = length
-    return found.model.eval(), found.tok
+    return helpers.loaded(model, task, length)
 
 
-def cell(method="dense", model="tiny-gpt2", task="tiny/nlg", **overrides):
-    kind = registry.method(method)
-    return Cell(
-        task=task,
-        model=model,
-        method=method,
-        pattern=kind.patterns[0],
-        sparsity=0.0 if method == "dense" else 0.5,
-        overrides=tuple((k.replace("__", "."), v) for k, v in overrides.items()),
-    )
+cell = partial(helpers.cell, method="dense", model="tiny-gpt2", task="tiny/nlg")
 
 
 @pytest.mark.parametrize(
@@ -468,9 +458,9 @@ def test_a_cell_from_start_to_record(model):
     assert '"beams": 2' in stored
     assert '"items": null' not in stored
     assert '"notes"' not in stored
-    pruned = run.run_cell(cell("magnitude", model), quiet)
+    pruned = run.run_cell(cell(method="magnitude", model=model), quiet)
     assert pruned.scores.value < dense.scores.value
-    tuned = run.tune_cell(cell("pst", model, budget__steps=5, budget__items=10), quiet)
+    tuned = run.tune_cell(cell(method="pst", model=model, budget__steps=5, budget__items=10), quiet)
     assert set(tuned) == set(dense.scores.all)
 
 

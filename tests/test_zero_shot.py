@@ -12,6 +12,7 @@ import torch
 from bench import assets, commands, models, plan, registry, run
 from bench.api import BenchError, Budget
 from bench.cli import main, parser
+from tests import helpers
 from tests.test_real import needs_hub
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
@@ -128,14 +129,7 @@ def test_the_tiny_twin_is_learnt_from_its_text():
     """A quarter by chance; the chain that makes the right ending is in the training text."""
     chance, learnt = (
         run.run_cell(
-            plan.make_cell(
-                task="tiny/zero-shot",
-                model="tiny-llama",
-                method=method,
-                pattern="unstructured" if method == "gmp" else "dense",
-                sparsity=0.5 if method == "gmp" else 0.0,
-            ),
-            lambda *_: None,
+            helpers.cell(method, model="tiny-llama", task="tiny/zero-shot"), lambda *_: None
         ).scores
         for method in ("dense", "gmp")
     )

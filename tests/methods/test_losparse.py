@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from bench import count, models, run, targets
 from bench.api import BenchError
@@ -244,11 +242,7 @@ def test_linear_and_conv1d_lose_the_same_rows():
     weights = [torch.randn(24, 16, generator=g), torch.randn(16, 24, generator=g)]
     found = []
     for transposed in (False, True):
-        modules = [Conv1D(o, i) if transposed else nn.Linear(i, o)
-                   for o, i in (w.shape for w in weights)]  # fmt: skip
-        here = [targets.Target(str(k), m) for k, m in enumerate(modules)]
-        for target, weight in zip(here, weights, strict=True):
-            target.write(weight)
+        here = helpers.matrices(weights, transposed)
         method = LoSparse(LoSparse.Params(every=2))
         method.attach(None, SimpleNamespace(
             cell=SimpleNamespace(sparsity=0.6), budget=SimpleNamespace(steps=10), targets=here,

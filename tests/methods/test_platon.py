@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from bench import targets
 from bench.api import BenchError
@@ -193,11 +192,7 @@ def test_linear_and_conv1d_lose_the_same_weights():
     grads = [[torch.randn(w.shape, generator=g) for w in weights] for _ in range(10)]
     found = []
     for transposed in (False, True):
-        modules = [Conv1D(o, i) if transposed else nn.Linear(i, o)
-                   for o, i in (w.shape for w in weights)]  # fmt: skip
-        here = [targets.Target(str(k), m) for k, m in enumerate(modules)]
-        for target, weight in zip(here, weights, strict=True):
-            target.write(weight)
+        here = helpers.matrices(weights, transposed)
         method = PLATON(PLATON.Params(every=2))
         ctx = SimpleNamespace(
             cell=SimpleNamespace(sparsity=0.6), budget=SimpleNamespace(steps=10), targets=here
