@@ -23,6 +23,7 @@ COMMANDS = {
     "prune": "prune_model",
     "pretrain": "pretrain_model",
     "speed": "speed_table",
+    "count": "count_model",
 }
 """Command → function in `bench.commands`."""
 
@@ -92,6 +93,18 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--length", type=_positive, default=64)
     speed.add_argument("--steps", type=_positive, default=15, help="timed steps of each method")
     speed.add_argument("--dtype", choices=("auto", "float32", "bf16"), default="auto")
+
+    count = commands.add_parser("count", help="what methods train, store and multiply; no weights")
+    count.add_argument("model", metavar="MODEL", help="a slug, a hub id, a folder or a config.json")
+    count.add_argument("--method", action="extend", nargs="+", metavar="NAME", help="default: all")
+    count.add_argument("--pattern", metavar="P", help="by default each method's first")
+    count.add_argument("--sparsity", metavar="S", type=float, default=0.5)
+    count.add_argument("--length", type=_positive, default=128, metavar="L", help="tokens")
+    count.add_argument("--batch", type=_positive, default=32, metavar="B", help="of an update")
+    count.add_argument(
+        "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
+    )
+    count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return top
 
 
