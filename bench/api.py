@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -194,6 +195,39 @@ class Context(NamedTuple):
     device: torch.device
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The trained share that a method's paper prints (METHODS.md §4.1).
+
+    Attributes:
+        share: as a fraction.
+        of: what it is a fraction of: `model`, all parameters, or `weights+scores`, all parameters
+            and a score for each prunable weight, which is what movement pruning trains.
+        setting: model, hyper-parameters and where it is printed.
+        head: whether the task's head is among what is trained.
+    """
+
+    share: float
+    of: Literal["model", "weights+scores"]
+    setting: str
+    head: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is known of a finished model before there are weights (`sparsebench count`).
+
+    Attributes:
+        zeros: elements of the target set; None: those of the removed heads and neurons alone.
+        heads: share of every block's heads that goes as a whole.
+        neurons: the same of its FFN neurons.
+    """
+
+    zeros: int | None = None
+    heads: float = 0.0
+    neurons: float = 0.0
+
+
 class Method(ABC):
     """A way to make a model sparse. Every hook but `finish` is optional.
 
@@ -214,6 +248,7 @@ class Method(ABC):
             parameters decide.
         uniform: whether that holds for every matrix, or only for all of them together.
         max_grad_norm: gradient clipping, 0 for none.
+        published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
     """
 
@@ -225,6 +260,7 @@ class Method(ABC):
     promises_sparsity: ClassVar[bool] = True
     uniform: ClassVar[bool] = True
     max_grad_norm: ClassVar[float] = 1.0
+    published: ClassVar[Published | None] = None
 
     @dataclass(frozen=True)
     class Params:
@@ -282,6 +318,23 @@ class Method(ABC):
         if progress < warmup:
             return progress / warmup
         return (1.0 - progress) / (1.0 - warmup)
+
+    def expected(self, ctx: Context) -> Expected | None:
+        """What `attach` already settles about the finished model; None: training decides.
+
+        By default what the cell promises. Called on a model without weights, after `attach` where
+        the method trains.
+        """
+        if not self.promises_sparsity:
+            return None
+        pattern, s = ctx.cell.pattern, ctx.cell.sparsity
+        units = (s if "heads" in pattern else 0.0, s if "neurons" in pattern else 0.0)
+        if pattern in ("heads", "neurons", "heads+neurons"):
+            return Expected(None, *units)
+        sizes = [rows * columns for rows, columns in (t.shape for t in ctx.targets)]
+        pools = sizes if self.uniform else [sum(sizes)]
+        # A pool loses ⌊n·s⌋; 1e-6 forgives 0.29·100 = 28.999…96 (METHODS.md §1.4).
+        return Expected(sum(math.floor(n * s + 1e-6) for n in pools), *units)
 
     @abstractmethod
     def finish(self, model: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "pretrain": "pretrain_model",
     "speed": "speed_table",
     "latency": "latency_table",
+    "count": "count_model",
 }
 """Command → function in `bench.commands`."""
 
@@ -103,6 +104,18 @@ def parser() -> argparse.ArgumentParser:
     latency.add_argument("--turns", type=_positive, default=30, help="timed passes at most")
     latency.add_argument("--seconds", type=float, default=60.0, help="for a setting, about")
     latency.add_argument("--dtype", choices=("auto", "float32", "bf16"), default="auto")
+
+    count = commands.add_parser("count", help="what methods train, store and multiply; no weights")
+    count.add_argument("model", metavar="MODEL", help="a slug, a hub id, a folder or a config.json")
+    count.add_argument("--method", action="extend", nargs="+", metavar="NAME", help="default: all")
+    count.add_argument("--pattern", metavar="P", help="by default each method's first")
+    count.add_argument("--sparsity", metavar="S", type=float, default=0.5)
+    count.add_argument("--length", type=_positive, default=128, metavar="L", help="tokens")
+    count.add_argument("--batch", type=_positive, default=32, metavar="B", help="of an update")
+    count.add_argument(
+        "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
+    )
+    count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     return top
 
 

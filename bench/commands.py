@@ -197,6 +197,27 @@ def latency_table(options: argparse.Namespace) -> int:
     return 0
 
 
+def count_model(options: argparse.Namespace) -> int:
+    """Prints what methods train, store and multiply."""
+    from bench import accounting, count, run
+
+    # A GPU that is not here is taken for one of compute capability 8.0.
+    kernel = count.has_kernel(run.device_of()) if options.device is None else False
+    say(
+        accounting.report(
+            options.model,
+            options.method or (),
+            pattern=options.pattern,
+            sparsity=options.sparsity,
+            overrides=plan.settings(options.set),
+            length=options.length,
+            batch=options.batch,
+            kernel=kernel or options.device == "cuda",
+        )
+    )
+    return 0
+
+
 def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     from bench import plan, registry
 

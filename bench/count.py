@@ -5,7 +5,9 @@ Everything is counted on the exported, reloaded model; a zero is `== 0.0` (DESIG
 
 from __future__ import annotations
 
+import copy
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from bench.api import BenchError
-from bench.record import Macs, Params, Sparsity, Trainable
+from bench import slicing
+from bench.api import BenchError, Published
+from bench.branch import Branch
+from bench.record import Macs, Params, PublishedPart, Sparsity, Trainable
 from bench.targets import Target, head_parameters, prunable
 
 # Operators that multiply no matrices. Anything that is neither here nor known to fvcore is an
@@ -42,8 +46,16 @@ _UNCOUNTED = """
     """.split()
 
 
-def params(model: PreTrainedModel, trainable: Trainable) -> Params:
-    """Elements of a plain model; tied tensors count once."""
+def params(
+    model: PreTrainedModel, trainable: Trainable, published: Published | None = None
+) -> Params:
+    """Elements of a plain model; tied tensors count once.
+
+    Args:
+        model: as exported.
+        trainable: what the optimizer held.
+        published: the trained share that the method's paper prints.
+    """
     total = sum(p.numel() for p in model.parameters())
     targets = prunable(model)
     pruned = sum(t.shape[0] * t.shape[1] for t in targets)
@@ -54,6 +66,25 @@ def params(model: PreTrainedModel, trainable: Trainable) -> Params:
         nonzero=nonzero,
         stored=total - pruned + nonzero,
         trainable=trainable,
+        published=published and compared(model, trainable, published),
+    )
+
+
+def compared(model: PreTrainedModel, trainable: Trainable, published: Published) -> PublishedPart:
+    """A published share and ours of the same denominator, in which a branch is no part."""
+    whole = sum(p.numel() for p in model.parameters())
+    branches = [m for m in model.modules() if isinstance(m, Branch)]
+    whole -= sum(p.numel() for branch in branches for p in branch.parameters())
+    if published.of == "weights+scores":
+        whole += sum(t.shape[0] * t.shape[1] for t in prunable(model))
+    trained = trainable.body + (trainable.head if published.head else 0)
+    return PublishedPart(
+        share=published.share,
+        ours=trained / whole,
+        of=published.of,
+        denominator=whole,
+        head=published.head,
+        setting=published.setting,
     )
 
 
@@ -106,15 +137,69 @@ def holds(weight: Tensor, pattern: str) -> bool:
     return True
 
 
-def macs(model: PreTrainedModel, length: int) -> Macs:
+def macs(model: PreTrainedModel, length: int, pattern: str = "dense", kernel: bool = False) -> Macs:
     """Multiply-adds of one forward pass of one sequence of `length` tokens.
 
     Linear layers and attention products (q·kᵀ, p·v) are counted, embeddings are 0, the head is
-    counted and stated apart. `effective` scales every target's products by its density.
+    counted and stated apart. `effective` scales every target's products by its density,
+    `realizable` leaves out what can be left out (METHODS.md §4.2).
+
+    Args:
+        model: as exported.
+        length: tokens.
+        pattern: the cell's; heads and neurons are sliced away on a copy.
+        kernel: whether there is one for 2:4 matrices (`has_kernel`).
 
     Raises:
         BenchError: the trace holds an operator that neither fvcore nor this module knows.
     """
+    by_module = _traced(model, length)
+    dense = by_module[""]
+    products = {
+        t.name: by_module[f"model.{t.name}"] - by_module[f"model.{t.name}.branch"]
+        for t in prunable(model)
+    }
+    saved = sum(products[t.name] * (1.0 - density(t)) for t in prunable(model))
+    realizable = dense
+    if kernel:
+        realizable -= sum(products[t.name] for t in halved(model, pattern)) // 2
+    if removes_units(pattern):
+        sliced = copy.deepcopy(model)
+        slicing.slice_units(sliced)
+        realizable = _traced(sliced, length)[""]
+    return Macs(
+        dense=dense,
+        effective=round(dense - saved),
+        head=sum(by_module[f"model.{name}"] for name in heads(model)),
+        realizable=realizable,
+        tokens=length,
+    )
+
+
+def removes_units(pattern: str) -> bool:
+    """Whether whole heads or neurons go, so that the matrices become smaller."""
+    return "heads" in pattern or "neurons" in pattern
+
+
+def halved(model: PreTrainedModel, pattern: str) -> list[Target]:
+    """Targets that torch's 2:4 kernels take: two of four kept at most, in tiles of 32×64."""
+    fits = re.fullmatch(r"[12]:4", pattern) is not None
+    return [t for t in prunable(model) if fits and not t.shape[0] % 32 and not t.shape[1] % 64]
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch multiplies 2:4 matrices there: in 16 bits, from compute capability 8.0 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def heads(model: PreTrainedModel) -> set[str]:
+    """Names of the modules that make a task's or a language model's outputs."""
+    names = {name.rpartition(".")[0] for name, _ in head_parameters(model)}
+    return names | {n for n, m in model.named_modules() if m is model.get_output_embeddings()}
+
+
+def _traced(model: PreTrainedModel, length: int) -> dict[str, int]:
+    """Multiply-adds by module; the whole is `""`, the model's own modules are below `model`."""
     ids = torch.ones(1, length, dtype=torch.long, device=model.device)
     with _eager(model), torch.no_grad():
         analysis = FlopCountAnalysis(_Logits(model), (ids,))
@@ -125,15 +210,7 @@ def macs(model: PreTrainedModel, length: int) -> Macs:
         unknown = set(analysis.unsupported_ops()) - _FREE
     if unknown:
         raise BenchError(f"cannot count MACs: unknown operators {', '.join(sorted(unknown))}")
-    dense = int(by_module[""])
-    saved = 0.0
-    for target in prunable(model):
-        products = by_module[f"model.{target.name}"] - by_module[f"model.{target.name}.branch"]
-        saved += products * (1.0 - density(target))
-    heads = {name.rpartition(".")[0] for name, _ in head_parameters(model)}
-    heads |= {n for n, m in model.named_modules() if m is model.get_output_embeddings()}
-    head = sum(int(by_module[f"model.{name}"]) for name in heads)
-    return Macs(dense=dense, effective=round(dense - saved), head=head, tokens=length)
+    return defaultdict(int, {name: int(found) for name, found in by_module.items()})
 
 
 def _no_macs(inputs: Any, outputs: Any) -> int:

@@ -20,16 +20,6 @@ from bench.targets import prunable
 DENSE, SLICED, KERNEL = "dense", "sliced", "2:4 kernel"
 
 
-def has_kernel(pattern: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `pattern` has a sparse matrix product on `device` in `dtype`."""
-    return (
-        pattern == "2:4"
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and dtype in (torch.float16, torch.bfloat16)
-    )
-
-
 def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
     """A copy of an exported model in `dtype` as it would be deployed, and the form it has.
 
@@ -57,12 +47,11 @@ def use_kernel(model: PreTrainedModel) -> str:
 
     nn.Linear and Conv1D both become nn.Linear. Returns the form, empty where nothing was done.
     """
-    targets = prunable(model)
-    if not has_kernel("2:4", model.device, model.dtype):
+    if not count.has_kernel(model.device) or model.dtype not in (torch.float16, torch.bfloat16):
         return ""
-    if not all(count.holds(target.weight, "2:4") for target in targets):
+    if not all(count.holds(target.weight, "2:4") for target in prunable(model)):
         return ""
-    for target in targets:
+    for target in count.halved(model, "2:4"):
         module: Any = target.module
         out, width = target.shape
         linear = nn.Linear(width, out, bias=module.bias is not None, device="meta")

@@ -219,16 +219,6 @@ def load_folder(folder: Path, kind: Any) -> PreTrainedModel:
     return model
 
 
-def empty(name: str, task: Task) -> PreTrainedModel:
-    """The architecture of a config file or folder on the meta device: countable, no weights."""
-    config = AutoConfig.from_pretrained(name, local_files_only=True)
-    if task.head == "classification":
-        config.num_labels = task.labels
-    with torch.device("meta"):
-        model: PreTrainedModel = CLASSES[task.head].from_config(config)
-    return model
-
-
 def tiny_tokenizer(architecture: str = "bert") -> PreTrainedTokenizerFast:
     """One token a word `w0 … w255`, for the tiny models; [CLS] and [SEP] for encoders only."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

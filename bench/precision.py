@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -33,3 +34,17 @@ def for_scoring(head: str, device: torch.device) -> str:
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
     """Where products run in what `for_training` or `for_scoring` named; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16-autocast")
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Products in the type of their operands; where tensors have no values there is no autocast."""
+    device = tensor.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast gives to products with the tensor; None without autocast."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

@@ -58,11 +58,26 @@ class Trainable(_Part):
     head: Count
 
 
+class PublishedPart(_Part):
+    """The trained share that the method's paper prints, and ours of the same denominator.
+
+    Both are fractions; `of` names the denominator, which has `denominator` elements in this model.
+    `head`: whether the task's head is in the numerator. `setting` is the paper's.
+    """
+
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ours: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    of: Text
+    denominator: Count
+    head: bool
+    setting: Text
+
+
 class Params(_Part):
     """Elements: of the model, of the target set, non-zero there, kept on disk, trained.
 
     `stored` = nonzero + everything outside the target set (embeddings, biases, norms, heads),
-    tied tensors once.
+    tied tensors once. `published` is absent where the paper prints no trained share.
     """
 
     total: Count
@@ -70,6 +85,7 @@ class Params(_Part):
     nonzero: Count
     stored: Count
     trainable: Trainable
+    published: PublishedPart | None = None
 
 
 class Sparsity(_Part):
@@ -84,8 +100,11 @@ class Sparsity(_Part):
 class Macs(_Part):
     """Multiply-adds of one forward pass of one sequence of `tokens` tokens, head included.
 
-    `effective` leaves out products with zero weights; no hardware promise. `realizable` and
-    `train` are filled by the accounting of costs.
+    `effective` leaves out products with zero weights; no hardware promise. `realizable` is what
+    the cell's device can leave out: heads and neurons that are sliced away, half of a 2:4 matrix
+    where there is a kernel, nothing else. `train` is forward and backward of one update with all
+    that the method adds (branches, scores, a teacher), divided by its sequences: 0 where nothing
+    was trained, absent where it could not be counted.
     """
 
     dense: Count

@@ -28,6 +28,7 @@ from bench import (
     seeds,
     targets,
     train,
+    weightless,
 )
 from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
 from bench.record import (
@@ -73,8 +74,9 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         model = models.load_folder(Path(folder), type(fitted.model))
     sparsity = count.sparsity(model, cell.pattern)
     check(cell, fitted.method, sparsity, model)
-    macs = count.macs(model, budget.length)
-    params = count.params(model, fitted.trained.trainable)
+    macs = count.macs(model, budget.length, cell.pattern, count.has_kernel(device))
+    macs = macs.model_copy(update={"train": train_macs(cell, fitted)})
+    params = count.params(model, fitted.trained.trainable, fitted.method.published)
     emit("evaluate", 0, 1)
     start = time.perf_counter()
     model.to(device).eval()  # type: ignore[arg-type]
@@ -178,6 +180,24 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     method.finish(model)
     prune_s += time.perf_counter() - start
     return Fitted(loaded, model, trained, method, train_s, prune_s, dense_s)
+
+
+def train_macs(cell: Cell, fitted: Fitted) -> int | None:
+    """Multiply-adds of one update for one sequence; None where they cannot be counted.
+
+    Counted on a model and a method of their own, without weights: nothing of the cell moves.
+    """
+    if fitted.trained.trainable == Trainable(body=0, head=0):
+        return 0
+    method_class = type(fitted.method)
+    method = method_class(method_class.Params(**plan.hyper_of(cell)))
+    model, budget = fitted.model, plan.budget_of(cell)
+    try:
+        return weightless.update_macs(
+            weightless.attach(method, cell, budget, type(model), model.config)
+        )
+    except BenchError:
+        return None
 
 
 def context(

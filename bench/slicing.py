@@ -58,11 +58,13 @@ class Units:
     rows: tuple[tuple[Target, slice], ...]
     columns: Target
 
-    def indices(self, chosen: Sequence[int], area: slice) -> Tensor:
+    def indices(self, chosen: Sequence[int] | Tensor, area: slice) -> Tensor:
         """Rows (or columns) of `area` that the chosen units own, ascending per unit."""
         share = (area.stop - area.start) // self.count
-        first: Tensor = area.start + share * torch.tensor(list(chosen), dtype=torch.long)
-        return (first[:, None] + torch.arange(share)).flatten()
+        if not isinstance(chosen, Tensor):
+            chosen = torch.tensor(list(chosen), dtype=torch.long)
+        first = area.start + share * chosen
+        return (first[:, None] + torch.arange(share, device=first.device)).flatten()
 
     @property
     def width(self) -> slice:
@@ -133,6 +135,16 @@ def slice_units(model: PreTrainedModel) -> None:
     `model.config.sliced` then tells how many of each are left in every block.
     """
     _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
+
+
+def shrink(model: PreTrainedModel, heads: float, neurons: float) -> None:
+    """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
+    kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
+    _keep(model, kept)
+
+
+def _left(group: Units, share: float) -> int:
+    return group.count - min(round(share * group.count), group.count - 1)
 
 
 def load(folder: Path, kind: Any) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,12 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        rows, columns = self.stored.shape
+        held: Any = self.module
+        if parametrize.is_parametrized(self.module, "weight"):
+            held = held.parametrizations.weight  # a shape is no reason to compute the weight
+            rows, columns = held.original.shape
+        else:
+            rows, columns = held.weight.shape
         return (columns, rows) if self.transposed else (rows, columns)
 
     @property

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import branch
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method, Pattern, Published
 from bench.targets import head_parameters, merge, normal_form
 from methods.ast_optimizer import AnnealedAdamW
 from methods.distill import distilled
@@ -34,6 +34,7 @@ class AST(Method):
     patterns: ClassVar[tuple[Pattern, ...]] = ("N:M",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
+    published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
     @dataclass(frozen=True)
     class Params:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method, Pattern, Published
 from bench.targets import blocks
 from methods.masks import groups_of, parse_n_m, pruned_count
 
@@ -53,6 +53,7 @@ class OneShot(Method):
     """
 
     patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "N:M")
+    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
 
     @abstractmethod
     def statistic(self, width: int, device: torch.device):

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench import slicing
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Expected, Method, Pattern, Published
+from bench.precision import without_autocast
 from bench.targets import Target, freeze, merge
 from methods.grebsmo import support
 from methods.masks import keep_largest_global
@@ -43,6 +44,9 @@ class DSEE(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
+    published: ClassVar[Published | None] = Published(
+        0.005, "model", "BERT-base, r = 16, N = 64, abstract"
+    )
 
     @dataclass(frozen=True)
     class Params:
@@ -151,9 +155,7 @@ class DSEE(Method):
                 weight.masked_fill_(~keep, 0.0)
 
     def _remove(self) -> None:
-        p, s = self.params, self.cell.sparsity
-        fractions = (p.head_sparsity, p.neuron_sparsity)
-        fractions = [s if f is None else f for f in fractions]
+        fractions = self._fractions()
         scales = iter(self.coefficients)
         for heads, neurons in self.blocks:
             if self.coefficients:
@@ -171,19 +173,34 @@ class DSEE(Method):
                 self._drop(heads, sum(sums), fractions[0])
         self.coefficients = []
 
+    def _fractions(self) -> tuple[float, float]:
+        """Shares of the heads and of the neurons to remove."""
+        p, s = self.params, self.cell.sparsity
+        return tuple(s if f is None else f for f in (p.head_sparsity, p.neuron_sparsity))
+
+    def expected(self, ctx) -> Expected | None:
+        """Units as the parameters say, or the zeros of the first pool: q and v come out dense."""
+        heads, neurons = self._fractions()
+        if ctx.cell.pattern != "unstructured":
+            return Expected(heads=heads, neurons=neurons if "neurons" in ctx.cell.pattern else 0.0)
+        if self.params.prune_pooler:
+            return None  # the pool's zeros may lie in the pooler
+        pool = (base(part.target)[part.rows] for part in self.parts if part.update is None)
+        return Expected(round(ctx.cell.sparsity * sum(weight.numel() for weight in pool)))
+
     def _drop(self, units, scores: Tensor, fraction: float) -> None:
         """Zeroes the units with the smallest scores: rows, biases, the update's rows, columns."""
         n = min(round(fraction * units.count), units.count - 1)
-        gone = scores.argsort(stable=True)[:n].tolist()
+        gone = scores.argsort(stable=True)[:n]
         for target, area in units.rows:
-            rows = units.indices(gone, area).to(scores.device)
+            rows = units.indices(gone, area)
             base(target).index_fill_(0, rows, 0.0)
             if target.module.bias is not None:
                 target.module.bias.detach().index_fill_(0, rows, 0.0)
             for part in self.parts:
                 if part.update and part.target.module is target.module and part.rows == area:
                     part.update.forget(rows - area.start)
-        columns = units.indices(gone, units.width).to(scores.device)
+        columns = units.indices(gone, units.width)
         base(units.columns).index_fill_(1, columns, 0.0)
 
     @torch.no_grad()
@@ -235,7 +252,7 @@ class Update(nn.Module):
 
     def forward(self, stored: Tensor) -> Tensor:
         """The stored weight → the updated one in the same layout, in float32."""
-        with torch.autocast(stored.device.type, enabled=False):
+        with without_autocast(stored):
             return _Add.apply(stored, self.A, self.B, self.theta, self.omega, self.place)
 
     @torch.no_grad()

@@ -88,7 +88,8 @@ def support(weight: Tensor, n: int, how: str, rng: torch.Generator | None) -> Te
     """
     if not 0 <= n <= weight.numel():
         raise BenchError(f"a support of {n} does not fit into {tuple(weight.shape)}")
-    if how == "random":
+    if how == "random" or (weight.is_meta and how in ("bilateral", "svd", "magnitude")):
+        # Without values any places will do: they are counted only.
         flat = torch.randperm(weight.numel(), generator=rng)[:n].to(weight.device)
     elif how in ("bilateral", "svd", "magnitude"):
         left = weight = weight.detach().float().contiguous()

@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method, Pattern, Published
+from bench.precision import without_autocast
 from bench.targets import freeze, merge
 from methods.roles import roles
 
@@ -26,6 +27,9 @@ class LoRA(Method):
     patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    published: ClassVar[Published | None] = Published(
+        0.8 / 125, "model", "0.8M of 125M, RoBERTa-base with head, r = 8, README"
+    )
 
     @dataclass(frozen=True)
     class Params:
@@ -93,7 +97,7 @@ class LowRankUpdate(nn.Module):
         # The outputs lie along the columns of a Conv1D.
         out = 1 if self.transposed else 0
         pieces, done = [], 0
-        with torch.autocast(stored.device.type, enabled=False):
+        with without_autocast(stored):
             for part, A, B in zip(self.rows, self.A, self.B, strict=True):
                 pieces.append(stored.narrow(out, done, part.start - done))
                 left, right = (A.t(), B.t()) if self.transposed else (B, A)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench import branch
-from bench.api import BenchError, Pattern
+from bench.api import BenchError, Expected, Pattern
 from methods.masks import pruned_count
 from methods.platon import PLATON
 
@@ -83,6 +83,10 @@ class LoSparse(PLATON):
         widths = [torch.full((o,), i, device=ctx.device) for o, i in shapes]
         self.widths = torch.cat(widths)
         self.prepare(ctx, beta2=1.0)
+
+    def expected(self, ctx) -> Expected:
+        """The zeros that pay for L and R, too; up to one row more."""
+        return Expected(self.surplus)
 
     def sensitivity(self, target, grad: Tensor) -> Tensor:
         """The mean of |S⊙∂L/∂S| over each row: (out, 1), or (1, out) as a Conv1D stores it.

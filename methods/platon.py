@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Method
+from bench.api import BenchError, Method, Published
 from methods.masks import keep_largest_global
 from methods.schedules import between_holds, cubic
 
@@ -31,6 +31,7 @@ class PLATON(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
+    published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
     @dataclass(frozen=True)
     class Params:

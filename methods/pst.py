@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method
+from bench.api import BenchError, Method, Published
+from bench.precision import autocast_dtype, without_autocast
 from bench.targets import freeze, head_parameters, merge, normal_form
 from methods.masks import keep_largest, pruned_count
 from methods.schedules import cubic
@@ -28,6 +29,10 @@ class PST(Method):
     version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    # The abstract compares with "previous sparsity methods"; its script trains no head (§3.6).
+    published: ClassVar[Published | None] = Published(
+        0.015, "weights+scores", "BERT-base, rank 8, abstract", head=False
+    )
 
     @dataclass(frozen=True)
     class Params:
@@ -124,10 +129,9 @@ class LowRankImportance(nn.Module):
 
         Under autocast it is in autocast's type, which the product would cast it to anyway.
         """
-        device = stored.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        dtype = autocast_dtype(stored)
         # Scores decide who survives: float32 whatever autocast says.
-        with torch.autocast(device, enabled=False):
+        with without_autocast(stored):
             weight = normal_form(stored, self.transposed).view(self.view)
             factors = (self.U, self.V, self.A, self.B, self.R, self.C)
             masked = _MaskedUpdate.apply(

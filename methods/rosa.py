@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method, Pattern, Published
 from bench.targets import freeze, merge, normal_form
 from methods.lora import LowRankUpdate, updated_rows
 from methods.masks import keep_largest
@@ -32,6 +32,10 @@ class RoSA(Method):
     patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    # Counts adapters of embeddings and LM head, too; ours has none there (§3.11).
+    published: ClassVar[Published | None] = Published(
+        81.6 / 6738, "model", "81.6M of 6.74B, LLaMA-2-7B, r = 16, d = 0.6 %, README"
+    )
 
     @dataclass(frozen=True)
     class Params:
@@ -181,7 +185,8 @@ class SparseUpdate(nn.Module):
         found = []
         for part, count in zip(self.rows, self.counts, strict=True):
             keep = keep_largest(scores[part], scores[part].numel() - count)
-            found.append(keep.nonzero().t() + torch.tensor([[part.start], [0]]).to(keep.device))
+            places = keep.nonzero_static(size=count).t()
+            found.append(places + torch.tensor([[part.start], [0]], device=keep.device))
         omega = torch.cat(found, dim=1)
         self.omega = omega.flip(0) if self.transposed else omega
         self.collecting, self.total = False, None
