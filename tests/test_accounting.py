@@ -1,6 +1,7 @@
 """What methods cost against METHODS.md §2–§4 and closed forms; no weights, nothing from a network.
 
-BERT-base throughout: L blocks of width d with an FFN of f, T tokens, B sequences an update.
+Products are counted in two blocks of BERT-base: L blocks of width d with an FFN of 4d, T tokens,
+B sequences an update. Elements are counted in whole models.
 """
 
 from functools import cache
@@ -14,14 +15,14 @@ from bench.api import BenchError, Budget
 from bench.record import Trainable
 from tests import helpers
 
-L, d, T, B = 12, 768, 128, 32
-P = 84_934_656  # prunable, 12·L·d²
+L, d, T, B = 2, 768, 128, 32
+P = 12 * L * d * d  # prunable
 FORWARD = L * T * (12 * d * d + 2 * T * d) + d * d + 2 * d  # blocks, pooler, classifier
 
 TOTAL = {  # METHODS.md §2; Llama-2-7B: 32 blocks, 2·32000·4096 in embeddings and head, norms
-    "bert-base": (109_483_778, P),
-    "roberta-base": (124_647_170, P),
-    "gpt2": (124_439_808, P),
+    "bert-base": (109_483_778, 84_934_656),
+    "roberta-base": (124_647_170, 84_934_656),
+    "gpt2": (124_439_808, 84_934_656),
     "gpt2-medium": (354_823_168, 301_989_888),
     "llama-2-7b": (
         32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 2 * 32000 * 4096 + 4096,
@@ -32,7 +33,9 @@ TOTAL = {  # METHODS.md §2; Llama-2-7B: 32 blocks, 2·32000·4096 in embeddings
 
 @cache
 def architecture(name):
-    config = weightless.config_of(name)
+    config = weightless.config_of(name.removesuffix("/2"))
+    if name.endswith("/2"):
+        config.num_hidden_layers = 2
     return weightless.class_of(config), config
 
 
@@ -128,8 +131,8 @@ def test_published_shares_count_the_head_where_the_paper_does():
     assert share("bert-base", "pst").ours == 2_820_096 / 194_418_434
     # Printed as 0.8M: 592,130 of them are the head.
     assert share("roberta-base", "lora").ours == 887_042 / 124_647_170
-    assert row("bert-base", "pst").published == share("bert-base", "pst")
-    assert row("bert-base", "dense").published is None
+    assert row("bert-base/2", "pst").published == share("bert-base/2", "pst")
+    assert row("bert-base/2", "dense").published is None
 
 
 def test_a_branch_is_no_part_of_the_denominator():
@@ -139,20 +142,21 @@ def test_a_branch_is_no_part_of_the_denominator():
 
 
 def test_dense_macs_are_the_closed_form_and_training_takes_three_forwards():
-    found = row("bert-base", "dense")
-    assert FORWARD - d * d - 2 * d == 11_173_625_856  # 11.174 G, §4.2
+    whole = row("bert-base", "wanda").dense
+    assert whole - d * d - 2 * d == 11_173_625_856  # 11.174 G, §4.2
+    found = row("bert-base/2", "dense")
     assert found.dense == found.effective == found.realizable == FORWARD
     assert found.train == 3 * FORWARD
 
 
 def test_frozen_embeddings_spare_the_first_blocks_input_gradients():
-    found = row("bert-base", "movement", freeze_embeddings=True)
+    found = row("bert-base/2", "movement", freeze_embeddings=True)
     assert found.train == 3 * FORWARD - T * 3 * d * d
 
 
 def test_a_teacher_costs_one_forward_more():
-    assert row("bert-base", "ast").train == 4 * FORWARD
-    assert row("bert-base", "ast", kd=0.0).train == 3 * FORWARD
+    assert row("bert-base/2", "ast").train == 4 * FORWARD
+    assert row("bert-base/2", "ast", kd=0.0).train == 3 * FORWARD
 
 
 def test_lora_needs_the_weight_gradients_of_query_and_value_only():
@@ -164,9 +168,9 @@ def test_lora_needs_the_weight_gradients_of_query_and_value_only():
     weights = qv * T * d * d
     update = qv * 3 * r * d * d  # BA, and its gradients; once for all sequences
     expected = FORWARD + inputs + attention + head + weights
-    assert row("bert-base", "lora").train == expected + update // B
+    assert row("bert-base/2", "lora").train == expected + update // B
     # DSEE updates the same two with rank 16, and N numbers without products.
-    assert row("bert-base", "dsee").train == expected + 2 * update // B
+    assert row("bert-base/2", "dsee").train == expected + 2 * update // B
 
 
 def test_pst_needs_every_weight_gradient_and_its_low_rank_products():
@@ -175,7 +179,7 @@ def test_pst_needs_every_weight_gradient_and_its_low_rank_products():
     # UV and [α₁A, α₂R, 1]·[B; 1; α₂C], forward and twice backward (methods/pst.py).
     update = 3 * (8 + 10) * P
     expected = FORWARD + inputs + attention + head + weights
-    assert row("bert-base", "pst").train == expected + update // B
+    assert row("bert-base/2", "pst").train == expected + update // B
 
 
 def test_a_small_batch_pays_more_for_products_of_weights():
@@ -186,7 +190,7 @@ def test_a_small_batch_pays_more_for_products_of_weights():
 def test_losparse_pays_for_its_branches():
     rank = {768: 20, 3072: 31}  # §3.12
     branches = T * L * (4 * rank[768] * 2 * d + 2 * rank[3072] * 5 * d)
-    found = row("bert-base", "losparse")
+    found = row("bert-base/2", "losparse")
     assert found.dense == found.realizable == FORWARD + branches
     assert found.train == 3 * (FORWARD + branches)
     # Its sparsity says what is left, L and R included.
@@ -194,12 +198,8 @@ def test_losparse_pays_for_its_branches():
 
 
 def test_slorb_adds_its_branch_to_every_forward():
-    k = 16
-    q, x = 5_308_416, 9_289_728  # BERT-base, §3.8
-    assert q + x == sum((o + i) * i // k for o, i in [(d, d)] * 48 + [(3072, d)] * 12) + 12 * (
-        (d + 3072) * 3072 // k
-    )
-    found = row("bert-base", "ast", slorb="mean", kernel=True)
+    q, x = 5_308_416 * L // 12, 9_289_728 * L // 12  # of BERT-base, §3.8
+    found = row("bert-base/2", "ast", slorb="mean", kernel=True)
     assert found.dense == FORWARD + T * (q + x)
     assert found.effective == found.realizable == FORWARD + T * (q + x) - T * P // 2
     assert found.train == 3 * found.dense + FORWARD
@@ -208,13 +208,13 @@ def test_slorb_adds_its_branch_to_every_forward():
 def test_effective_macs_and_stored_elements_are_what_the_method_promises():
     found = row("bert-base", "magnitude", sparsity=0.9)
     assert found.stored == 33_042_626  # PST's, §3.6
-    assert found.effective == FORWARD - T * 76_441_152
-    assert found.realizable == FORWARD
+    assert found.effective == found.dense - T * 76_441_152
+    assert found.realizable == found.dense
     # DSEE's q and v come out dense: the zeros are those of pool 1 without the pooler, §3.7.
-    pool = 71_368_704 - d * d
-    found = row("bert-base", "dsee")
+    pool = (71_368_704 - d * d) * L // 12
+    found = row("bert-base/2", "dsee")
     assert found.effective == FORWARD - T * pool // 2
-    assert found.stored == 109_483_778 - pool // 2
+    assert found.stored == 109_483_778 - 10 * 85_054_464 // 12 - pool // 2
 
 
 @pytest.mark.parametrize(("method", "params"), [("l0", {}), ("movement", {"mode": "soft"})])
@@ -226,17 +226,17 @@ def test_what_training_decides_is_left_out(method, params):
 
 def test_unstructured_is_realized_as_dense_and_2_4_only_where_there_is_a_kernel():
     half = FORWARD - T * P // 2
-    assert row("bert-base", "magnitude", "2:4").effective == half
-    assert row("bert-base", "magnitude", "2:4").realizable == FORWARD
-    assert row("bert-base", "magnitude", "2:4", kernel=True).realizable == half
-    assert row("bert-base", "magnitude", "4:8", kernel=True).realizable == FORWARD
-    assert row("bert-base", "magnitude", kernel=True).realizable == FORWARD
+    assert row("bert-base/2", "magnitude", "2:4").effective == half
+    assert row("bert-base/2", "magnitude", "2:4").realizable == FORWARD
+    assert row("bert-base/2", "magnitude", "2:4", kernel=True).realizable == half
+    assert row("bert-base/2", "magnitude", "4:8", kernel=True).realizable == FORWARD
+    assert row("bert-base/2", "magnitude", kernel=True).realizable == FORWARD
     assert not count.has_kernel(torch.device("cpu"))
 
 
 def test_removed_heads_and_neurons_are_realized_as_sliced():
     # 25 % of the heads and 40 % of the neurons are 35 % of the linear MACs: DSEE v1 (§3.7).
-    found = row("bert-base", "dsee", "heads+neurons", 0.25, neuron_sparsity=0.4)
+    found = row("bert-base/2", "dsee", "heads+neurons", 0.25, neuron_sparsity=0.4)
     neurons = round(0.4 * 3072)
     linear = L * T * (4 * d * d // 4 + 2 * d * neurons)
     assert linear / (T * P) == pytest.approx(0.35, abs=1e-4)
@@ -244,18 +244,18 @@ def test_removed_heads_and_neurons_are_realized_as_sliced():
     attention = L * 2 * T * T * d // 4  # q·kᵀ and p·v of the removed heads
     assert found.realizable == FORWARD - linear - attention
     # 25 % of the heads alone: 8.33 %.
-    found = row("bert-base", "dsee", "heads", 0.25)
+    found = row("bert-base/2", "dsee", "heads", 0.25)
     assert (FORWARD - found.effective) / (T * P) == pytest.approx(1 / 12)
 
 
 def test_state_is_parameters_gradients_and_moments():
-    total = 109_483_778
-    state = row("bert-base", "dense").state_bytes
+    total = 109_483_778 - 10 * 85_054_464 // 12  # ten blocks less, §2
+    state = row("bert-base/2", "dense").state_bytes
     buffers = (512 + 512) * 8  # position and type ids
     assert state == 4 * 4 * total + buffers
-    assert row("bert-base", "wanda").state_bytes is None
+    assert row("bert-base/2", "wanda").state_bytes is None
     # PLATON: three tensors a weight beside them (§3.13).
-    platon = row("bert-base", "platon").state_bytes
+    platon = row("bert-base/2", "platon").state_bytes
     assert platon == state + 3 * 4 * P
 
 
