@@ -8,6 +8,7 @@ promises (`Method.expected`). A number that only training can tell is left out.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,16 +59,21 @@ class Account:
 
 
 def account(
-    method: Method, cell: Cell, budget: Budget, config: PreTrainedConfig, kernel: bool
+    method: Method,
+    cell: Cell,
+    budget: Budget,
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    kernel: bool,
 ) -> Account:
-    """The row of a cell.
+    """The row of a cell: the method on a model of class `kind`, which has `config`.
 
     Raises:
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
     """
-    kind = weightless.class_of(config)
     attached = weightless.attach(method, cell, budget, kind, config)
     model, length = attached.model, budget.length
+    _check_groups(attached.ctx.targets, cell.pattern)
     expected = method.expected(attached.ctx)
     held, train, state = Trainable(body=0, head=0), 0, None
     if method.trains:
@@ -119,6 +125,16 @@ def outcome(
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))
     return zeros, realizable
+
+
+def _check_groups(targets: Sequence[Target], pattern: str) -> None:
+    """Refuses N:M where a matrix has no whole number of groups; not every method was attached."""
+    match = re.fullmatch(r"\d+:(\d+)", pattern)
+    for target in targets:
+        if match and (width := target.shape[1]) % int(match[1]):
+            raise BenchError(
+                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {match[1]}"
+            )
 
 
 def _elements(targets: Sequence[Target]) -> int:
@@ -188,24 +204,24 @@ def report(
     chosen = cells(methods, pattern, sparsity, overrides or {})
     config = weightless.config_of(name)
     models.check_length(config, length, name)
+    kind = weightless.class_of(config)
     budget = Budget(steps=STEPS, batch=batch, length=length)
     rows, notes = [], []
     for method, cell in chosen:
         try:
-            rows.append(account(method, cell, budget, config, kernel))
+            rows.append(account(method, cell, budget, kind, config, kernel))
         except BenchError as error:
             if methods:
                 raise
             notes.append(f"{cell.method}: {error}")
     if any(row.stored is None for row in rows):
         notes.append("–: training decides; a record counts it in the finished model")
-    return "\n".join(
-        [*_about(name, config, length, batch, kernel), "", _table(rows, length), *notes]
-    )
+    blank = weightless.empty(kind, config)
+    about = _about(name, blank, length, batch, kernel)
+    return "\n".join([*about, "", _table(rows, length), *notes])
 
 
-def _about(name: str, config: PreTrainedConfig, length: int, batch: int, kernel: bool) -> list[str]:
-    model = weightless.empty(weightless.class_of(config), config)
+def _about(name: str, model: PreTrainedModel, length: int, batch: int, kernel: bool) -> list[str]:
     total = sum(p.numel() for p in model.parameters())
     macs = weightless.forward_macs(model, length)
     head = sum(macs[part] for part in count.heads(model))

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import logging as hf_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from bench import assets, models, registry
@@ -92,6 +93,7 @@ def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def empty(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     """A model of class `kind` in float32 on the meta device, with attention that can be counted."""
+    hf_logging.set_verbosity_error()
     config = copy.deepcopy(config)
     config.use_cache = False
     with torch.device("meta"):
@@ -148,7 +150,7 @@ def update_macs(cell: Weightless) -> int:
     model.train()
     with torch.device("meta"), _values_refused(method):
         method.step(model, 1.0)
-        with _NothingIsPadding(), FlopCounterMode(display=False) as counter:
+        with _NothingIsPadding(), _counter() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
     return round(counter.get_total_flops() / 2 / len(inputs["input_ids"]))
 
@@ -157,7 +159,7 @@ def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
     """Multiply-adds of one sequence's forward pass by module, in all under `""`."""
     inputs = batch(model, 1, length)
     model.eval()
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with torch.device("meta"), torch.no_grad(), _NothingIsPadding(), counter:
         model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     prefix = f"{type(model).__name__}."
@@ -186,6 +188,19 @@ def tensors(*things: Any) -> Iterator[Tensor]:
             left.extend(thing)
         elif hasattr(thing, "__dict__"):
             left.extend(vars(thing).values())
+
+
+def _counter() -> FlopCounterMode:
+    """FlopCounterMode, taught products in place and those with a vector; by shapes, 2 a MAC."""
+    aten = torch.ops.aten
+    mapping = {
+        aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1],
+        aten.baddbmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2],
+        aten.mv: lambda a, x, **_: 2 * a[0] * a[1],
+        aten.addmv: lambda y, a, x, **_: 2 * a[0] * a[1],
+        aten.addmv_: lambda y, a, x, **_: 2 * a[0] * a[1],
+    }
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def keep_largest(scores: Tensor, k: int, dtype: torch.dtype = torch.bool) -> Ten
         return torch.ones_like(scores, dtype=dtype)
     if k >= n:
         return torch.zeros_like(scores, dtype=dtype)
+    if scores.is_meta:
+        return torch.empty_like(scores, dtype=dtype)  # there is nothing to choose by
     threshold = kth_smallest(flat, k)
     keep = torch.gt(flat, threshold, out=torch.empty_like(flat, dtype=dtype))
     # float32 adds up ones exactly below 2²⁴.
