@@ -97,10 +97,14 @@ class Macs(_Part):
 
 
 class Bytes(_Part):
-    """Dense parameters as they lie in memory; `stored` as packed, where computed."""
+    """Of all parameters as they lie in memory, and in each file format that fits the model.
+
+    `stored` is the smallest lossless one; of a quantized cell it is the format it is quantized to.
+    """
 
     dense: Count
     stored: Count | None = None
+    formats: dict[Text, Count] = {}
 
 
 class Cost(_Part):

@@ -135,6 +135,25 @@ def slice_units(model: PreTrainedModel) -> None:
     _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
 
 
+def removable(model: PreTrainedModel) -> int:
+    """Elements that `slice_units` would take out: rows with their biases, and columns."""
+    removed = 0
+    for group in (group for pair in units(model) for group in pair):
+        dead = group.count - len(group.alive())
+        for target, area in group.rows:
+            width = target.shape[1] + (_bias(target) is not None)
+            removed += dead * (area.stop - area.start) // group.count * width
+        removed += dead * group.width.stop // group.count * group.columns.shape[0]
+    return removed
+
+
+def shrink(model: PreTrainedModel) -> None:
+    """Gives a newly made model the shapes that its `config.sliced` tells."""
+    left = model.config.sliced
+    kept = [(range(h), range(n)) for h, n in zip(left["heads"], left["neurons"], strict=True)]
+    _keep(model, kept)
+
+
 def load(folder: Path, kind: Any) -> PreTrainedModel:
     """A saved sliced model of class `kind`, in float32 and eval mode; safetensors only.
 
@@ -142,12 +161,10 @@ def load(folder: Path, kind: Any) -> PreTrainedModel:
         BenchError: the config tells no shapes, or the weights do not fit them.
     """
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    left = getattr(config, "sliced", None)
-    if left is None:
+    if getattr(config, "sliced", None) is None:
         raise BenchError(f"{folder.name} holds no sliced model")
     model: PreTrainedModel = kind(config)
-    kept = [(range(h), range(n)) for h, n in zip(left["heads"], left["neurons"], strict=True)]
-    _keep(model, kept)
+    shrink(model)
     state = {
         k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
     }
