@@ -148,10 +148,18 @@ def removable(model: PreTrainedModel) -> int:
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Gives a newly made model the shapes that its `config.sliced` tells."""
+    """Gives a newly made model the shapes that its `config.sliced` tells.
+
+    Raises:
+        BenchError: it tells of units that the model does not have.
+    """
     left = model.config.sliced
-    kept = [(range(h), range(n)) for h, n in zip(left["heads"], left["neurons"], strict=True)]
-    _keep(model, kept)
+    pairs = list(zip(left["heads"], left["neurons"], strict=True))
+    whole = [(heads.count, neurons.count) for heads, neurons in units(model)]
+    fits = [0 < h <= hs and 0 < n <= ns for (h, n), (hs, ns) in zip(pairs, whole, strict=True)]
+    if not all(fits):
+        raise BenchError(f"config.sliced tells of {pairs} heads and neurons, there are {whole}")
+    _keep(model, [(range(h), range(n)) for h, n in pairs])
 
 
 def load(folder: Path, kind: Any) -> PreTrainedModel:
