@@ -130,6 +130,9 @@ def _selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", **{**many, "metavar": "K"}, type=int)
     command.add_argument("--budget", metavar="NAME", help="one of the task's budgets")
     command.add_argument(
+        "--quantize", metavar="Q", help="int8 or int4: round the finished models' weights"
+    )
+    command.add_argument(
         "--set",
         **{**many, "metavar": "KEY=VALUE"},
         help="a parameter of the method (lr=1e-4) or of the budget (budget.steps=200)",

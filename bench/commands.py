@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import BenchError, Cell
+from bench.api import QUANTIZE, BenchError, Cell
 from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
@@ -243,10 +243,10 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
         changes["models"] = tuple(adopt(name) for name in options.model)
     if options.budget:
         changes["budget"] = options.budget
-    if options.set:
-        changes["overrides"] = tuple(
-            sorted({**dict(suite.overrides), **plan.settings(options.set)}.items())
-        )
+    overrides = dict(suite.overrides) | plan.settings(options.set or ())
+    if options.quantize:
+        overrides[f"{QUANTIZE}quantize"] = options.quantize
+    changes["overrides"] = tuple(sorted(overrides.items()))
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))
     return suite, Store(options.results), cells

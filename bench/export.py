@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
 from bench import branch, count, measure, models, packed, plan, prune, registry, run, slicing
-from bench.api import BenchError
+from bench.api import BenchError, Quantizer
 from bench.packing import Matrix, lay, zeros_of
-from bench.quantize import Quantizer
 from bench.record import Record, Trainable, parse
 from bench.storage import PLAIN, Format, format_of, groups_of
 from bench.targets import prunable
@@ -193,7 +192,7 @@ def _of_record(record: Record, name: str) -> Source:
     found = count.params(model, Trainable(body=0, head=0)).nonzero
     if found != record.params.nonzero:
         notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
-    return Source(model, loaded.tok, cell.pattern, None, tuple(notes))
+    return Source(model, loaded.tok, cell.pattern, cell.quantizer, tuple(notes))
 
 
 def _matrices(model: PreTrainedModel, pattern: str, form: Format) -> dict[str, Matrix]:

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import BenchError
-from bench.quantize import Quantized, Quantizer, dequantize, quantize
+from bench.api import BenchError, Quantizer
+from bench.quantize import Quantized, dequantize, quantize
 from bench.tensorfile import DTYPES, Entry, dtype_name
 
 Layout = Literal["dense", "bitmap", "csr", "nm-packed"]
@@ -55,8 +55,9 @@ class Zeros:
 def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
     """Counts the zeros of `weight`: (out, in).
 
-    It has the pattern N:M when no `M` of its inputs hold more than N kept ones and at least three
-    quarters of these places are taken; the smallest such M of `groups` is the pattern's.
+    It has the pattern N:M when no M neighbouring inputs hold more than N kept ones, N is at most
+    3/4 of M, and at least 3/4 of these places are taken: zeros without a pattern do not do that.
+    The smallest such M of `groups` is the pattern's.
     """
     keep = weight != 0
     nonzero = int(keep.count_nonzero())
@@ -65,7 +66,7 @@ def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
     for m in sorted(groups, reverse=True):
         if columns % m == 0:
             n = int(keep.view(-1, m).sum(dim=1, dtype=torch.uint8).max())
-            if n < m and 4 * m * nonzero >= 3 * n * keep.numel() > 0:
+            if 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel():
                 found = n, m
     return Zeros((rows, columns), dtype_name(weight.dtype), nonzero, found)
 
@@ -142,19 +143,20 @@ def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None)
 
     Args:
         zeros: of the weight.
-        layout: None for nm-packed where there is a pattern N:M, else the smaller of bitmap and
-            dense. A weight without a pattern is dense where nm-packed is asked for.
+        layout: None for nm-packed where the weight has a pattern N:M and for bitmap elsewhere, or
+            dense where that is smaller. Without a pattern, nm-packed is dense.
         quantizer: makes codes of the values.
     """
     size = zeros.shape[0] * zeros.shape[1]
     common: dict[str, Any] = {"shape": zeros.shape, "dtype": zeros.dtype, "quantizer": quantizer}
+    dense = Matrix(layout="dense", count=size, **common)
     if layout in ("nm-packed", None) and zeros.nm:
         n, m = zeros.nm
-        return Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
-    dense = Matrix(layout="dense", count=size, **common)
-    if layout in ("dense", "nm-packed"):
+        found = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
+    elif layout in ("nm-packed", "dense"):
         return dense
-    found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
+    else:
+        found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
     return dense if layout is None and dense.nbytes < found.nbytes else found
 
 

@@ -109,7 +109,7 @@ def _order(
     if kind.trains:
         known = [n for n in registry.names("method") if not registry.method(n).trains]
         raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
-    if wrong := [k for k in overrides if k.startswith("budget.")]:
+    if wrong := sorted(overrides.keys() - plan.own_overrides(overrides.items()).keys()):
         raise BenchError(f"--set {wrong[0]}: prune has no budget but --calib and --length")
     plan.check_overrides(kind, overrides)
     wanted = pattern or plan.DEFAULT_PATTERN.get(kind.patterns[0], kind.patterns[0])

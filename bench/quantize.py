@@ -10,42 +10,13 @@ store it. The range of a group always holds 0, so pruned weights change no scale
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.api import BenchError
+from bench.api import BenchError, Quantizer
 from bench.targets import prunable
-
-BITS = {"int8": 8, "int4": 4}
-
-
-class Quantizer(BaseModel):
-    """How weights become small integers.
-
-    Attributes:
-        name: the integers' width.
-        group: inputs that share a scale.
-        asymmetric: whether every group has a zero point of its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["int8", "int4"]
-    group: Literal[64, 128] = 64
-    asymmetric: bool = False
-
-    @property
-    def bits(self) -> int:
-        """Bits of a code."""
-        return BITS[self.name]
-
-    def groups(self, columns: int) -> int:
-        """Groups in a row of `columns` inputs."""
-        return -(-columns // self.group)
 
 
 @dataclass(frozen=True)

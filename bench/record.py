@@ -228,7 +228,7 @@ def parse(text: str | bytes, where: str) -> Record:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "record"
         raise BenchError(f"{where}: corrupt record: {place}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except (BenchError, ValueError, RecursionError) as error:
         raise BenchError(f"{where}: corrupt record: {error}") from None
 
 

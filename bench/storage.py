@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench import branch, slicing
-from bench.api import BenchError
+from bench.api import BenchError, Quantizer
 from bench.packing import GROUPS, Layout, lay, zeros_of
-from bench.quantize import BITS, Quantizer
 from bench.record import Bytes
 from bench.targets import prunable
 
 LAYOUTS: tuple[Layout, ...] = ("bitmap", "csr", "nm-packed")
+WIDTHS = ("int8", "int4")
 PLAIN = "hf"
 
 
@@ -47,9 +47,9 @@ def format_of(name: str, group: int = 64, asymmetric: bool = False) -> Format:
         return Format("dense", None)
     parts = name.split("+")
     layouts = [layout for layout in LAYOUTS if layout in parts]
-    widths = [width for width in BITS if width in parts]
+    widths = [width for width in WIDTHS if width in parts]
     if sorted(parts) != sorted([*layouts, *widths]) or max(len(layouts), len(widths)) > 1:
-        known = ", ".join([PLAIN, *LAYOUTS, *BITS])
+        known = ", ".join([PLAIN, *LAYOUTS, *WIDTHS])
         raise BenchError(f"unknown format {name!r}: {known}, or both as bitmap+int4")
     quantizer = None
     if widths:
@@ -107,7 +107,7 @@ def bytes_of(model: PreTrainedModel, pattern: str, quantizer: Quantizer | None) 
     if removed := _removable(model):
         found["sliced"] = dense - removed * targets[0].stored.element_size()
     stored = min(dense, *found.values())
-    found |= {name: packed(None, Quantizer.model_validate({"name": name})) for name in BITS}
+    found |= {name: packed(None, Quantizer.model_validate({"name": name})) for name in WIDTHS}
     return Bytes(dense=dense, stored=stored, formats=found)
 
 

@@ -228,6 +228,7 @@ def test_the_pattern_is_found_and_not_made_up():
     assert zeros_of(n_of_m(random(32, 60), 2, 6), (6,)).nm == (2, 6)
     assert zeros_of(unstructured(random(64, 128), 0.5)).nm is None
     assert zeros_of(unstructured(random(64, 128), 0.95)).nm is None
+    assert zeros_of(unstructured(random(64, 128), 0.2)).nm is None
     assert zeros_of(random(8, 64)).nm is None
     assert zeros_of(torch.zeros(8, 64)).nm is None
     fewer = n_of_m(random(64, 64))
