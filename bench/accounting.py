@@ -98,7 +98,7 @@ def account(
         pattern=cell.pattern,
         sparsity=cell.sparsity,
         trainable=held,
-        published=method.published and count.compared(model, held, method.published),
+        published=count.compared(model, held, claim) if (claim := method.published) else None,
         share=held.body / (total - branches),
         stored=None if zeros is None else total - zeros,
         dense=dense,
@@ -120,7 +120,7 @@ def outcome(
     if expected.heads or expected.neurons:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
-            slicing.shrink(sliced, expected.heads, expected.neurons)
+            slicing.take_share(sliced, expected.heads, expected.neurons)
         realizable = weightless.forward_macs(sliced, length)[""]
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,9 @@ Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contrac
 
 REFERENCE = "dense"
 """The method that recovery is measured against and that one-shot methods start from."""
+
+QUANTIZE = "export."
+"""Namespace of the overrides that quantize a finished model: `export.quantize=int4`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _PATTERN = re.compile(
@@ -89,12 +92,60 @@ class Budget:
             raise BenchError(f"budget.smoothing must be below 1, not {self.smoothing}")
 
 
+class Quantizer(BaseModel):
+    """How the weights of a finished model become small integers (`bench.quantize`).
+
+    Attributes:
+        name: the integers' width.
+        group: neighbouring inputs that share a scale.
+        asymmetric: whether every group has a zero point of its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["int8", "int4"]
+    group: Literal[64, 128] = 64
+    asymmetric: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return int(self.name.removeprefix("int"))
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of `columns` inputs."""
+        return -(-columns // self.group)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.group}" + (" asymmetric" if self.asymmetric else "")
+
+
+def quantizer_of(overrides: Iterable[tuple[str, Scalar]]) -> Quantizer | None:
+    """The quantizer that overrides tell of, None where they tell of none.
+
+    Raises:
+        BenchError: there is no such one.
+    """
+    found = {k.removeprefix(QUANTIZE): v for k, v in overrides if k.startswith(QUANTIZE)}
+    if not found:
+        return None
+    if "quantize" not in found:
+        raise BenchError(f"{QUANTIZE}{min(found)} needs {QUANTIZE}quantize: int8 or int4")
+    try:
+        return Quantizer.model_validate({"name": found.pop("quantize"), **found}, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]).replace("name", "quantize")
+        raise BenchError(f"{QUANTIZE}{field} {first['input']!r}: {first['msg']}") from None
+
+
 class Cell(BaseModel):
     """One point of the benchmark: all that decides its scores and nothing else.
 
     Attributes:
         budget: name of one of the task's budgets.
-        overrides: departures from the method's defaults (`lr`) or the budget (`budget.steps`).
+        overrides: departures from the method's defaults (`lr`) or the budget (`budget.steps`),
+            and what the finished weights are rounded to (`export.quantize`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -137,7 +188,13 @@ class Cell(BaseModel):
     @field_validator("overrides")
     @classmethod
     def _sorted(cls, value: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Scalar], ...]:
+        quantizer_of(value)  # refuses what there is not
         return tuple(sorted(value))
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What the finished model's weights are rounded to; None leaves them as they are."""
+        return quantizer_of(self.overrides)
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ count as parameters and multiply-adds; they are no targets, so sparsity is that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,14 @@ def restore(model: nn.Module, folder: Path) -> None:
         with safe_open(file, "pt") as stored:
             names = [name for name in stored.keys() if name.endswith((_DOWN, _UP))]  # noqa: SIM118
             found |= {name: stored.get_tensor(name) for name in names}
-    for name in found:
-        if name.endswith(_DOWN):
-            owner = name.removesuffix(_DOWN)
-            add(model.get_submodule(owner), found[name], found[owner + _UP])
+    for owner, (down, up) in owners(found).items():
+        add(model.get_submodule(owner), found[down], found[up])
+
+
+def owners(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The modules that have a branch among saved tensors, and the names of its two matrices."""
+    stems = [name.removesuffix(_DOWN) for name in names if name.endswith(_DOWN)]
+    return {stem: (stem + _DOWN, stem + _UP) for stem in stems}
 
 
 def _plus_branch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

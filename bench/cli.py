@@ -21,6 +21,8 @@ COMMANDS = {
     "tune": "tune",
     "report": "report",
     "prune": "prune_model",
+    "export": "export_model",
+    "load": "load_model",
     "pretrain": "pretrain_model",
     "speed": "speed_table",
     "latency": "latency_table",
@@ -73,6 +75,28 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--length", type=_positive, metavar="L", help="tokens a sequence (512)")
     prune.add_argument("--seed", type=int, default=1, metavar="K")
     prune.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+
+    export = commands.add_parser("export", help="pack a cell's model, or a folder, into a file")
+    export.add_argument("source", metavar="CELL", help="a record's path, or a model's folder")
+    export.add_argument(
+        "--format",
+        required=True,
+        metavar="F",
+        help="hf, bitmap, csr, nm-packed, int8, int4, or both as bitmap+int4",
+    )
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty")
+    export.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), help="of what is not packed (the model's)"
+    )
+    export.add_argument("--group", type=int, choices=(64, 128), help="inputs a scale (64)")
+    export.add_argument(
+        "--asymmetric", action="store_true", default=None, help="a zero point a group"
+    )
+    export.add_argument("--slice", action="store_true", help="take dead heads and neurons out")
+
+    load = commands.add_parser("load", help="check an exported folder; back to transformers")
+    load.add_argument("folder", type=Path, metavar="DIR")
+    load.add_argument("--out", type=Path, metavar="HF_DIR", help="new or empty")
 
     pretrain = commands.add_parser("pretrain", help="train gpt2-mini from scratch, into the cache")
     pretrain.add_argument(
@@ -134,6 +158,9 @@ def _selection(command: argparse.ArgumentParser) -> None:
         type=_positive,
         metavar="K",
         help="score so many items at most; short for --set budget.items=K",
+    )
+    command.add_argument(
+        "--quantize", metavar="Q", help="int8 or int4: round the finished models' weights"
     )
     command.add_argument(
         "--set",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import BenchError, Cell
+from bench.api import QUANTIZE, BenchError, Cell
 from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
@@ -145,6 +145,50 @@ def prune_model(options: argparse.Namespace) -> int:
     return 0
 
 
+def export_model(options: argparse.Namespace) -> int:
+    """Packs one model into a folder."""
+    from bench.export import export
+
+    done = export(
+        options.source,
+        options.format,
+        options.out.expanduser(),
+        dtype=options.dtype,
+        group=options.group,
+        asymmetric=options.asymmetric,
+        sliced=options.slice,
+    )
+    for note in done.notes:
+        say(f"sparsebench: {note}", sys.stderr)
+    layouts = ", ".join(f"{n} {layout}" for layout, n in sorted(done.layouts.items()))
+    say(
+        f"{options.out}: {options.format} ({layouts}), {done.size / 1e6:.3f} MB, "
+        f"computed {done.computed / 1e6:.3f} MB\n"
+        f"{done.dense / done.size:.2f}x smaller than dense FP32 ({done.dense / 1e6:.3f} MB); "
+        f"the packed matrices alone {done.linear / done.packed:.2f}x"
+    )
+    return 0
+
+
+def load_model(options: argparse.Namespace) -> int:
+    """Checks an exported folder, and writes it as transformers has it."""
+    from bench import count
+    from bench.export import load, unpack_folder
+
+    folder = options.folder.expanduser()
+    if options.out:
+        unpack_folder(folder, options.out.expanduser())
+        say(f"{options.out}: an ordinary transformers folder")
+        return 0
+    model = load(folder)
+    found = count.sparsity(model, "dense")
+    say(
+        f"{folder}: {type(model).__name__}, {str(model.dtype).removeprefix('torch.')}, "
+        f"sparsity {found.overall:.4f}"
+    )
+    return 0
+
+
 def pretrain_model(options: argparse.Namespace) -> int:
     """Trains gpt2-mini from scratch."""
     from tqdm import tqdm
@@ -240,6 +284,8 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     overrides = dict(suite.overrides) | plan.settings(options.set or ())
     if options.limit:
         overrides["budget.items"] = options.limit
+    if options.quantize:
+        overrides[f"{QUANTIZE}quantize"] = options.quantize
     changes["overrides"] = tuple(sorted(overrides.items()))
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))

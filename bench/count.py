@@ -66,7 +66,7 @@ def params(
         nonzero=nonzero,
         stored=total - pruned + nonzero,
         trainable=trainable,
-        published=published and compared(model, trainable, published),
+        published=compared(model, trainable, published) if published else None,
     )
 
 

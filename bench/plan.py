@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench import assets, registry
-from bench.api import REFERENCE, BenchError, Budget, Cell, Method, Scalar, makes
+from bench.api import QUANTIZE, REFERENCE, BenchError, Budget, Cell, Method, Scalar, makes
 from bench.record import Versions
 from bench.registry import Suite
 from bench.store import State, Store
@@ -48,7 +48,7 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
     cells = []
     for name in names:
         method = registry.method(name)
-        kept = overrides if name in wanted else _budget_only(overrides)
+        kept = overrides if name in wanted else _shared(overrides)
         check_overrides(method, kept)
         points = levels(method, suite, explicit and name in wanted)
         for task in suite.tasks:
@@ -70,7 +70,9 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
                         )
     for cell in cells:
         budget_of(cell)
-    return list(dict.fromkeys(cells))
+    # Recovery is against unquantized weights.
+    quantized = [c for c in cells if c.quantizer and c.method == REFERENCE]
+    return list(dict.fromkeys([*map(reference_of, quantized), *cells]))
 
 
 def levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[str, float]]:
@@ -145,7 +147,19 @@ def budget_of(cell: Cell) -> Budget:
 
 def hyper_of(cell: Cell) -> dict[str, Scalar]:
     """The cell's departures from the method's default parameters."""
-    return {k: v for k, v in cell.overrides if not k.startswith("budget.")}
+    return own_overrides(cell.overrides)
+
+
+def own_overrides(overrides: Iterable[tuple[str, Scalar]]) -> dict[str, Scalar]:
+    """Those of the method itself, without the budget's and the quantizer's."""
+    return {k: v for k, v in overrides if not k.startswith(("budget.", QUANTIZE))}
+
+
+def is_quantized_reference(cell: Cell) -> bool:
+    """Whether quantizing is all that makes the cell another one than its dense reference."""
+    shared = tuple((k, v) for k, v in cell.overrides if not k.startswith(QUANTIZE))
+    unquantized = cell.model_copy(update={"overrides": shared})
+    return unquantized != cell and unquantized == reference_of(cell)
 
 
 def check_overrides(method: type[Method], overrides: dict[str, Scalar]) -> None:
@@ -156,7 +170,7 @@ def check_overrides(method: type[Method], overrides: dict[str, Scalar]) -> None:
     """
     known = {f.name: f.default for f in dataclasses.fields(method.Params)}
     for name, value in overrides.items():
-        if name.startswith("budget."):
+        if name.startswith(("budget.", QUANTIZE)):
             continue
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=2)
@@ -178,7 +192,7 @@ def versions_of(cell: Cell) -> Versions:
 
 def reference_of(cell: Cell) -> Cell:
     """The dense cell of the same task, model, seed and budget."""
-    budget = tuple(_budget_only(dict(cell.overrides)).items())
+    budget = tuple(o for o in cell.overrides if o[0].startswith("budget."))
     return Cell(
         task=cell.task,
         model=cell.model,
@@ -195,7 +209,8 @@ def needs_reference(cell: Cell) -> bool:
     """Whether the cell stands on the dense cell's trained weights."""
     kind = registry.method(cell.method)
     method = kind(kind.Params(**hyper_of(cell)))
-    return method.needs_dense and registry.task(cell.task).finetunes
+    needs = method.needs_dense or is_quantized_reference(cell)
+    return needs and registry.task(cell.task).finetunes
 
 
 def trained_dir(cell: Cell) -> Path:
@@ -221,8 +236,9 @@ def plan(cells: Sequence[Cell], store: Store, rerun: bool = False) -> list[Plann
     return [Planned(cell, states[cell], cell in todo) for cell in ordered]
 
 
-def _budget_only(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
-    return {k: v for k, v in overrides.items() if k.startswith("budget.")}
+def _shared(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
+    """What baselines have in common with the methods: budget and quantizer."""
+    return {k: v for k, v in overrides.items() if k.startswith(("budget.", QUANTIZE))}
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -63,17 +63,17 @@ def prune(
         BenchError: bad input or a failure, in one line; `out` is as it was.
     """
     made, cell = _order(method, pattern, sparsity, dict(overrides or {}), seed)
-    _check_free(out)
+    check_free(out)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     folder = models.locate(name)
-    kind, config = _own_class(folder, name)
+    kind, config = own_class(folder, name)
     limit = getattr(config, "max_position_embeddings", None) or 0
     length = length or (min(512, limit) if limit > 0 else 512)
     models.check_length(config, length, name)
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
-    with _whole(out) as scratch:
-        tok = _tokenizer(folder)
+    with new_folder(out) as scratch:
+        tok = tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)  # before anything is set on it
             tok.model_max_length = length
@@ -82,7 +82,7 @@ def prune(
         batches = None
         if calibration is not None:
             batches = _calibration(calibration, tok, config, budget, seed)
-        model = _load(folder, kind, name)
+        model = load_complete(folder, kind, name)
         dtype = model.dtype
         device = run.device_of()
         model.float().to(device).eval()
@@ -109,7 +109,7 @@ def _order(
     if kind.trains:
         known = [n for n in registry.names("method") if not registry.method(n).trains]
         raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
-    if wrong := [k for k in overrides if k.startswith("budget.")]:
+    if wrong := sorted(overrides.keys() - plan.own_overrides(overrides.items()).keys()):
         raise BenchError(f"--set {wrong[0]}: prune has no budget but --calib and --length")
     plan.check_overrides(kind, overrides)
     wanted = pattern or plan.DEFAULT_PATTERN.get(kind.patterns[0], kind.patterns[0])
@@ -131,7 +131,8 @@ def _order(
     return kind(kind.Params(**overrides)), cell
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Refuses a place that is taken, an empty folder excepted."""
     try:
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
             raise BenchError(f"{out} is there and not empty; name a new folder")
@@ -140,12 +141,12 @@ def _check_free(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end; after a failure nothing is left."""
     new = [parent for parent in out.parents if not parent.exists()]  # deepest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".prune-") as scratch:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as scratch:
             folder = Path(scratch, "model")
             folder.mkdir()
             yield folder
@@ -159,11 +160,11 @@ def _whole(out: Path) -> Iterator[Path]:
         raise
 
 
-def _own_class(folder: Path, name: str) -> tuple[type[PreTrainedModel], Any]:
+def own_class(folder: Path, name: str) -> tuple[type[PreTrainedModel], Any]:
     """The class that the config names, of transformers itself; foreign code is never run."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises anything on a foreign config
         raise BenchError(f"{name}: no usable config.json: {assets.one_line(error)}") from None
     if getattr(config, "quantization_config", None):
         raise BenchError(f"{name} is quantized; prune takes plain weights")
@@ -174,7 +175,7 @@ def _own_class(folder: Path, name: str) -> tuple[type[PreTrainedModel], Any]:
     return kind, config
 
 
-def _load(folder: Path, kind: type[PreTrainedModel], name: str) -> PreTrainedModel:
+def load_complete(folder: Path, kind: type[PreTrainedModel], name: str) -> PreTrainedModel:
     """The model in the dtype that it is stored in, complete."""
     if not any(folder.glob("*.safetensors")):
         raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
@@ -195,7 +196,7 @@ def _load(folder: Path, kind: type[PreTrainedModel], name: str) -> PreTrainedMod
     return model
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The folder's tokenizer, if it has one."""
     if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
         return None
@@ -225,7 +226,7 @@ def _context(
         return [{k: v.to(device) for k, v in batch.items()} for batch in batches]
 
     def teacher() -> PreTrainedModel:
-        dense = _load(folder, kind, name)
+        dense = load_complete(folder, kind, name)
         dense.float().to(device).eval().requires_grad_(False)
         return dense
 

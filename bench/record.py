@@ -116,10 +116,14 @@ class Macs(_Part):
 
 
 class Bytes(_Part):
-    """Dense parameters as they lie in memory; `stored` as packed, where computed."""
+    """Of all parameters as they lie in memory, and in each file format that fits the model.
+
+    `stored` is the smallest lossless one; of a quantized cell it is the format it is quantized to.
+    """
 
     dense: Count
     stored: Count | None = None
+    formats: dict[Text, Count] = {}
 
 
 class Cost(_Part):
@@ -250,7 +254,7 @@ def parse(text: str | bytes, where: str) -> Record:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "record"
         raise BenchError(f"{where}: corrupt record: {place}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except (BenchError, ValueError, RecursionError) as error:
         raise BenchError(f"{where}: corrupt record: {error}") from None
 
 

@@ -63,7 +63,7 @@ class Units:
         share = (area.stop - area.start) // self.count
         if not isinstance(chosen, Tensor):
             chosen = torch.tensor(list(chosen), dtype=torch.long)
-        first = area.start + share * chosen
+        first: Tensor = area.start + share * chosen
         return (first[:, None] + torch.arange(share, device=first.device)).flatten()
 
     @property
@@ -137,7 +137,7 @@ def slice_units(model: PreTrainedModel) -> None:
     _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
 
 
-def shrink(model: PreTrainedModel, heads: float, neurons: float) -> None:
+def take_share(model: PreTrainedModel, heads: float, neurons: float) -> None:
     """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
     kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
     _keep(model, kept)
@@ -147,6 +147,33 @@ def _left(group: Units, share: float) -> int:
     return group.count - min(round(share * group.count), group.count - 1)
 
 
+def removable(model: PreTrainedModel) -> int:
+    """Elements that `slice_units` would take out: rows with their biases, and columns."""
+    removed = 0
+    for group in (group for pair in units(model) for group in pair):
+        dead = group.count - len(group.alive())
+        for target, area in group.rows:
+            width = target.shape[1] + (_bias(target) is not None)
+            removed += dead * (area.stop - area.start) // group.count * width
+        removed += dead * group.width.stop // group.count * group.columns.shape[0]
+    return removed
+
+
+def shrink(model: PreTrainedModel) -> None:
+    """Gives a newly made model the shapes that its `config.sliced` tells.
+
+    Raises:
+        BenchError: it tells of units that the model does not have.
+    """
+    left = model.config.sliced
+    pairs = list(zip(left["heads"], left["neurons"], strict=True))
+    whole = [(heads.count, neurons.count) for heads, neurons in units(model)]
+    fits = [0 < h <= hs and 0 < n <= ns for (h, n), (hs, ns) in zip(pairs, whole, strict=True)]
+    if not all(fits):
+        raise BenchError(f"config.sliced tells of {pairs} heads and neurons, there are {whole}")
+    _keep(model, [(range(h), range(n)) for h, n in pairs])
+
+
 def load(folder: Path, kind: Any) -> PreTrainedModel:
     """A saved sliced model of class `kind`, in float32 and eval mode; safetensors only.
 
@@ -154,12 +181,10 @@ def load(folder: Path, kind: Any) -> PreTrainedModel:
         BenchError: the config tells no shapes, or the weights do not fit them.
     """
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    left = getattr(config, "sliced", None)
-    if left is None:
+    if getattr(config, "sliced", None) is None:
         raise BenchError(f"{folder.name} holds no sliced model")
     model: PreTrainedModel = kind(config)
-    kept = [(range(h), range(n)) for h, n in zip(left["heads"], left["neurons"], strict=True)]
-    _keep(model, kept)
+    shrink(model)
     state = {
         k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
     }

@@ -57,10 +57,15 @@ def config_of(name: str) -> PreTrainedConfig:
         if place is not None and place.tiny is not None:
             return AutoConfig.for_model(place.repo, **place.tiny)
         if path.is_file() or (path / "config.json").is_file():
-            return AutoConfig.from_pretrained(path, local_files_only=True)
+            return _read(path, local_files_only=True)
         return _fetched(name)
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{name}: no usable config: {assets.one_line(error)}") from None
+
+
+def _read(place: str | Path, **how: Any) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(place, **how)
+    return config
 
 
 def _fetched(name: str) -> PreTrainedConfig:
@@ -70,12 +75,12 @@ def _fetched(name: str) -> PreTrainedConfig:
         raise registry.unknown("model", name, known)
     place = place or models.Place(name)
     if (found := assets.find(place.repo)) is not None:
-        return AutoConfig.from_pretrained(found, local_files_only=True)
+        return _read(found, local_files_only=True)
     if place.command:
         raise BenchError(f"{name} has not been made on this machine yet; run: {place.command}")
     assets.give_up_early()
     try:
-        return AutoConfig.from_pretrained(place.repo, revision=place.revision or "main")
+        return _read(place.repo, revision=place.revision or "main")
     except OSError:
         raise assets.offline(place.repo) from None
 
@@ -152,7 +157,8 @@ def update_macs(cell: Weightless) -> int:
         method.step(model, 1.0)
         with _NothingIsPadding(), _counter() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
-    return round(counter.get_total_flops() / 2 / len(inputs["input_ids"]))
+    products = int(counter.get_total_flops()) // 2
+    return round(products / len(inputs["input_ids"]))
 
 
 def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:

@@ -281,7 +281,7 @@ def test_exported_models_realize_sliced_heads_and_halved_matrices(name):
     sliced = count.macs(model, 20, "heads+neurons")
     again = weightless.empty(type(model), model.config)
     with torch.device("meta"):
-        slicing.shrink(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
+        slicing.take_share(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
     assert sliced.dense == dense.dense
     assert sliced.realizable == weightless.forward_macs(again, 20)[""] < sliced.effective
     assert count.macs(model, 20).realizable == dense.dense

@@ -59,10 +59,10 @@ def test_recovery_is_over_the_same_seeds():
         record(0.7, seed=3),
     ]
     found = {row[0]: row for row in rows(records[:4])}
-    assert found["pst"][3:8] == ["2", "50.00", "±", "14.14", "58.8"]
+    assert found["pst"][4:9] == ["2", "50.00", "±", "14.14", "58.8"]
     # Seed 3 has no dense record: no recovery rather than one over other seeds.
     found = {row[0]: row for row in rows(records)}
-    assert found["pst"][7] == "–"
+    assert found["pst"][8] == "–"
 
 
 def test_different_budgets_are_different_tables():
@@ -114,10 +114,10 @@ def test_where_lower_is_better_scores_recovery_and_order_are_turned():
     assert "perplexity (lower is better)" in leaderboard.table(records)
     found = rows(records)
     assert [row[0] for row in found] == ["dense", "pst", "magnitude"]
-    assert found[0][2:7] == ["2", "22.00", "±", "2.83", "100.0"]
-    assert found[1][3:8] == ["2", "27.50", "±", "3.54", "80.0"]  # 44 / 55
-    assert found[2][3:8] == ["2", "88.00", "±", "11.31", "25.0"]  # 44 / 176
-    assert rows(records[2:])[0][7] == "–"
+    assert found[0][3:8] == ["2", "22.00", "±", "2.83", "100.0"]
+    assert found[1][4:9] == ["2", "27.50", "±", "3.54", "80.0"]  # 44 / 55
+    assert found[2][4:9] == ["2", "88.00", "±", "11.31", "25.0"]  # 44 / 176
+    assert rows(records[2:])[0][8] == "–"
 
 
 def test_where_higher_is_better_the_best_comes_first():
@@ -135,9 +135,9 @@ def test_every_metric_has_a_column_where_there_are_several():
     page = leaderboard.table([scored("pst", bleu=0.5, nist=8.25), scored("gmp", bleu=0.25)])
     _, _, lines = page.partition("every score\n\n")
     cells = [line.split() for line in lines.splitlines()]
-    assert cells[0] == ["method", "pattern", "bleu", "nist"]
-    assert ["pst", "unstructured", "0.5", "0.5000", "8.2500"] in cells
-    assert ["gmp", "unstructured", "0.5", "0.2500", "–"] in cells
+    assert cells[0] == ["method", "pattern", "quantized", "bleu", "nist"]
+    assert ["pst", "unstructured", "0.5", "–", "0.5000", "8.2500"] in cells
+    assert ["gmp", "unstructured", "0.5", "–", "0.2500", "–"] in cells
 
 
 def test_the_arithmetic_of_scoring_is_named_where_it_is_not_float32():

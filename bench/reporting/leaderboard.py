@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import REFERENCE
+from bench.api import QUANTIZE, REFERENCE, quantizer_of
 from bench.record import Record
 from bench.registry import Suite
 from bench.reporting.table import escape, gib, human, markdown, percent, plain
@@ -22,6 +22,7 @@ from bench.store import write_atomic
 HEADER = (
     "method",
     "pattern",
+    "quantized",
     "seeds",
     "score",
     "recovery %",
@@ -40,11 +41,13 @@ LEGEND = """\
 **score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
-reloaded model. **trainable**: elements of the tensors that the optimizer held, the classification
-head apart; **% of model**: trainable without the head / all parameters. **stored**: non-zero target
-weights + everything else. **MACs**: multiply-adds of one sequence; *effective* leaves out products
-with zero weights and is no speed-up by itself. **train s**: seconds to get there, for one-shot
-methods with the dense training that they start from. **peak memory**: of the cell's process.
+reloaded model. **quantized**: what the finished target weights were rounded to, as width/inputs
+that share a scale; recovery is against the unquantized dense model. **trainable**: elements of the
+tensors that the optimizer held, the classification head apart; **% of model**: trainable without
+the head / all parameters. **stored**: non-zero target weights + everything else. **MACs**:
+multiply-adds of one sequence; *effective* leaves out products with zero weights and is no speed-up
+by itself. **train s**: seconds to get there, for one-shot methods with the dense training that they
+start from. **peak memory**: of the cell's process.
 **every score**: means of all the task's metrics, as the task returns them.
 """
 
@@ -72,7 +75,7 @@ def table(
         title = _title(groups[group], render is markdown)
         parts.append(f"{title}\n\n{render(HEADER, [_row(*row, dense, clean) for row in rows])}")
         header, scores = _every_score(rows, clean)
-        if len(header) > 3:
+        if len(header) > 4:
             parts.append(f"every score\n\n{render(header, scores)}")
     parts += _averages(found, average, render)
     return "\n\n".join(parts)
@@ -148,13 +151,14 @@ def _task_means(records: Sequence[Record], tasks: Sequence[str], complete: int) 
 
 
 def belongs(record: Record, suite: Suite) -> bool:
-    """Whether a record's cell is one of a suite's, whatever its method, level and seed."""
+    """Whether a record's cell is one of a suite's, whatever its method, level, seed, quantizer."""
     cell = record.cell
     return (
         cell.task in suite.tasks
         and cell.model in suite.models
         and cell.budget == suite.budget
-        and cell.overrides == suite.overrides
+        and [o for o in cell.overrides if not o[0].startswith(QUANTIZE)]
+        == [o for o in suite.overrides if not o[0].startswith(QUANTIZE)]
     )
 
 
@@ -233,15 +237,20 @@ def _every_score(
             known = [v for v in values if v is not None]
             cells.append(f"{statistics.fmean(known):.4f}" if len(known) == len(records) else "–")
         table.append(cells)
-    return ["method", "pattern", *(clean(name) for name in names)], table
+    return ["method", "pattern", "quantized", *(clean(name) for name in names)], table
 
 
 def _name(key: tuple[Any, ...], clean: Callable[[str], str]) -> list[str]:
-    """What a row is called: method with its parameters, pattern with its level."""
+    """What a row is called: method with its parameters, pattern with its level, quantizer."""
     method, pattern, sparsity, overrides = key
-    own = [f"{k}={v}" for k, v in overrides if not k.startswith("budget.")]
+    own = [f"{k}={v}" for k, v in plan.own_overrides(overrides).items()]
     level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
-    return [clean(" ".join([method, *own])), clean(pattern + level)]
+    quantizer = quantizer_of(overrides)
+    return [
+        clean(" ".join([method, *own])),
+        clean(pattern + level),
+        clean(str(quantizer)) if quantizer else "–",
+    ]
 
 
 def _higher(records: Sequence[Record]) -> bool:

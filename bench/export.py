@@ -1,0 +1,214 @@
+"""`sparsebench export` and `load`: a record's or a folder's model, as small as zeros allow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as hf_logging
+
+from bench import branch, count, measure, models, packed, plan, prune, registry, run, slicing
+from bench.api import BenchError, Quantizer
+from bench.packing import Matrix, lay, zeros_of
+from bench.record import Record, Trainable, parse
+from bench.storage import PLAIN, Format, format_of, groups_of
+from bench.targets import prunable
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished model and what is known of it.
+
+    Attributes:
+        pattern: of its zeros, where it is known.
+        quantizer: what its weights were rounded to, if they were.
+        notes: where it differs from its record.
+    """
+
+    model: PreTrainedModel
+    tok: PreTrainedTokenizerBase | None
+    pattern: str = ""
+    quantizer: Quantizer | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written; sizes in bytes.
+
+    Attributes:
+        layouts: matrices of each layout.
+        size: of the weight files; `computed` is what their tensors take.
+        dense: the whole model in float32, before anything was pruned or sliced.
+        packed: the targets' weights in the file; `linear` is their dense float32 size.
+        notes: where the model differs from its record.
+    """
+
+    layouts: dict[str, int]
+    size: int
+    computed: int
+    dense: int
+    packed: int
+    linear: int
+    notes: tuple[str, ...]
+
+
+def export(
+    name: str,
+    form: str,
+    out: Path,
+    dtype: str | None = None,
+    group: int | None = None,
+    asymmetric: bool | None = None,
+    sliced: bool = False,
+) -> Report:
+    """Writes a model to `out` in a format, whole or not at all.
+
+    Args:
+        name: a record's path, or a folder with a (sliced, branched or packed) model.
+        form: what `bench.storage.format_of` knows; `hf` leaves an ordinary transformers folder.
+        out: a folder that does not exist or is empty.
+        dtype: of everything that is not packed, a key of `DTYPES`; by default the model's.
+        group: inputs that share a scale; by default the cell's, or 64.
+        asymmetric: whether groups have zero points; by default as the cell has it, or not.
+        sliced: whether to take dead heads and neurons out first.
+
+    Raises:
+        BenchError: bad input or a failure, in one line; `out` is as it was.
+    """
+    format_of(form)  # before a model is made
+    if form == PLAIN and dtype:
+        raise BenchError(f"--dtype is for packed formats; {form} keeps the model's own")
+    prune.check_free(out)
+    source = _source(name)
+    model = source.model.eval()
+    base = source.quantizer or Quantizer(name="int4")
+    chosen = format_of(
+        form,
+        base.group if group is None else group,
+        base.asymmetric if asymmetric is None else asymmetric,
+    )
+    if sliced:
+        if any(isinstance(module, branch.Branch) for module in model.modules()):
+            raise BenchError(f"{name} has low-rank branches, which cannot be sliced")
+        slicing.slice_units(model)
+    matrices = _matrices(model, source.pattern, chosen)
+    rest = DTYPES[dtype] if dtype else None
+    with prune.new_folder(out) as scratch:
+        if source.tok is not None:
+            source.tok.save_pretrained(scratch)
+        if form == PLAIN:
+            model.save_pretrained(scratch)
+        else:
+            packed.save(model, matrices, scratch, rest)
+        size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
+    dense = packed.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
+    return Report(
+        layouts=dict(Counter(matrix.layout for matrix in matrices.values())),
+        size=size,
+        computed=sum(e.nbytes for e in packed.entries_of(model, matrices, rest).values()),
+        dense=sum(4 * p.numel() for p in dense.parameters()),
+        packed=sum(matrix.nbytes for matrix in matrices.values()),
+        linear=sum(4 * t.stored.numel() for t in prunable(dense)),
+        notes=source.notes,
+    )
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model of an exported or an ordinary folder, in its own class and dtype, in eval mode.
+
+    Raises:
+        BenchError: what is there is damaged, or no model.
+    """
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    if (folder / packed.FILE).is_file():
+        return packed.load(folder)
+    kind, config = prune.own_class(folder, str(folder))
+    model: Any
+    if getattr(config, "sliced", None):
+        model = slicing.load(folder, kind).to(config.dtype or torch.float32)  # type: ignore[arg-type]
+    else:
+        model = prune.load_complete(folder, kind, str(folder))
+        branch.restore(model, folder)
+    plain: PreTrainedModel = model.eval()
+    return plain
+
+
+def unpack_folder(folder: Path, out: Path) -> None:
+    """Writes an exported folder's model as an ordinary transformers folder, whole or not at all.
+
+    Raises:
+        BenchError: as `load`, or `out` is not free.
+    """
+    prune.check_free(out)
+    model = load(folder)
+    with prune.new_folder(out) as scratch:
+        tok = prune.tokenizer(folder)
+        if tok is not None:
+            tok.save_pretrained(scratch)
+        model.save_pretrained(scratch)
+
+
+def _source(name: str) -> Source:
+    """The model of a record's path or of a folder."""
+    path = Path(name).expanduser()
+    if path.suffix == ".json":
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise BenchError(f"{name}: {error.strerror or error}") from None
+        return _of_record(parse(text, name), name)
+    if not (path / "config.json").is_file():
+        raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
+    return Source(load(path), prune.tokenizer(path))
+
+
+def _of_record(record: Record, name: str) -> Source:
+    """The model of a record: a dense cell's from the cache, any other is made again."""
+    if record.status != "done" or record.params is None or record.model is None:
+        raise BenchError(f"{name} is the record of a failure: there is no model")
+    cell, notes = record.cell, []
+    if (now := plan.versions_of(cell)) != record.versions:
+        notes.append(f"the record is stale: made by {record.versions!r}, now {now!r}")
+    measure.reuse_freed_memory()
+    place, reference = plan.trained_dir(cell), plan.reference_of(cell)
+    if place.is_dir():  # only dense cells leave their weights
+        loaded = models.load(cell.model, registry.task(cell.task), cell.seed, place)
+        model = loaded.model
+    else:
+        if plan.needs_reference(cell) and not plan.trained_dir(reference).is_dir():
+            run.run_cell(reference, _silent)
+        fitted = run.fit_cell(cell, _silent)
+        loaded, model = fitted.loaded, fitted.model
+        if loaded.source.weights_sha256 != record.model.weights_sha256:
+            notes.append("the method started from other weights than the record's")
+    found = count.params(model, Trainable(body=0, head=0)).nonzero
+    if found != record.params.nonzero:
+        notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
+    return Source(model, loaded.tok, cell.pattern, cell.quantizer, tuple(notes))
+
+
+def _matrices(model: PreTrainedModel, pattern: str, form: Format) -> dict[str, Matrix]:
+    """How each target's weight is stored.
+
+    Raises:
+        BenchError: nm-packed is asked for and no weight has a pattern N:M.
+    """
+    found = {
+        target.name: lay(zeros_of(target.weight, groups_of(pattern)), form.layout, form.quantizer)
+        for target in prunable(model)
+    }
+    if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
+        raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
+    return found
+
+
+def _silent(*_: Any) -> None:
+    """Nobody watches the phases of a cell that is made again."""

@@ -1,0 +1,99 @@
+"""Weight-only quantization: a group of inputs shares a scale, and zeros stay exactly zero.
+
+    weight ≈ (code − zero) · scale,    code in 0 … 2^bits − 1
+
+A group is `group` neighbouring inputs of one output, so groups run along dim 1 of (out, in); the
+last one of a row may be shorter. Symmetric codes have their zero in the middle; asymmetric ones
+store it. The range of a group always holds 0, so pruned weights change no scale and are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.api import BenchError, Quantizer
+from bench.targets import prunable
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized weight.
+
+    Attributes:
+        codes: (out, in), uint8.
+        scales: (out, groups), float16, not negative.
+        zeros: (out, groups), uint8; None for symmetric codes.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+
+def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
+    """Rounds `weight`: (out, in) to the nearest code; no weight moves by more than scale / 2.
+
+    Raises:
+        BenchError: a weight that is not finite, or too large for a float16 scale.
+    """
+    rows, columns = weight.shape
+    groups = quantizer.groups(columns)
+    padded = F.pad(weight.float(), (0, groups * quantizer.group - columns))
+    padded = padded.view(rows, groups, quantizer.group)
+    highest, middle = 2**quantizer.bits - 1, 2 ** (quantizer.bits - 1)
+    if quantizer.asymmetric:
+        low = padded.amin(dim=2, keepdim=True).clamp(max=0)
+        high = padded.amax(dim=2, keepdim=True).clamp(min=0)
+        scales = _half_up((high - low) / highest)
+        zeros = (-low / _step(scales)).round().clamp(0, highest)
+    else:
+        # One code stays unused so that w and −w have the same error.
+        scales = _half_up(padded.abs().amax(dim=2, keepdim=True) / (middle - 1))
+        zeros = torch.full_like(scales, middle, dtype=torch.float32)
+    if not bool(scales.isfinite().all()):
+        raise BenchError(f"{quantizer.name} wants finite weights that a float16 scale can reach")
+    codes = (padded / _step(scales)).round_().add_(zeros).clamp_(0, highest).to(torch.uint8)
+    return Quantized(
+        codes=codes.view(rows, -1)[:, :columns].contiguous(),
+        scales=scales.squeeze(2),
+        zeros=zeros.squeeze(2).to(torch.uint8) if quantizer.asymmetric else None,
+    )
+
+
+def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
+    """The weights that the codes stand for: (out, in), float32."""
+    columns = quantized.codes.shape[1]
+
+    def each(values: Tensor) -> Tensor:
+        return values.float().repeat_interleave(quantizer.group, dim=1)[:, :columns]
+
+    middle = 2 ** (quantizer.bits - 1)
+    zeros = middle if quantized.zeros is None else each(quantized.zeros)
+    return quantized.codes.float().sub_(zeros).mul_(each(quantized.scales))
+
+
+def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """`weight`: (out, in) as it comes back from its codes, in its own dtype."""
+    return dequantize(quantize(weight, quantizer), quantizer).to(weight.dtype)
+
+
+def apply(model: nn.Module, quantizer: Quantizer) -> None:
+    """Replaces every target's weight by what its codes stand for."""
+    for target in prunable(model):
+        target.write(rounded(target.weight, quantizer))
+
+
+def _half_up(values: Tensor) -> Tensor:
+    """The smallest float16 not below each value ≥ 0, so that no code falls out of its range."""
+    half = values.half()
+    # Neighbouring positive floats are neighbouring integers.
+    return half.view(torch.int16).add_(half.float() < values).view(torch.float16)
+
+
+def _step(scales: Tensor) -> Tensor:
+    """Scales to divide by: where all of a group is zero, anything will do."""
+    return torch.where(scales > 0, scales.float(), 1.0)

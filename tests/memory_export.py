@@ -1,0 +1,68 @@
+"""Peak memory of exporting and loading a model of about 1 GB, each in a process of its own.
+
+    python -m tests.memory_export [FORMAT …]
+
+A script, not a test: it writes a few gigabytes below the temporary folder. It prints the peak of
+each step (VmHWM, everything in it: Python, torch and pages of mapped files) over the model's bytes
+and fails above 1.5.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+STEP = """
+import sys, time
+from pathlib import Path
+from bench import export
+start = time.perf_counter()
+step, form, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+if step == "export":
+    export.export(str(folder / "model"), form, folder / form)
+else:
+    export.load(folder / form)
+status = Path("/proc/self/status").read_text()
+peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+print(int(peak) * 1024, time.perf_counter() - start)
+"""
+
+
+def make(folder):
+    """A random 2:4 Llama of 1.0 GB in float32; its bytes."""
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama", hidden_size=1536, intermediate_size=4096, num_hidden_layers=8,
+        num_attention_heads=16, vocab_size=16_000, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and parameter.shape[0] != config.vocab_size:
+                parameter.view(-1, 4)[:, :2] = 0.0
+    model.save_pretrained(folder)
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def main(forms):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        size = make(folder / "model")
+        worst = 0.0
+        for form in forms:
+            for step in ("export", "load"):
+                command = [sys.executable, "-c", STEP, step, form, str(folder)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                peak, seconds = map(float, done.stdout.splitlines()[-1].split())
+                worst = max(worst, peak / size)
+                print(
+                    f"{step:6} {form:10} peak {peak / 1e9:.2f} GB of {size / 1e9:.2f} GB: "
+                    f"{peak / size:.2f}x, {seconds:.1f} s"
+                )
+    return int(worst > 1.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["hf", "bitmap", "csr", "nm-packed", "int4"]))

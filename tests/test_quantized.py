@@ -1,0 +1,177 @@
+"""Cells whose finished weights are rounded to integers, their bytes, and exporting records."""
+
+import pytest
+import torch
+
+from bench import cli, count, export, plan, run, storage, targets
+from bench.api import BenchError, Quantizer
+from bench.quantize import rounded
+from bench.record import Trainable
+from bench.reporting import leaderboard
+from bench.store import Store
+from tests import helpers
+from tests.samples import record
+from tests.test_slicing import made as sliceable
+from tests.test_slicing import zero
+
+SMALL = {"budget__steps": 4, "budget__batch": 4}
+INT4 = {"export__quantize": "int4"}
+
+
+def quiet(*_):
+    pass
+
+
+def command(capsys, *arguments):
+    code = cli.main(tuple(map(str, arguments)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Dense, dense rounded, 2:4 and 2:4 rounded, as `run` leaves them."""
+    cells = {
+        "dense": helpers.cell("dense", **SMALL),
+        "dense int4": helpers.cell("dense", **SMALL, **INT4),
+        "2:4": helpers.cell("magnitude", pattern="2:4", **SMALL),
+        "2:4 int4": helpers.cell("magnitude", pattern="2:4", **SMALL, **INT4),
+    }
+    return {name: run.run_cell(cell, quiet) for name, cell in cells.items()}
+
+
+def test_quantizing_is_the_last_step(records):
+    cells = {name: r.cell for name, r in records.items()}
+    reference = cells["dense"]
+    assert {plan.reference_of(cell) for cell in cells.values()} == {reference}
+    assert [plan.needs_reference(c) for c in cells.values()] == [False, True, True, True]
+    # A quantized dense cell is not trained a second time and leaves no weights.
+    assert records["dense int4"].cost.train_s == 0
+    assert records["dense int4"].cost.dense_s == records["dense"].cost.train_s > 0
+    assert not plan.trained_dir(cells["dense int4"]).exists()
+    for name in ("dense", "2:4"):
+        plain = run.fit_cell(cells[name], quiet).model
+        for target in targets.prunable(plain):
+            target.write(rounded(target.weight, Quantizer(name="int4")))
+        found = run.fit_cell(cells[f"{name} int4"], quiet).model
+        for one, two in zip(targets.prunable(plain), targets.prunable(found), strict=True):
+            assert torch.equal(one.weight, two.weight)
+
+
+def test_bytes_are_counted_in_every_format(records):
+    dense, half = records["dense"].bytes, records["2:4"].bytes
+    assert set(dense.formats) == {"bitmap", "csr", "int8", "int4"}
+    assert set(half.formats) == {"bitmap", "csr", "nm-packed", "int8", "int4"}
+    assert dense.stored == dense.dense == half.dense == 4 * records["dense"].params.total
+    assert half.stored == half.formats["nm-packed"]
+    n = records["2:4"].params.prunable
+    around = dense.dense - 4 * n
+    assert half.stored - around == 4 * n * 17 // 32
+    assert half.formats["int4"] - around == n * 3 // 8 + 2 * n // 64
+    assert dense.formats["int4"] - around == n // 2 + 2 * n // 64
+    assert records["dense int4"].bytes.formats == {"int4": dense.formats["int4"]}
+    assert records["2:4 int4"].bytes.stored == half.formats["int4"]
+    assert records["2:4 int4"].params.nonzero < records["2:4"].params.nonzero
+
+
+def test_bytes_of_dead_heads_are_those_of_the_sliced_model():
+    model = sliceable("gpt2")
+    whole = storage.bytes_of(model, "heads", None)
+    assert "sliced" not in whole.formats
+    zero(model)
+    from bench import slicing
+
+    found = storage.bytes_of(model, "heads", None)
+    slicing.slice_units(model)
+    assert found.formats["sliced"] == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_the_table_has_a_column_and_names_stay(records):
+    lines = leaderboard.table(records.values()).splitlines()
+    header = next(line for line in lines if line.startswith("method"))
+    assert header.split()[:3] == ["method", "pattern", "quantized"]
+    rows = [tuple(line.split()[:3]) for line in lines if line.startswith(("dense ", "magnitude "))]
+    assert set(rows) == {
+        (method, pattern, quantized)
+        for method, pattern in (("dense", "dense"), ("magnitude", "2:4"))
+        for quantized in ("–", "int4/64")
+    }
+    assert "–" not in [line.split()[5] for line in lines if line.startswith("dense ")]  # recovery
+    assert "export." not in "".join(lines)
+
+
+def test_the_flag_quantizes_every_method_and_keeps_the_reference(capsys, tmp_path):
+    folder = ("--results", tmp_path)
+    flags = ("--suite", "tiny", "--method", "magnitude", "--quantize", "int8")
+    code, out, _ = command(capsys, "plan", *flags, *folder, "--set", "export.group=128")
+    assert code == 0
+    assert [line.partition(" run  ")[2] for line in out.splitlines()[:-1]] == [
+        "tiny/reviews tiny-bert dense dense 0 seed 1",
+        "tiny/reviews tiny-bert dense dense 0 seed 1 export.group=128 export.quantize=int8",
+        "tiny/reviews tiny-bert magnitude unstructured 0.5 seed 1 "
+        "export.group=128 export.quantize=int8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--quantize", "int3"), "export.quantize 'int3': Input should be 'int8' or 'int4'"),
+        (("--quantize", "int4", "--set", "export.group=7"), "export.group 7: Input should be"),
+        (("--quantize", "int4", "--set", "export.bits=7"), "export.bits 7: Extra inputs"),
+        (("--quantize", "int4", "--set", "export.asymmetric=1"), "export.asymmetric 1: Input"),
+        (("--set", "export.group=64"), "export.group needs export.quantize"),
+    ],
+)
+def test_unknown_quantizers_are_one_line(arguments, line, capsys, tmp_path):
+    for name in ("run", "plan", "tune"):
+        code, out, err = command(
+            capsys, name, "--suite", "tiny", "--method", "dense", *arguments, "--results", tmp_path
+        )
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert line in err
+
+
+def test_a_record_with_an_unknown_quantizer_is_corrupt(tmp_path):
+    path = Store(tmp_path).put(record(overrides=(("export.quantize", "int4"),)))
+    path.write_text(path.read_text().replace('"int4"', '"int3"'))
+    with pytest.raises(BenchError, match="corrupt record: export.quantize 'int3'"):
+        Store(tmp_path).load(path)
+
+
+@pytest.mark.parametrize("name", ["dense", "2:4", "2:4 int4"])
+def test_a_record_is_exported(name, records, capsys, tmp_path):
+    path = Store(tmp_path / "r").put(records[name])
+    form = "int4" if "int4" in name else "bitmap"
+    code, out, err = command(capsys, "export", path, "--format", form, "--out", tmp_path / "o")
+    assert (code, err) == (0, "")  # nothing differs from the record
+    again = export.load(tmp_path / "o")
+    found = count.params(again, Trainable(body=0, head=0))
+    assert found.nonzero == records[name].params.nonzero
+    cell = records[name].cell
+    for one, two in zip(
+        targets.prunable(run.fit_cell(cell, quiet).model), targets.prunable(again), strict=True
+    ):
+        assert torch.equal(one.weight, two.weight)
+    assert f"computed {records[name].bytes.formats[form] / 1e6:.3f} MB" in out
+    assert (tmp_path / "o" / "tokenizer.json").is_file()
+
+
+def test_a_record_that_tells_of_another_model_is_said(records, capsys, tmp_path):
+    made = records["2:4"]
+    wrong = made.model_copy(
+        update={
+            "params": made.params.model_copy(update={"nonzero": 7}),
+            "model": made.model.model_copy(update={"weights_sha256": "0"}),
+            "versions": made.versions.model_copy(update={"task": 99}),
+        }
+    )
+    path = Store(tmp_path / "r").put(wrong)
+    code, _, err = command(capsys, "export", path, "--format", "csr", "--out", tmp_path / "o")
+    assert code == 0
+    for line in ("the record counted 7", "started from other weights", "the record is stale"):
+        assert line in err
+    failed = Store(tmp_path / "r").put(record(failed=True))
+    code, _, err = command(capsys, "export", failed, "--format", "csr", "--out", tmp_path / "p")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "record of a failure" in err
