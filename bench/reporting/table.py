@@ -25,6 +25,11 @@ def gib(value: int) -> str:
     return f"{value / 2**30:.2f} GiB"
 
 
+def mib(value: int) -> str:
+    """Bytes → `1.2 MiB`."""
+    return f"{value / 2**20:.1f} MiB"
+
+
 def percent(value: float | None, digits: int = 2) -> str:
     """Fraction → `85.10`; None → `–`."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
@@ -50,4 +55,4 @@ def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _align(header: Sequence[str]) -> list[str]:
-    return ["left" if name in ("method", "pattern") else "right" for name in header]
+    return ["left" if name in ("method", "pattern", "quantized") else "right" for name in header]

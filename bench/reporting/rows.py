@@ -1,0 +1,58 @@
+"""Rows of a table: the seeds of one method, level and set of parameters; and their names."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench import plan
+from bench.api import quantizer_of
+from bench.record import Record
+
+NAME = ("method", "pattern", "quantized")
+"""Header of what `name` gives."""
+
+Key = tuple[Any, ...]
+Row = tuple[Key, list[Record]]
+Clean = Callable[[str], str]
+"""Makes foreign text harmless in a table."""
+
+
+def ordered(records: Sequence[Record]) -> list[Row]:
+    """The records of each row, by sparsity and then score."""
+    by_row: dict[Key, list[Record]] = defaultdict(list)
+    for record in records:
+        cell = record.cell
+        by_row[cell.method, cell.pattern, cell.sparsity, cell.overrides].append(record)
+
+    def order(key: Key) -> Key:
+        method, pattern, sparsity, _ = key
+        best_first = -1 if higher(by_row[key]) else 1
+        return sparsity, pattern, best_first * mean(by_row[key]), method
+
+    return [(key, by_row[key]) for key in sorted(by_row, key=order)]
+
+
+def name(key: Key, clean: Clean) -> list[str]:
+    """What a row is called: method with its parameters, pattern with its level, quantizer."""
+    method, pattern, sparsity, overrides = key
+    own = [f"{k}={v}" for k, v in plan.own_overrides(overrides).items()]
+    level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
+    quantizer = quantizer_of(overrides)
+    return [
+        clean(" ".join([method, *own])),
+        clean(pattern + level),
+        clean(str(quantizer)) if quantizer else "–",
+    ]
+
+
+def higher(records: Sequence[Record]) -> bool:
+    """Whether a higher score is better; records of one table agree."""
+    return all(r.scores.higher_is_better for r in records if r.scores)
+
+
+def mean(records: Sequence[Record]) -> float:
+    """Mean primary score, as the task returned it."""
+    return statistics.fmean(r.scores.value for r in records if r.scores)
