@@ -15,8 +15,9 @@ from bench import branch, count, measure, models, packed, plan, prune, registry,
 from bench.api import BenchError, Quantizer
 from bench.packing import Matrix, lay, zeros_of
 from bench.record import Record, Trainable, parse
-from bench.storage import PLAIN, Format, format_of, groups_of
+from bench.storage import PLAIN, Format, format_of, groups_of, rest
 from bench.targets import prunable
+from bench.tensorfile import Entry, dtype_name, read_header
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -29,6 +30,7 @@ class Source:
         pattern: of its zeros, where it is known.
         quantizer: what its weights were rounded to, if they were.
         notes: where it differs from its record.
+        fetch: where the weights come from, for a model on the meta device.
     """
 
     model: PreTrainedModel
@@ -36,6 +38,7 @@ class Source:
     pattern: str = ""
     quantizer: Quantizer | None = None
     notes: tuple[str, ...] = ()
+    fetch: packed.Fetch = packed.own
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def export(
     if form == PLAIN and dtype:
         raise BenchError(f"--dtype is for packed formats; {form} keeps the model's own")
     prune.check_free(out)
-    source = _source(name)
+    source = _source(name, stream=form != PLAIN and not sliced)
     model = source.model.eval()
     base = source.quantizer or Quantizer(name="int4")
     chosen = format_of(
@@ -98,21 +101,21 @@ def export(
         if any(isinstance(module, branch.Branch) for module in model.modules()):
             raise BenchError(f"{name} has low-rank branches, which cannot be sliced")
         slicing.slice_units(model)
-    matrices = _matrices(model, source.pattern, chosen)
-    rest = DTYPES[dtype] if dtype else None
+    matrices = _matrices(source, chosen)
+    around = DTYPES[dtype] if dtype else None
     with prune.new_folder(out) as scratch:
         if source.tok is not None:
             source.tok.save_pretrained(scratch)
         if form == PLAIN:
             model.save_pretrained(scratch)
         else:
-            packed.save(model, matrices, scratch, rest)
+            packed.save(model, matrices, scratch, around, source.fetch)
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
     dense = packed.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
     return Report(
         layouts=dict(Counter(matrix.layout for matrix in matrices.values())),
         size=size,
-        computed=sum(e.nbytes for e in packed.entries_of(model, matrices, rest).values()),
+        computed=sum(e.nbytes for e in packed.entries_of(model, matrices, around).values()),
         dense=sum(4 * p.numel() for p in dense.parameters()),
         packed=sum(matrix.nbytes for matrix in matrices.values()),
         linear=sum(4 * t.stored.numel() for t in prunable(dense)),
@@ -156,8 +159,8 @@ def unpack_folder(folder: Path, out: Path) -> None:
         model.save_pretrained(scratch)
 
 
-def _source(name: str) -> Source:
-    """The model of a record's path or of a folder."""
+def _source(name: str, stream: bool) -> Source:
+    """The model of a record's path or of a folder, which need not be read all at once."""
     path = Path(name).expanduser()
     if path.suffix == ".json":
         try:
@@ -167,7 +170,32 @@ def _source(name: str) -> Source:
         return _of_record(parse(text, name), name)
     if not (path / "config.json").is_file():
         raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
-    return Source(load(path), prune.tokenizer(path))
+    hf_logging.set_verbosity_error()
+    tok = prune.tokenizer(path)
+    if stream and (found := _streamed(path)):
+        return Source(found[0], tok, fetch=found[1])
+    return Source(load(path), tok)
+
+
+def _streamed(folder: Path) -> tuple[PreTrainedModel, packed.Fetch] | None:
+    """A folder's model on the meta device and a reader of its weights, one at a time.
+
+    None where the files do not hold exactly the model's tensors; then transformers may know why.
+    """
+    if (folder / packed.FILE).is_file():
+        return None
+    files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    entries = {name: entry for file in files for name, entry in file.entries.items()}
+    kind, config = prune.own_class(folder, str(folder))
+    dtype, branches = config.dtype or torch.float32, packed.branches_of(entries)
+    model = packed.skeleton(kind, config, dtype, "meta", branches)
+    wanted = [*rest(model)]
+    wanted += [(f"{target.name}.weight", target.stored) for target in prunable(model)]
+    if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in wanted}:
+        return None
+    packed.restore_generation(model, folder)
+    places = {name: file for file in files for name in file.entries}
+    return model, lambda name, _: places[name].read(name)
 
 
 def _of_record(record: Record, name: str) -> Source:
@@ -195,16 +223,16 @@ def _of_record(record: Record, name: str) -> Source:
     return Source(model, loaded.tok, cell.pattern, cell.quantizer, tuple(notes))
 
 
-def _matrices(model: PreTrainedModel, pattern: str, form: Format) -> dict[str, Matrix]:
+def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
     """How each target's weight is stored.
 
     Raises:
         BenchError: nm-packed is asked for and no weight has a pattern N:M.
     """
-    found = {
-        target.name: lay(zeros_of(target.weight, groups_of(pattern)), form.layout, form.quantizer)
-        for target in prunable(model)
-    }
+    found = {}
+    for target in prunable(source.model):
+        zeros = zeros_of(packed.weight_of(target, source.fetch), groups_of(source.pattern))
+        found[target.name] = lay(zeros, form.layout, form.quantizer)
     if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
         raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
     return found

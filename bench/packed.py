@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from bench import assets, branch, prune, slicing, storage
 from bench.api import BenchError
 from bench.packing import Matrix, pack, unpack
-from bench.targets import prunable
+from bench.targets import Target, normal_form, prunable
 from bench.tensorfile import DTYPES, Entry, File, broken, dtype_name, read_header, write
 
 FILE = "packed.safetensors"
@@ -33,6 +33,8 @@ _EXPANSION = 1024  # bytes of weights that a byte of the file may stand for
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 Shape = tuple[int, ...]
+Fetch = Callable[[str, Tensor], Tensor]
+"""(name in the state dict, the model's tensor) → the weights, where the model has none itself."""
 
 
 class Header(BaseModel):
@@ -67,11 +69,22 @@ def entries_of(
     return found
 
 
+def own(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself: a model that lies in memory."""
+    return tensor.detach()
+
+
+def weight_of(target: Target, fetch: Fetch) -> Tensor:
+    """A target's weight as contiguous (out, in)."""
+    return normal_form(fetch(f"{target.name}.weight", target.stored), target.transposed)
+
+
 def save(
     model: PreTrainedModel,
     matrices: Mapping[str, Matrix],
     folder: Path,
     dtype: torch.dtype | None = None,
+    fetch: Fetch = own,
 ) -> None:
     """Writes config and weights, of which one at a time is in memory a second time.
 
@@ -80,6 +93,7 @@ def save(
         matrices: how each target's weight is stored.
         folder: where to.
         dtype: of everything that is not packed; by default its own.
+        fetch: where the weights come from, for a model on the meta device.
 
     Raises:
         BenchError: weights that cannot be quantized, or that the config does not tell of.
@@ -87,16 +101,16 @@ def save(
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     entries = entries_of(model, matrices, dtype)
-    empty = skeleton(type(model), model.config, model.dtype, "meta", _branches(entries))
+    empty = skeleton(type(model), model.config, model.dtype, "meta", branches_of(entries))
     if odd := {n for n, _ in storage.rest(empty)} ^ {n for n, _ in storage.rest(model)}:
         raise BenchError(f"{min(odd)} is in the model or in what its config makes, not in both")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for target in prunable(model):
-            for part, tensor in pack(target.weight, matrices[target.name]).items():
+            for part, tensor in pack(weight_of(target, fetch), matrices[target.name]).items():
                 yield _name(target.name, part), tensor
         for name, tensor in storage.rest(model):
-            yield name, tensor.detach().to(_cast(tensor.dtype, dtype))
+            yield name, fetch(name, tensor).to(_cast(tensor.dtype, dtype))
 
     model.config.save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
@@ -121,15 +135,15 @@ def load(folder: Path) -> PreTrainedModel:
         raise broken(file.path, f"{place} {first['msg']}") from None
     _check_depth(folder, file)
     kind, config = prune.own_class(folder, str(folder))
-    dtype, branches = DTYPES[header.dtype], _branches(file.entries)
-    try:
-        _check(file, header, skeleton(kind, config, dtype, "meta", branches))
-        model = skeleton(kind, config, dtype, "cpu", branches)
-    except BenchError:
-        raise
-    except Exception as error:  # transformers raises anything on a foreign config
-        reason = assets.one_line(error)
-        raise BenchError(f"{folder}: its config makes no model: {reason}") from None
+    dtype, branches = DTYPES[header.dtype], branches_of(file.entries)
+    _check(file, header, skeleton(kind, config, dtype, "meta", branches))
+    model = skeleton(kind, config, dtype, "cpu", branches)
+    restore_generation(model, folder)
+    # The largest tensors, embeddings, are among the rest: while one is there twice, most of the
+    # model's memory is not yet in use.
+    with torch.no_grad():
+        for name, tensor in storage.rest(model):
+            tensor.copy_(file.read(name))
     for target in prunable(model):
         matrix = header.matrices[target.name]
         tensors = {part: file.read(_name(target.name, part)) for part in matrix.tensors}
@@ -137,9 +151,6 @@ def load(folder: Path) -> PreTrainedModel:
             target.write(unpack(tensors, matrix))
         except BenchError as error:
             raise broken(file.path, f"{target.name}: {error}") from None
-    with torch.no_grad():
-        for name, tensor in storage.rest(model):
-            tensor.copy_(file.read(name))
     model.eval()
     return model
 
@@ -161,20 +172,41 @@ def skeleton(
         device: `meta` takes no memory.
         branches: the modules with a branch, and the shapes of its two matrices.
         sliced: whether to take out what `config.sliced` says is gone.
+
+    Raises:
+        BenchError: the config makes no model, or none with these branches.
     """
     config = copy.deepcopy(config)
-    with no_init_weights(), torch.device(device):
-        model: PreTrainedModel = kind._from_config(config, dtype=dtype)
-        model.tie_weights()
-        if getattr(config, "sliced", None) and sliced:
-            slicing.shrink(model)
-        for owner, shapes in (branches or {}).items():
-            down, up = (torch.empty(shape, dtype=dtype) for shape in shapes)
-            branch.add(model.get_submodule(owner), down, up)
+    try:
+        with no_init_weights(), torch.device(device):
+            model: PreTrainedModel = kind._from_config(config, dtype=dtype)
+            model.tie_weights()
+            if getattr(config, "sliced", None) and sliced:
+                slicing.shrink(model)
+            for owner, shapes in (branches or {}).items():
+                down, up = (torch.empty(shape, dtype=dtype) for shape in shapes)
+                branch.add(model.get_submodule(owner), down, up)
+    except BenchError:
+        raise
+    except Exception as error:  # transformers raises anything on a foreign config
+        reason = assets.one_line(error)
+        raise BenchError(f"{kind.__name__}: its config makes no model: {reason}") from None
     return model
 
 
-def _branches(entries: Mapping[str, Entry]) -> dict[str, tuple[Shape, Shape]]:
+def restore_generation(model: PreTrainedModel, folder: Path) -> None:
+    """Gives a model the settings for generating text that were saved with it, if there are any."""
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        try:
+            found = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # as with a foreign config
+            reason = assets.one_line(error)
+            raise BenchError(f"{folder}: no usable generation_config.json: {reason}") from None
+        model.generation_config = found
+
+
+def branches_of(entries: Mapping[str, Entry]) -> dict[str, tuple[Shape, Shape]]:
+    """The modules with a branch among a file's tensors, and the shapes of its two matrices."""
     return {
         owner: (entries[down].shape, entries[up].shape)
         for owner, (down, up) in branch.owners(entries).items()

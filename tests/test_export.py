@@ -43,7 +43,7 @@ def pruned(folder, kind, pattern="2:4", dtype=torch.float32, tokenizer=True):
             groups = weight.view(-1, 4)
             groups.scatter_(1, groups.abs().argsort(dim=1)[:, :2], 0.0)
         elif pattern == "unstructured":
-            weight[weight.abs() < weight.abs().quantile(0.8)] = 0.0
+            weight[weight.abs() < weight.abs().float().quantile(0.8)] = 0.0
         target.write(weight)
     model.save_pretrained(folder)
     if tokenizer:
@@ -90,6 +90,36 @@ def test_models_come_back(kind, form, tmp_path):
     assert same(model, again)  # nothing but the targets has moved
     if form == "int4":
         assert report.layouts == {"nm-packed": len(targets.prunable(model))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_are_read_one_tensor_at_a_time(kind, tmp_path, monkeypatch):
+    model = pruned(tmp_path / "m", kind, dtype=torch.bfloat16)
+    whole = export.load(tmp_path / "m")
+    assert same(whole, model)
+    monkeypatch.setattr(export, "load", None)
+    export.export(str(tmp_path / "m"), "csr", tmp_path / "o")
+    assert same(packed.load(tmp_path / "o"), model)
+
+
+def test_other_names_in_the_file_are_left_to_transformers(tmp_path):
+    model = pruned(tmp_path / "m", "GPT2LMHeadModel")
+    model.transformer.save_pretrained(tmp_path / "base")  # no prefix, as gpt2 on the hub
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["architectures"] = ["GPT2LMHeadModel"]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    export.export(str(tmp_path / "base"), "nm-packed", tmp_path / "o")
+    assert same(export.load(tmp_path / "o"), model)
+
+
+def test_settings_for_generation_are_kept(tmp_path):
+    pruned(tmp_path / "m", "GPT2LMHeadModel")
+    settings = transformers.GenerationConfig(max_new_tokens=7)
+    settings.save_pretrained(tmp_path / "m")
+    export.export(str(tmp_path / "m"), "csr", tmp_path / "o")
+    export.unpack_folder(tmp_path / "o", tmp_path / "back")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "back")
+    assert again.generation_config.max_new_tokens == 7
 
 
 @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "LlamaForCausalLM"])
