@@ -66,7 +66,7 @@ def params(
         nonzero=nonzero,
         stored=total - pruned + nonzero,
         trainable=trainable,
-        published=published and compared(model, trainable, published),
+        published=None if published is None else compared(model, trainable, published),
     )
 
 

@@ -63,7 +63,7 @@ class Units:
         share = (area.stop - area.start) // self.count
         if not isinstance(chosen, Tensor):
             chosen = torch.tensor(list(chosen), dtype=torch.long)
-        first = area.start + share * chosen
+        first: Tensor = area.start + share * chosen
         return (first[:, None] + torch.arange(share, device=first.device)).flatten()
 
     @property
@@ -129,15 +129,7 @@ def head_size(model: PreTrainedModel) -> int:
     return int(stated or config.hidden_size // config.num_attention_heads)
 
 
-def slice_units(model: PreTrainedModel) -> None:
-    """Takes dead heads and neurons out of the matrices; logits stay the same (§1.8).
-
-    `model.config.sliced` then tells how many of each are left in every block.
-    """
-    _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
-
-
-def shrink(model: PreTrainedModel, heads: float, neurons: float) -> None:
+def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
     """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
     kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
     _keep(model, kept)
@@ -145,6 +137,14 @@ def shrink(model: PreTrainedModel, heads: float, neurons: float) -> None:
 
 def _left(group: Units, share: float) -> int:
     return group.count - min(round(share * group.count), group.count - 1)
+
+
+def slice_units(model: PreTrainedModel) -> None:
+    """Takes dead heads and neurons out of the matrices; logits stay the same (§1.8).
+
+    `model.config.sliced` then tells how many of each are left in every block.
+    """
+    _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
 
 
 def load(folder: Path, kind: Any) -> PreTrainedModel:
