@@ -90,7 +90,7 @@ def account(
     branches = sum(
         p.numel() for m in model.modules() if isinstance(m, Branch) for p in m.parameters()
     )
-    zeros = realizable = None
+    claim, zeros, realizable = method.published, None, None
     if expected is not None:
         zeros, realizable = outcome(model, expected, cell.pattern, dense, length, kernel)
     return Account(
@@ -98,7 +98,7 @@ def account(
         pattern=cell.pattern,
         sparsity=cell.sparsity,
         trainable=held,
-        published=count.compared(model, held, claim) if (claim := method.published) else None,
+        published=None if claim is None else count.compared(model, held, claim),
         share=held.body / (total - branches),
         stored=None if zeros is None else total - zeros,
         dense=dense,
@@ -120,7 +120,7 @@ def outcome(
     if expected.heads or expected.neurons:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
-            slicing.take_share(sliced, expected.heads, expected.neurons)
+            slicing.take_shares(sliced, expected.heads, expected.neurons)
         realizable = weightless.forward_macs(sliced, length)[""]
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))

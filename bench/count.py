@@ -66,7 +66,7 @@ def params(
         nonzero=nonzero,
         stored=total - pruned + nonzero,
         trainable=trainable,
-        published=compared(model, trainable, published) if published else None,
+        published=None if published is None else compared(model, trainable, published),
     )
 
 

@@ -137,7 +137,7 @@ def slice_units(model: PreTrainedModel) -> None:
     _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
 
 
-def take_share(model: PreTrainedModel, heads: float, neurons: float) -> None:
+def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
     """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
     kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
     _keep(model, kept)

@@ -51,20 +51,18 @@ def config_of(name: str) -> PreTrainedConfig:
     """
     place, path = models.PLACES.get(name), Path(name).expanduser()
     shipped = CONFIGS / f"{name}.json"
+    config: PreTrainedConfig
     try:
         if "/" not in name and shipped.is_file():
-            return AutoConfig.for_model(**json.loads(shipped.read_text()))
-        if place is not None and place.tiny is not None:
-            return AutoConfig.for_model(place.repo, **place.tiny)
-        if path.is_file() or (path / "config.json").is_file():
-            return _read(path, local_files_only=True)
-        return _fetched(name)
-    except (ValueError, KeyError, TypeError) as error:
+            config = AutoConfig.for_model(**json.loads(shipped.read_text()))
+        elif place is not None and place.tiny is not None:
+            config = AutoConfig.for_model(place.repo, **place.tiny)
+        elif path.is_file() or (path / "config.json").is_file():
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+        else:
+            config = _fetched(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{name}: no usable config: {assets.one_line(error)}") from None
-
-
-def _read(place: str | Path, **how: Any) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(place, **how)
     return config
 
 
@@ -74,15 +72,18 @@ def _fetched(name: str) -> PreTrainedConfig:
         known = {*models.PLACES, *(path.stem for path in CONFIGS.glob("*.json"))}
         raise registry.unknown("model", name, known)
     place = place or models.Place(name)
+    config: PreTrainedConfig
     if (found := assets.find(place.repo)) is not None:
-        return _read(found, local_files_only=True)
+        config = AutoConfig.from_pretrained(found, local_files_only=True)
+        return config
     if place.command:
         raise BenchError(f"{name} has not been made on this machine yet; run: {place.command}")
     assets.give_up_early()
     try:
-        return _read(place.repo, revision=place.revision or "main")
+        config = AutoConfig.from_pretrained(place.repo, revision=place.revision or "main")
     except OSError:
         raise assets.offline(place.repo) from None
+    return config
 
 
 def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -157,8 +158,8 @@ def update_macs(cell: Weightless) -> int:
         method.step(model, 1.0)
         with _NothingIsPadding(), _counter() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
-    products = int(counter.get_total_flops()) // 2
-    return round(products / len(inputs["input_ids"]))
+    flops: int = counter.get_total_flops()
+    return round(flops / 2 / len(inputs["input_ids"]))
 
 
 def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:

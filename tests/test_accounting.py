@@ -281,7 +281,7 @@ def test_exported_models_realize_sliced_heads_and_halved_matrices(name):
     sliced = count.macs(model, 20, "heads+neurons")
     again = weightless.empty(type(model), model.config)
     with torch.device("meta"):
-        slicing.take_share(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
+        slicing.take_shares(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
     assert sliced.dense == dense.dense
     assert sliced.realizable == weightless.forward_macs(again, 20)[""] < sliced.effective
     assert count.macs(model, 20).realizable == dense.dense
@@ -366,6 +366,15 @@ def test_a_folder_or_a_config_file_can_be_counted(capsys, tmp_path):
     for name in (tmp_path, tmp_path / "config.json"):
         assert cli.main(["count", str(name), "--method", "dense"]) == 0
         assert f"{total:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "nonsense"}'])
+def test_a_broken_config_is_one_line(capsys, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert cli.main(["count", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "no usable config" in err
+    assert (err.count("\n"), out) == (1, "")
 
 
 @pytest.mark.parametrize(
