@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,15 +39,43 @@ def run_isolated(
 ) -> Record:
     """Runs a cell in a process group of its own and returns its record, done or failed.
 
+    A training that runs out of memory gets one more try, with its batches in two pieces.
+
     Args:
         cell: what to run.
-        timeout_s: seconds after which the group is killed.
+        timeout_s: seconds after which the group is killed, both tries taken together.
         log: file that takes what the child prints.
         on_progress: called with (phase, done, all).
         env: additions to the child's environment.
     """
+    phases = [""]
+
+    def watch(phase: str, done: int, all_: int) -> None:
+        phases.append(phase)
+        on_progress(phase, done, all_)
+
+    end = time.monotonic() + timeout_s
+    record = _try(cell, 1, timeout_s, log, watch, env)
+    oom = record.error is not None and record.error.kind == "oom"
+    if not oom or phases[-1] != "train" or plan.budget_of(cell).batch == 1:
+        return record
+    record = _try(cell, 2, end - time.monotonic(), log, watch, env)
+    if record.error is None:
+        return record
+    message = f"{record.error.message} (the second try, after an oom, with batches in two pieces)"
+    return failed(cell, record.error.kind, message, record.error.log_tail)
+
+
+def _try(
+    cell: Cell,
+    accumulate: int,
+    timeout_s: float,
+    log: Path,
+    on_progress: OnProgress,
+    env: Mapping[str, str] | None,
+) -> Record:
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as sink:
+    with open(log, "w" if accumulate == 1 else "a", encoding="utf-8") as sink:
         child = subprocess.Popen(
             [sys.executable, "-m", "bench.isolate"],
             stdin=subprocess.PIPE,
@@ -63,14 +92,16 @@ def run_isolated(
         expired.set()
         _kill(child)
 
-    timer = threading.Timer(timeout_s, expire)
+    timer = threading.Timer(max(timeout_s, 0.0), expire)
     timer.start()
+    ooms = _kernel_ooms()
     outcome: Record | None = None
     try:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(cell.model_dump_json() + "\n")
+            job = {"cell": cell.model_dump(mode="json"), "accumulate": accumulate}
+            child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()
         for line in child.stdout:
             event = json.loads(line)
@@ -90,8 +121,19 @@ def run_isolated(
         return failed(cell, "timeout", f"stopped after {timeout_s:g} s", tail)
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
+        if child.returncode == -signal.SIGKILL and _kernel_ooms() > ooms:
+            return failed(cell, "oom", "the kernel ended the cell's process: no memory", tail)
         return failed(cell, "killed", f"the cell's process was ended by {name}", tail)
     return failed(cell, "error", f"the cell's process left with code {child.returncode}", tail)
+
+
+def _kernel_ooms() -> int:
+    """Processes that Linux has killed for want of memory since it started; 0 elsewhere."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def failed(cell: Cell, kind: Outcome, message: str, tail: str = "") -> Record:
@@ -128,24 +170,37 @@ def child_main() -> int:
     """Entry of the subprocess."""
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever prints, prints to the log
-    cell = Cell.model_validate_json(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
+    cell = Cell.model_validate(job["cell"])
     threading.Thread(target=_die_with_driver, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "methods", "tasks"):
         logging.getLogger(package).setLevel(logging.INFO)
-    record = _guarded(cell, lambda phase, done, all_: _send(events, phase, done, all_))
+    record = _guarded(
+        cell, lambda phase, done, all_: _send(events, phase, done, all_), job["accumulate"]
+    )
     events.write(json.dumps({"record": record.to_json()}) + "\n")
     events.flush()
     return 0
 
 
-def _guarded(cell: Cell, emit: OnProgress) -> Record:
+def _guarded(cell: Cell, emit: OnProgress, accumulate: int) -> Record:
     from bench.measure import reuse_freed_memory
-    from bench.run import run_cell
+    from bench.run import clear_scratch
 
     reuse_freed_memory()
+    record = _attempt(cell, emit, accumulate)
+    # A process that is killed leaves its checkpoints; with a full disk they may serve again, too.
+    if record.error is not None and record.error.kind != "disk":
+        clear_scratch(cell)
+    return record
+
+
+def _attempt(cell: Cell, emit: OnProgress, accumulate: int) -> Record:
+    from bench.run import run_cell
+
     try:
-        return run_cell(cell, emit)
+        return run_cell(cell, emit, accumulate)
     except BenchError as error:
         return failed(cell, error.kind, str(error))
     except (MemoryError, RuntimeError, OSError) as error:
@@ -162,7 +217,9 @@ def _kind(error: BaseException) -> Outcome:
     import torch
 
     text = str(error).lower()
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in text for sign in ("can't allocate memory", "bad_alloc", "cannot allocate memory")
+    ):
         return "oom"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
         return "disk"

@@ -215,17 +215,34 @@ def needs_reference(cell: Cell) -> bool:
 
 def trained_dir(cell: Cell) -> Path:
     """Where the trained weights of a dense cell are cached."""
+    return assets.cache_dir() / "trained" / _folder_name(cell)
+
+
+def scratch_dir(cell: Cell) -> Path:
+    """Where the checkpoints of a cell are while it trains."""
+    return assets.cache_dir() / "scratch" / _folder_name(cell)
+
+
+def _folder_name(cell: Cell) -> str:
     versions = versions_of(cell)
-    name = f"{cell.key[:16]}-{versions.method}.{versions.task}"
-    return assets.cache_dir() / "trained" / name
+    return f"{cell.key[:16]}-{versions.method}.{versions.task}"
 
 
-def plan(cells: Sequence[Cell], store: Store, rerun: bool = False) -> list[Planned]:
+def plan(
+    cells: Sequence[Cell], store: Store, rerun: bool = False, retry_failed: bool = True
+) -> list[Planned]:
     """Every cell with its state; a dense cell is run again when cells that are to be run need its
     weights and the cache has lost them.
+
+    Args:
+        cells: wanted.
+        store: the records that there are.
+        rerun: run what is done again.
+        retry_failed: run what has failed again.
     """
     states = {cell: store.state(cell, versions_of(cell)) for cell in cells}
-    todo = {cell for cell in cells if rerun or states[cell] != "done"}
+    kept = {"done"} | (set() if retry_failed else {"failed"})
+    todo = {cell for cell in cells if rerun or states[cell] not in kept}
     for cell in list(todo):
         if needs_reference(cell):
             reference = reference_of(cell)

@@ -34,6 +34,15 @@ def code(method: type[Method]) -> Code:
     )
 
 
+def sources_sha256() -> str:
+    """sha256 over the benchmark's own source files."""
+    digest = hashlib.sha256()
+    for package in ("bench", "methods", "tasks"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def env() -> dict[str, Scalar]:
     """Versions and hardware, without anything that names the machine or its user."""
     import torch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -32,7 +34,8 @@ from bench import (
     train,
     weightless,
 )
-from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task, canonical
+from bench.checkpoint import Checkpoints
 from bench.record import (
     Cost,
     Data,
@@ -41,6 +44,9 @@ from bench.record import (
     Sparsity,
     Trainable,
 )
+from bench.snapshot import Unfit
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[[str, int, int], None]
 """(phase, steps done, steps in all)."""
@@ -59,15 +65,22 @@ class Fitted:
     dense_s: float
 
 
-def run_cell(cell: Cell, emit: Emit) -> Record:
+def run_cell(cell: Cell, emit: Emit, accumulate: int = 1) -> Record:
     """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
+
+    Training goes on from where a killed process has left it, to the same scores.
+
+    Args:
+        cell: what to run.
+        emit: takes the progress.
+        accumulate: pieces that a training batch goes through the model in, where memory is short.
 
     Raises:
         BenchError: with the kind that a failed record will bear.
     """
     task, budget = registry.task(cell.task), plan.budget_of(cell)
     device = device_of()
-    fitted = fit_cell(cell, emit)
+    fitted = fit_cell(cell, emit, True, accumulate)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
@@ -121,11 +134,15 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         data=Data(**asdict(source)),
         model=fitted.loaded.source,
         code=provenance.code(type(fitted.method)),
-        env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype},
+        env=provenance.env()
+        | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype}
+        | ({"resumed_at": fitted.trained.resumed} if fitted.trained.resumed else {})
+        | ({"accumulate": accumulate} if accumulate > 1 else {}),
         time=provenance.now(),
     )
     if cell.method == REFERENCE and task.finetunes and cell.quantizer is None:
         _keep(model, plan.trained_dir(cell), fitted.train_s)
+    clear_scratch(cell)
     return record
 
 
@@ -139,8 +156,30 @@ def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, floa
         return dict(task.evaluate(fitted.model, tok, device, split, budget).values)
 
 
-def fit_cell(cell: Cell, emit: Emit) -> Fitted:
-    """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain."""
+def fit_cell(cell: Cell, emit: Emit, resume: bool = False, accumulate: int = 1) -> Fitted:
+    """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain.
+
+    Args:
+        cell: what to fit.
+        emit: takes the progress.
+        resume: go on from a checkpoint if there is one, and write some if it takes long.
+        accumulate: pieces that a training batch goes through the model in.
+    """
+    scratch = plan.scratch_dir(cell) if resume else None
+    try:
+        return _fit(cell, emit, scratch, accumulate)
+    except Unfit as reason:
+        log.warning("the checkpoint is of no use, training starts over: %s", reason)
+        clear_scratch(cell)
+        return _fit(cell, emit, scratch, accumulate)
+
+
+def clear_scratch(cell: Cell) -> None:
+    """Removes the cell's checkpoints."""
+    shutil.rmtree(plan.scratch_dir(cell), ignore_errors=True)
+
+
+def _fit(cell: Cell, emit: Emit, scratch: Path | None, accumulate: int) -> Fitted:
     task, budget = registry.task(cell.task), plan.budget_of(cell)
     method_class = registry.method(cell.method)
     method = method_class(method_class.Params(**plan.hyper_of(cell)))
@@ -167,6 +206,10 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     retrains = (task.finetunes and not is_trained) or cell.method != REFERENCE
     if method.trains and task.trains and retrains:
         start = time.perf_counter()
+        checkpoints = None
+        if scratch is not None:
+            depends = _depends(cell, budget, method, task, loaded) | {"accumulate": accumulate}
+            checkpoints = Checkpoints(scratch, hashlib.sha256(canonical(depends)).hexdigest())
         trained = train.fit(
             method,
             model,
@@ -175,8 +218,10 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
             budget,
             cell.seed,
             lambda step, steps: emit("train", step, steps),
+            checkpoints,
+            accumulate,
         )
-        train_s = time.perf_counter() - start
+        train_s = time.perf_counter() - start + trained.earlier_s
     start = time.perf_counter()
     if method.trains:
         method.step(model, 1.0)
@@ -185,6 +230,22 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
         quantize.apply(model, quantizer)
     prune_s += time.perf_counter() - start
     return Fitted(loaded, model, trained, method, train_s, prune_s, dense_s)
+
+
+def _depends(
+    cell: Cell, budget: Budget, method: Method, task: Task, loaded: models.Loaded
+) -> dict[str, Any]:
+    """What the numbers of a training depend on."""
+    return {
+        "cell": cell.model_dump(mode="json"),
+        "budget": asdict(budget),
+        "versions": plan.versions_of(cell).model_dump(),
+        "method": provenance.code(type(method)).method_sha256,
+        "sources": provenance.sources_sha256(),
+        "weights": loaded.source.weights_sha256,
+        "data": task.source().fingerprint,
+        "env": provenance.env(),
+    }
 
 
 def train_macs(cell: Cell, fitted: Fitted) -> int | None:

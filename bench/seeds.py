@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from typing import Any
 
 
 def derive(*parts: object) -> int:
@@ -16,3 +18,30 @@ def seed_all(seed: int) -> None:
     from transformers import set_seed
 
     set_seed(seed)
+
+
+def states() -> dict[str, Any]:
+    """Where the global generators stand: plain data and tensors."""
+    import numpy as np
+    import torch
+
+    kind, keys, *rest = np.random.get_state()
+    found = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    return found | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def set_states(found: dict[str, Any]) -> None:
+    """Puts the global generators where `states` has found them."""
+    import numpy as np
+    import torch
+
+    kind, keys, *rest = found["numpy"]
+    random.setstate(found["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(found["torch"])
+    if "cuda" in found:
+        torch.cuda.set_rng_state_all(found["cuda"])

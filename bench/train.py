@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
@@ -19,9 +20,12 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from bench import precision, seeds
 from bench.api import BenchError, Budget, Method, Task
+from bench.checkpoint import Checkpoints
+from bench.losses import micro_batches, smoothed_loss
 from bench.record import Trainable
 from bench.targets import head_parameters
 
@@ -35,10 +39,14 @@ class Trained:
     Attributes:
         trainable: elements of the tensors that the optimizer held.
         dtype: `bf16-autocast` or `float32`.
+        resumed: updates that an earlier, killed process has done.
+        earlier_s: seconds that it took for them.
     """
 
     trainable: Trainable
     dtype: str
+    resumed: int = 0
+    earlier_s: float = 0.0
 
 
 def fit(
@@ -49,12 +57,26 @@ def fit(
     budget: Budget,
     seed: int,
     progress: Progress,
+    checkpoints: Checkpoints | None = None,
+    accumulate: int = 1,
 ) -> Trained:
     """Trains `model` in place for exactly `budget.steps` updates of `budget.batch` sequences.
 
     The order of the data depends on task and seed alone: every method sees the same batches.
 
+    Args:
+        method: after `attach`.
+        model: to be trained.
+        tok: its tokenizer.
+        task: whose training rows, collator and head.
+        budget: updates and sequences.
+        seed: the cell's.
+        progress: called with (updates done, all).
+        checkpoints: where to go on from, and where to leave some; None for neither.
+        accumulate: pieces that a batch goes through the model in, to save memory.
+
     Raises:
+        Unfit: there is a checkpoint, but not of these objects; they are spoilt.
         BenchError: kind `nan` with the step, as soon as the loss is not finite; label smoothing
             for a task without a language model.
     """
@@ -84,22 +106,25 @@ def fit(
         trainer = _Trainer(
             method,
             budget.smoothing or 0.0,
+            checkpoints,
+            accumulate,
             model=model,
             args=arguments,
             train_dataset=task.train(tok),
             data_collator=task.collator(tok),
             processing_class=tok,
-            callbacks=[_Hooks(method, model, progress)],
         )
+        trainer.add_callback(_Hooks(trainer, model, progress))
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        place = checkpoints.latest() if checkpoints else None
+        trainer.train(resume_from_checkpoint=str(place) if place else None)
         # accelerate leaves its autocast around forward; what follows is float32.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     if trainer.state.global_step != budget.steps:
         raise BenchError(f"trained {trainer.state.global_step} of {budget.steps} steps", "contract")
     model.eval()
     held = trainable(model, trainer.method_groups)
-    return Trained(held, dtype)
+    return Trained(held, dtype, trainer.resumed, trainer.loaded["seconds"])
 
 
 def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
@@ -109,31 +134,26 @@ def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable
     return Trainable(body=sum(held.values()), head=head)
 
 
-def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy of the next labels that are not −100, mixed with the uniform one.
-
-    (1 − smoothing)·(−log p(label)) + smoothing·mean over the vocabulary of (−log p), as in LoRA's
-    GPT-2 scripts (arXiv 2106.09685).
-
-    Args:
-        logits: (sequences, tokens, vocabulary).
-        labels: (sequences, tokens).
-        smoothing: in 0 … 1.
-    """
-    following = labels[:, 1:]
-    counted = following != -100
-    return cross_entropy(
-        logits[:, :-1][counted].float(), following[counted], label_smoothing=smoothing
-    )
-
-
 class _Trainer(Trainer):
-    """Trainer with the method's loss, optimizer and schedule."""
+    """Trainer with the method's loss, optimizer and schedule, and our checkpoints."""
 
-    def __init__(self, method: Method, smoothing: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        method: Method,
+        smoothing: float,
+        checkpoints: Checkpoints | None,
+        accumulate: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.method = method
         self.smoothing = smoothing
+        self.checkpoints = checkpoints
+        self.accumulate, self.share = accumulate, 1.0
+        self.start = time.perf_counter()
+        self.resumed = 0
+        self.loaded: dict[str, Any] = {"seconds": 0.0}
+        self.epoch_rng: Any = None
         self.method_groups: list[dict[str, Any]] = []
         self.losses: list[Tensor] = []
         # The mean over micro-batches is ours to take: a method's loss knows no item counts.
@@ -168,17 +188,75 @@ class _Trainer(Trainer):
             outputs = model(**inputs)
         # accelerate's autocast covers the model's forward only; a teacher runs in the same type.
         with self.accelerator.autocast():
-            loss = self.method.loss(model, inputs, outputs)
-        self.losses.append(loss.detach())
-        self._stop_at_nan()
+            loss = self.method.loss(model, inputs, outputs) * self.share
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = torch.zeros((), device=self.args.device)
+        for part, share in micro_batches(inputs, self.accumulate):
+            self.share = share
+            loss = loss + super().training_step(model, part)
+        self.losses.append(loss)
+        self._stop_at_nan()
+        return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer's estimate reads 6·N·tokens; bench.count knows better.
 
-    def _stop_at_nan(self) -> None:
+    def begin_epoch(self) -> None:
+        """Notes the random state that the epoch's order of rows is drawn from.
+
+        In a process that takes over inside an epoch this is the state at the epoch's start, so that
+        the same order is drawn and its first rows can be skipped.
+        """
+        if "rng" in self.loaded:
+            at_start = float(self.state.epoch or 0).is_integer()
+            seeds.set_states(self.loaded["rng" if at_start else "epoch_rng"])
+        self.epoch_rng = seeds.states()
+
+    def _roots(self) -> dict[str, Any]:
+        """What training changes is reachable from these."""
+        optimizer: Any = self.optimizer
+        raw = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds ours
+        return {"model": self.model, "method": self.method, "optimizer": raw}
+
+    # The four places where Trainer writes and reads what its checkpoints hold.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.checkpoints is not None
+        assert self.lr_scheduler is not None
+        if self.losses:
+            self._stop_at_nan(at_once=True)
+        state = {
+            "scheduler": self.lr_scheduler.state_dict(),
+            "rng": seeds.states(),
+            "epoch_rng": self.epoch_rng,
+            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
+        }
+        self.checkpoints.save(
+            self.state.global_step,
+            self._roots() | state,
+            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE_NAME)),
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        pass  # with the optimizer, which the method may hold on to
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.checkpoints is not None
+        assert self.lr_scheduler is not None
+        self.loaded = self.checkpoints.restore(Path(checkpoint), self._roots())
+        self.lr_scheduler.load_state_dict(self.loaded["scheduler"])
+        self.resumed = self.state.global_step
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        seeds.set_states(self.loaded.pop("rng"))
+
+    def _stop_at_nan(self, at_once: bool = False) -> None:
         # Reading a loss waits for the device, so accelerators are asked every tenth time only.
-        if self.losses[0].device.type != "cpu" and len(self.losses) < 10:
+        if self.losses[0].device.type != "cpu" and len(self.losses) < 10 and not at_once:
             return
         finite = torch.stack(self.losses).isfinite().tolist()
         if not all(finite):
@@ -189,13 +267,20 @@ class _Trainer(Trainer):
 
 
 class _Hooks(TrainerCallback):
-    """Gives the method its step and reports progress."""
+    """Gives the method its step, reports progress, and says when a checkpoint is due."""
 
-    def __init__(self, method: Method, model: PreTrainedModel, progress: Progress) -> None:
-        self.method, self.model, self.progress = method, model, progress
+    def __init__(self, trainer: _Trainer, model: PreTrainedModel, progress: Progress) -> None:
+        self.trainer, self.model, self.progress = trainer, model, progress
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.begin_epoch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.method.step(self.model, state.global_step / state.max_steps)
+        self.trainer.method.step(self.model, state.global_step / state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps)
+        checkpoints = self.trainer.checkpoints
+        # After the last update there would be nothing to go on with.
+        if checkpoints and state.global_step < state.max_steps:
+            control.should_save = checkpoints.due()

@@ -160,9 +160,10 @@ class DSEE(Method):
         for heads, neurons in self.blocks:
             if self.coefficients:
                 for units, fraction in zip((heads, neurons), fractions, strict=True):
-                    size = next(scales).c.abs()
+                    scale = next(scales)
+                    size = scale.c.abs()
                     # Folds the coefficients into the columns; what was scaled stays as it is.
-                    parametrize.remove_parametrizations(units.columns.module, "weight")
+                    scale.fold(base(units.columns))
                     self._drop(units, size, fraction)
             else:
                 modules = {id(target.module) for target, _ in heads.rows}
@@ -310,8 +311,16 @@ class Coefficients(nn.Module):
         self.c = nn.Parameter(torch.ones(units.count))
         self.share = units.columns.shape[1] // units.count
         self.transposed = units.columns.transposed
+        self.folded = False
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight with its (normal-form) columns scaled."""
+        """The stored weight with its (normal-form) columns scaled, unless they are for good."""
+        if self.folded:
+            return stored
         c = self.c.repeat_interleave(self.share)
         return stored * (c[:, None] if self.transposed else c)
+
+    def fold(self, weight: Tensor) -> None:
+        """Scales the columns of `weight`: (out, in) for good."""
+        weight.mul_(self.c.repeat_interleave(self.share))
+        self.folded = True

@@ -43,12 +43,16 @@ def matrices(weights, transposed):
     return found
 
 
-def attached(cell):
-    """(model, method, context) after `attach`, before any training; the weights are random."""
+def attached(cell, **changes):
+    """(model, method, context) after `attach`, before any training; the weights are random.
+
+    `changes` replace fields of the context.
+    """
     task = registry.task(cell.task)
     loaded = models.load(cell.model, task, cell.seed)
     loaded.tok.model_max_length = plan.budget_of(cell).length
     ctx = run.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    ctx = ctx._replace(**changes)
     kind = registry.method(cell.method)
     method = kind(kind.Params(**plan.hyper_of(cell)))
     method.attach(loaded.model, ctx)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from bench import plan, registry, run, train
+from bench import losses, plan, registry, run, train
 from bench.api import BenchError, Budget
 from bench.reporting import leaderboard
 from methods.dense import Dense
@@ -217,9 +217,9 @@ def test_smoothing_is_the_mixture_and_nothing_without_it():
             logp = log_softmax(logits[row, place - 1], -1)
             plain.append(-logp[label])
             terms.append(0.9 * -logp[label] + 0.1 * -logp.mean())
-    smoothed = train.smoothed_loss(logits, labels, 0.1)
+    smoothed = losses.smoothed_loss(logits, labels, 0.1)
     assert float(smoothed) == pytest.approx(float(sum(terms) / len(terms)), rel=1e-6)
-    exact = train.smoothed_loss(logits, labels, 0.0)
+    exact = losses.smoothed_loss(logits, labels, 0.0)
     assert float(exact) == pytest.approx(float(sum(plain) / len(plain)), rel=1e-6)
 
 
