@@ -1,6 +1,6 @@
 """The command line: `sparsebench` or `python -m bench`.
 
-Exit codes: 0 all is done; 1 a cell failed; 2 bad input, or what is needed cannot be had;
+Exit codes: 0 all is done; 1 a cell is not done; 2 bad input, or what is needed cannot be had;
 130 stopped by Ctrl-C.
 """
 
@@ -55,6 +55,25 @@ def parser() -> argparse.ArgumentParser:
                 "--dry-run", action="store_true", help="show the plan, run nothing"
             )
             command.add_argument("--rerun", action="store_true", help="run finished cells again")
+            command.add_argument(
+                "--timeout", type=_positive, metavar="SECONDS", help="of a cell (its budget's)"
+            )
+            command.add_argument(
+                "--fail-fast", action="store_true", help="stop everything when a cell fails"
+            )
+            command.add_argument(
+                "--keep-going",
+                action="store_false",
+                dest="fail_fast",
+                help="run what can be run whatever fails (the default)",
+            )
+        if name in ("plan", "run"):
+            command.add_argument(
+                "--retry-failed",
+                action=argparse.BooleanOptionalAction,
+                default=True,
+                help="run cells again that have failed (the default)",
+            )
         _folders(command)
 
     report = commands.add_parser("report", help="write the pages in reports/ from results/")

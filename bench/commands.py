@@ -6,8 +6,10 @@ Imports that load torch stand in the functions that need them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def what_there_is(options: argparse.Namespace) -> int:
 def plan_cells(options: argparse.Namespace) -> int:
     """The cells and their states."""
     _, store, cells = _resolve(options)
-    _show_plan(_planned(options, store, cells))
+    _show_plan(_planned(options, store, cells), store)
     return 0
 
 
@@ -65,37 +67,47 @@ def run_cells(options: argparse.Namespace) -> int:
     suite, store, cells = _resolve(options)
     planned = _planned(options, store, cells)
     if options.dry_run:
-        _show_plan(planned)
+        _show_plan(planned, store)
         return 0
     todo = [p.cell for p in planned if p.todo]
-    failures = 0
     if todo:
-        from bench import engines, isolate, progress
+        from bench import isolate
 
         missing = _prepare(todo)
         for line in sorted(set(missing.values())):
             say(f"sparsebench: {line}", sys.stderr)
         for cell, line in missing.items():
             store.put(isolate.failed(cell, "offline", line))
-        failures = len(missing)
-        ready = [cell for cell in todo if cell not in missing]
-        with progress.bars(len(ready)) as bars:
-            for record in engines.local(ready, options.jobs, Path(".sparsebench/logs"), bars.step):
-                store.put(record)
-                bars.done(record)
-                failures += record.status == "failed"
+        _run([cell for cell in todo if cell not in missing], store, options)
         if len(missing) == len(cells):  # nothing could be had: the line above says it all
             return 2
-    versions = plan.versions_of
-    done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
+    states = {cell: store.state(cell, plan.versions_of(cell)) for cell in cells}
+    done = [store.get(cell) for cell in cells if states[cell] == "done"]
     if found := [record for record in done if record is not None]:
         say(leaderboard.table(found, average=suite.average))
     pages = _write_pages(store, options.reports)
+    others = _counted([state for state in states.values() if state != "done"])
     say(
-        f"\n{len(done)} of {len(cells)} cells done; "
+        f"\n{len(done)} of {len(cells)} cells done{others}; "
         f"records in {options.results}/, pages: {pages[0]}"
     )
-    return 1 if failures else 0
+    return 0 if len(done) == len(cells) else 1
+
+
+def _run(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> None:
+    """Runs cells and keeps their records; with --fail-fast up to the first that fails."""
+    from bench import engines, progress
+    from bench.claims import Claims
+
+    logs = Path(".sparsebench/logs")
+    with Claims(store) as claims, progress.bars(len(cells)) as bars:
+        records = engines.local(cells, options.jobs, logs, bars.step, claims, options.timeout)
+        with contextlib.closing(records):  # ends what still runs
+            for record in records:
+                store.put(record)
+                bars.done(record)
+                if options.fail_fast and record.status == "failed":
+                    return
 
 
 def report(options: argparse.Namespace) -> int:
@@ -293,13 +305,32 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
 
 
 def _planned(options: argparse.Namespace, store: Store, cells: Sequence[Cell]) -> list[Planned]:
-    return plan.plan(cells, store, rerun=getattr(options, "rerun", False))
+    return plan.plan(cells, store, getattr(options, "rerun", False), options.retry_failed)
 
 
-def _show_plan(planned: Sequence[Planned]) -> None:
+def _show_plan(planned: Sequence[Planned], store: Store) -> None:
+    from bench.estimate import Estimator, spoken
+
+    estimator = Estimator(store.records()[0])
+    total, known = 0.0, 0
+    todo = [item for item in planned if item.todo]
     for item in planned:
-        say(f"{item.state:8} {'run ' if item.todo else 'keep'} {item.cell}")
-    say(f"{sum(item.todo for item in planned)} of {len(planned)} cells to run")
+        seconds = estimator.seconds(item.cell) if item.todo else None
+        if seconds is not None:
+            total, known = total + seconds, known + 1
+        about = "" if seconds is None else f"  about {spoken(seconds)}"
+        say(f"{item.state:8} {'run ' if item.todo else 'keep'} {item.cell}{about}")
+    states = [item.state for item in planned]
+    counts = _counted(states) if len(set(states)) > 1 else ""
+    about = f"; about {spoken(total)}, one at a time" if known else ""
+    about += f" and {len(todo) - known} that no record tells of" if 0 < known < len(todo) else ""
+    say(f"{len(todo)} of {len(planned)} cells to run{counts}{about}")
+
+
+def _counted(states: Sequence[str]) -> str:
+    """` (2 failed, 1 stale)`; nothing of nothing."""
+    counts = Counter(states)
+    return f" ({', '.join(f'{n} {state}' for state, n in counts.items())})" if counts else ""
 
 
 def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:

@@ -1,0 +1,81 @@
+"""How long a cell will take, from the records that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bench import plan, provenance, registry
+from bench.api import Budget, Cell
+from bench.record import Record
+
+
+class Estimator:
+    """Seconds of cells, learned from done records of this kind of machine.
+
+    The nearest records decide, by their median: the same method on the same task, model, pattern
+    and budget; any method that trains as well (or as little); that on another task or budget,
+    training time scaled by its tokens.
+
+    Args:
+        records: done ones, of any machine.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        here = _machine(provenance.env())
+        self.records = [r for r in records if _machine(r.env) == here]
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Seconds that the cell will take; None where no record tells."""
+        budget = plan.budget_of(cell)
+        trains = _trains(cell)
+        similar: Sequence[Callable[[Record], bool]] = (
+            lambda r: _place(r) == _place_of(cell, budget) and _kind(r.cell) == _kind(cell),
+            lambda r: _place(r) == _place_of(cell, budget) and _trains(r.cell) == trains,
+            lambda r: r.cell.model == cell.model and _trains(r.cell) == trains,
+        )
+        for alike in similar:
+            if found := [_scaled(r, budget) for r in self.records if alike(r)]:
+                return statistics.median(found)
+        return None
+
+
+def spoken(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _machine(env: dict[str, Any]) -> Any:
+    return env.get("gpu", env.get("cpu"))
+
+
+def _kind(cell: Cell) -> tuple[str, str]:
+    return cell.method, cell.pattern
+
+
+def _trains(cell: Cell) -> bool:
+    return cell.method in registry.names("method") and registry.method(cell.method).trains
+
+
+def _place_of(cell: Cell, budget: Budget) -> tuple[str, str, Budget]:
+    return cell.task, cell.model, dataclasses.replace(budget, timeout_s=1.0)
+
+
+def _place(record: Record) -> tuple[str, str, Budget]:
+    assert record.budget is not None
+    return _place_of(record.cell, record.budget)
+
+
+def _scaled(record: Record, budget: Budget) -> float:
+    assert record.budget is not None
+    assert record.cost is not None
+    cost, tokens = record.cost, _tokens(record.budget)
+    return cost.train_s * _tokens(budget) / tokens + cost.prune_s + cost.eval_s
+
+
+def _tokens(budget: Budget) -> int:
+    return budget.steps * budget.batch * budget.length

@@ -1,0 +1,196 @@
+"""The driver without any cell: order, dependencies, claims, fail-fast; the cells are made up."""
+
+import json
+import os
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from bench import claims, commands, engines, estimate, isolate, plan, provenance
+from bench.api import Budget
+from bench.claims import Claims
+from bench.store import Store
+from tests import helpers
+from tests.samples import record as sample
+
+
+def made(cell, failed=False):
+    fields = {k: getattr(cell, k) for k in ("task", "model", "method", "pattern", "sparsity")}
+    record = sample(failed=failed, seed=cell.seed, **fields)
+    return record.model_copy(update={"versions": plan.versions_of(cell)})
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What was run, in order; cells of seed 13 fail."""
+    found = []
+
+    def run_isolated(cell, timeout_s, log, on_progress, env):
+        found.append((cell.method, cell.seed, timeout_s))
+        return made(cell, failed=cell.seed == 13)
+
+    monkeypatch.setattr(isolate, "run_isolated", run_isolated)
+    monkeypatch.setattr(engines, "LOOK_S", 0.05)
+    return found
+
+
+def cells(*pairs):
+    return [helpers.cell(method, seed=seed) for method, seed in pairs]
+
+
+def drive(tmp_path, wanted, timeout_s=None):
+    store = Store(tmp_path / "results")
+    with Claims(store) as mine:
+        records = []
+        for record in engines.local(wanted, 1, tmp_path, lambda *_: None, mine, timeout_s):
+            store.put(record)
+            records.append(record)
+    assert not mine.mine
+    return records
+
+
+def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
+    wanted = cells(("magnitude", 1), ("magnitude", 13), ("pst", 1), ("dense", 13), ("dense", 1))
+    records = drive(tmp_path, wanted, timeout_s=7)
+    assert {run[:2] for run in ran} == {("pst", 1), ("dense", 13), ("dense", 1), ("magnitude", 1)}
+    assert {run[2] for run in ran} == {7}
+    failed = {(r.cell.method, r.cell.seed) for r in records if r.status == "failed"}
+    assert failed == {("dense", 13), ("magnitude", 13)}
+    assert len(records) == 5
+
+
+def test_two_drivers_share_the_work(tmp_path, ran):
+    wanted = cells(*((m, s) for s in (1, 2, 3, 4) for m in ("dense", "magnitude", "pst")))
+    got = [[], []]
+
+    def driver(i):
+        got[i] = drive(tmp_path, wanted)
+
+    threads = [threading.Thread(target=driver, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(ran) == len(set(ran)) == 12
+    assert all({r.cell for r in records} == set(wanted) for records in got)
+    assert list((tmp_path / "results").rglob(".*.claim")) == []
+
+
+def claim(tmp_path, cell, **fields):
+    path = Claims(Store(tmp_path / "results"))._path(cell)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | fields))
+    return path
+
+
+def test_a_living_claim_is_waited_for_and_its_record_taken(tmp_path, ran):
+    (cell,) = cells(("pst", 1))
+    path = claim(tmp_path, cell)
+
+    def other():
+        time.sleep(0.4)
+        Store(tmp_path / "results").put(made(cell))
+        path.unlink()
+
+    threading.Thread(target=other).start()
+    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    assert ran == []
+
+
+@pytest.mark.parametrize("how", ["dead", "silent", "torn"])
+def test_a_claim_without_an_owner_is_taken_over(tmp_path, ran, how):
+    (cell,) = cells(("pst", 1))
+    path = claim(tmp_path, cell, **({"pid": 2**22 + 1} if how == "dead" else {}))
+    if how == "torn":
+        path.write_text("{")
+    if how != "dead":
+        old = time.time() - claims.STALE_S - 1
+        os.utime(path, (old, old))
+    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    assert len(ran) == 1
+
+
+def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT_S", 0.02)
+    (cell,) = cells(("pst", 1))
+    with Claims(Store(tmp_path)) as mine:
+        assert mine.take(cell)
+        path = mine._path(cell)
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 5
+        while path.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not Claims(Store(tmp_path)).take(cell)
+    assert not path.exists()
+
+
+def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
+    (tmp_path / "results").write_text("no folder")
+    with Claims(Store(tmp_path / "results")) as mine:
+        assert mine.take(cells(("pst", 1))[0])
+
+
+def options(tmp_path, **more):
+    given = {"jobs": 1, "timeout": None, "fail_fast": False} | more
+    return SimpleNamespace(results=tmp_path / "results", **given)
+
+
+def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = cells(("pst", 13), ("pst", 1), ("pst", 2))
+    store = Store(tmp_path / "results")
+    commands._run(wanted, store, options(tmp_path, fail_fast=True))
+    assert [run[1] for run in ran] == [13]
+    commands._run(wanted, store, options(tmp_path))
+    assert [run[1] for run in ran] == [13, 13, 1, 2]
+
+
+def test_failed_cells_are_run_again_unless_told_otherwise(tmp_path):
+    store = Store(tmp_path)
+    bad, good, new = cells(("pst", 13), ("pst", 1), ("pst", 2))
+    store.put(made(bad, failed=True))
+    store.put(made(good))
+    todo = lambda **how: [p.cell for p in plan.plan([bad, good, new], store, **how) if p.todo]  # noqa: E731
+    assert todo() == [bad, new]
+    assert todo(retry_failed=False) == [new]
+    assert todo(rerun=True) == [bad, good, new]
+
+
+def here(cell, train_s, **budget):
+    record = made(cell)
+    budget = Budget(**({"steps": 60, "batch": 16, "length": 20, "calib": 32} | budget))
+    cost = record.cost.model_copy(update={"train_s": train_s, "prune_s": 0.0, "eval_s": 10.0})
+    return record.model_copy(update={"budget": budget, "cost": cost, "env": provenance.env()})
+
+
+def test_estimates_come_from_the_nearest_records():
+    pst, dense, wanda = (helpers.cell(name, seed=3) for name in ("pst", "dense", "wanda"))
+    same = [here(helpers.cell("pst", seed=s), train_s) for s, train_s in ((1, 100.0), (2, 140.0))]
+    other_method = here(helpers.cell("lora"), 50.0)
+    other_budget = here(helpers.cell("lora"), 30.0, steps=30)
+    elsewhere = here(pst, 1.0).model_copy(update={"env": {"cpu": "another one"}})
+    everything = estimate.Estimator([*same, other_method, elsewhere])
+    assert everything.seconds(pst) == 130
+    assert everything.seconds(dense) == 110  # the median of what trains here
+    assert estimate.Estimator([other_budget]).seconds(pst) == 70  # twice the tokens
+    assert everything.seconds(wanda) is None  # nothing trained alike
+    assert [estimate.spoken(s) for s in (40, 750, 12_600)] == ["40 s", "12 min", "3.5 h"]
+
+
+def test_plan_tells_states_and_time(tmp_path, capsys):
+    store = Store(tmp_path)
+    known, new, bad = cells(("pst", 1), ("pst", 2), ("wanda", 13))
+    store.put(here(known, 100.0).model_copy(update={"versions": plan.versions_of(known)}))
+    store.put(made(bad, failed=True))
+    commands._show_plan(plan.plan([known, new, bad], store), store)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"missing  run  {new}  about 2 min" in lines
+    assert f"failed   run  {bad}" in lines
+    assert lines[-1] == (  # the dense cell whose weights the failed one needs is the fourth
+        "3 of 4 cells to run (2 missing, 1 done, 1 failed); "
+        "about 4 min, one at a time and 1 that no record tells of"
+    )
