@@ -292,6 +292,10 @@ class Method(ABC):
     `finish` leaves plain modules with zeros in the weights; `bench.targets.merge` does that for
     parametrizations.
 
+    A method may keep its state in any attributes, its own or its modules': a killed training goes
+    on with them (`bench.snapshot`). Objects of its own are made in `attach`, where they are made
+    again. What cannot be seen, as an iterator's state, makes training start over.
+
     Attributes:
         name: the name in the registry.
         version: raised when the method's numbers move; older records become stale.

@@ -69,9 +69,12 @@ class Checkpoints:
             tensors = ((str(i), m) for i, m in enumerate(memory))
             tensorfile.write(scratch / _FILE, entries, metadata, tensors)
             also(scratch)
-            os.rename(scratch, self.folder / f"{_PREFIX}{step}")
-            for other in self._all()[:-1]:
-                shutil.rmtree(other, ignore_errors=True)
+            place = self.folder / f"{_PREFIX}{step}"
+            shutil.rmtree(place, ignore_errors=True)  # of another identity
+            os.rename(scratch, place)
+            for other in self._all():
+                if other != place:
+                    shutil.rmtree(other, ignore_errors=True)
         except Unseen as unseen:
             log.warning("this cell cannot be resumed: %s", unseen)
             self.next = float("inf")

@@ -8,9 +8,11 @@ dies, however it dies, the child reads the end of it and stops its own process g
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,27 +205,23 @@ def _attempt(cell: Cell, emit: OnProgress, accumulate: int) -> Record:
         return run_cell(cell, emit, accumulate)
     except BenchError as error:
         return failed(cell, error.kind, str(error))
-    except (MemoryError, RuntimeError, OSError) as error:
-        traceback.print_exc()
-        return failed(cell, _kind(error), f"{type(error).__name__}: {error}", _trace())
     except Exception as error:
         traceback.print_exc()
-        return failed(cell, "error", f"{type(error).__name__}: {error}", _trace())
+        return failed(cell, _kind(error), f"{type(error).__name__}: {error}", _trace())
 
 
-def _kind(error: BaseException) -> Outcome:
-    import errno
-
+def _kind(error: Exception) -> Outcome:
     import torch
 
     text = str(error).lower()
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        sign in text for sign in ("can't allocate memory", "bad_alloc", "cannot allocate memory")
-    ):
+    signs = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(s in text for s in signs):
         return "oom"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-        return "disk"
-    return "error"
+    # safetensors tells the number in its text only.
+    told = re.search(r"\(os error (\d+)\)", text)
+    number = getattr(error, "errno", None) or (told and int(told[1]))
+    full = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+    return "disk" if number in full else "error"
 
 
 def _trace() -> str:

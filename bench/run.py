@@ -170,8 +170,9 @@ def fit_cell(cell: Cell, emit: Emit, resume: bool = False, accumulate: int = 1) 
         return _fit(cell, emit, scratch, accumulate)
     except Unfit as reason:
         log.warning("the checkpoint is of no use, training starts over: %s", reason)
-        clear_scratch(cell)
-        return _fit(cell, emit, scratch, accumulate)
+    # Out here nothing holds on to the model that was spoilt.
+    clear_scratch(cell)
+    return _fit(cell, emit, scratch, accumulate)
 
 
 def clear_scratch(cell: Cell) -> None:
@@ -205,6 +206,7 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, accumulate: int) -> Fitte
     train_s = 0.0
     retrains = (task.finetunes and not is_trained) or cell.method != REFERENCE
     if method.trains and task.trains and retrains:
+        emit("train", 0, budget.steps)
         start = time.perf_counter()
         checkpoints = None
         if scratch is not None:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bench import registry
+from bench import isolate, registry
 from bench.losses import micro_batches, smoothed_loss
 from tests import helpers
+from tests.samples import record
 
 
 def rows(task, model, n):
@@ -77,3 +78,33 @@ def test_a_piece_without_anything_to_predict_is_left_out():
     labels = torch.tensor([[-100, 5, 6], [-100, -100, -100], [7, -100, 8], [-100, -100, -100]])
     parts = list(micro_batches({"input_ids": labels, "labels": labels}, 4))
     assert [share for _, share in parts] == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("phase", "outcomes", "tries", "message"),
+    [
+        ("train", ["oom", None], [1, 2], None),
+        ("train", ["oom", "oom"], [1, 2], "with batches in two pieces"),
+        ("train", ["nan"], [1], "nan here"),
+        ("evaluate", ["oom"], [1], "oom here"),  # smaller pieces of what?
+    ],
+)
+def test_one_more_try_after_an_oom_in_training(
+    monkeypatch, tmp_path, phase, outcomes, tries, message
+):
+    cell = helpers.cell("dense")
+    tried = []
+
+    def attempt(cell, accumulate, timeout_s, log, on_progress, env):
+        assert 0 < timeout_s <= 60
+        tried.append(accumulate)
+        on_progress(phase, 0, 6)
+        kind = outcomes[len(tried) - 1]
+        return isolate.failed(cell, kind, f"{kind} here") if kind else record()
+
+    monkeypatch.setattr(isolate, "_try", attempt)
+    found = isolate.run_isolated(cell, 60, tmp_path / "log", lambda *_: None)
+    assert tried == tries
+    assert (found.error is None) == (message is None)
+    if message:
+        assert message in found.error.message

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import methods
-from bench import checkpoint, plan, provenance, registry, run, snapshot
+from bench import checkpoint, plan, precision, provenance, registry, run, snapshot
 from bench.objects import Unseen
 from bench.snapshot import Unfit
 from methods.dense import Dense
@@ -92,6 +92,12 @@ def test_phases_and_variants(name, step, more):
     assert fit == undisturbed
 
 
+def test_under_autocast(monkeypatch):
+    monkeypatch.setattr(precision, "supports_bf16", lambda _: True)
+    undisturbed, fit = resumed(cell("pst", budget__steps=5, budget__batch=16), 3)
+    assert fit == undisturbed
+
+
 def test_twice_killed():
     made = cell("platon")
     undisturbed = run.fit_cell(made, quiet)
@@ -132,6 +138,7 @@ def test_what_is_no_checkpoint_of_this_training_is_not_taken(how, monkeypatch):
     fit = run.fit_cell(made, quiet, resume=True)
     assert fit.trained.resumed == 0
     assert outcome(fit) == outcome(undisturbed)
+    assert [p.name for p in plan.scratch_dir(made).glob("[!.]*")] == [f"checkpoint-{STEPS - 1}"]
     run.clear_scratch(made)
 
 
