@@ -110,6 +110,7 @@ def test_tiny_suite_from_run_to_report(tmp_path):
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
 
 
+@pytest.mark.faults
 def test_methods_of_another_package_and_every_way_to_fail(package):
     listed = sparsebench(package, "list", "methods")
     assert "half       A method of another package: prunes like magnitude." in listed.stdout
@@ -135,7 +136,7 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
     assert {r.cell.method for r in records} == {"dense", "half"}
 
 
-def _alive(pid):
+def alive(pid):
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -144,6 +145,15 @@ def _alive(pid):
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def children_of(pid):
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            found += [int(p) for p in file.read().split()]
+    return found
+
+
+@pytest.mark.faults
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_goes_takes_its_cells_along(package, how):
@@ -167,15 +177,12 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
         assert time.monotonic() < deadline, "the cell never started"
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.2)
-    children = []
-    for task in os.listdir(f"/proc/{driver.pid}/task"):
-        with open(f"/proc/{driver.pid}/task/{task}/children") as file:
-            children += [int(p) for p in file.read().split()]
+    children = children_of(driver.pid)
     assert children
     driver.send_signal(how)
     _, err = driver.communicate(timeout=30)
     deadline = time.monotonic() + 5
-    while any(_alive(pid) for pid in children):
+    while any(alive(pid) for pid in children):
         assert time.monotonic() < deadline, "a cell outlived its driver"
         time.sleep(0.1)
     if how == signal.SIGINT:

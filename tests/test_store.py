@@ -101,6 +101,7 @@ def _nan(tree):
     return json.dumps(tree).replace('"value": 0.85', '"value": NaN')
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("break_it", "why"),
     [
@@ -131,6 +132,7 @@ def test_corrupt_records_are_named_and_set_aside(tmp_path, break_it, why):
     assert path.with_suffix(".json.corrupt").read_text() == broken
 
 
+@pytest.mark.faults
 def test_a_record_in_another_cells_place_is_corrupt(tmp_path):
     store = Store(tmp_path)
     path = store.put(record())
@@ -145,6 +147,7 @@ def test_parse_refuses_bytes_that_are_no_text():
         parse(b"\xff\xfe\x00", "x.json")
 
 
+@pytest.mark.faults
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     store = Store(tmp_path)
     path = store.put(record())
@@ -175,6 +178,7 @@ while True:
 """
 
 
+@pytest.mark.faults
 def test_kill_9_never_leaves_a_torn_record(tmp_path):
     store = Store(tmp_path)
     path = store.path(record().cell)
