@@ -9,8 +9,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +174,9 @@ def _peaks(
     folders: Sequence[Path], batch: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> list[int]:
     """Peak bytes of loading and a pass, each in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-        jobs = [fresh.submit(_peak, folder, batch, length, dtype, device) for folder in folders]
-        return [job.result() for job in jobs]
+    return [
+        measure.in_fresh_process(_peak, folder, batch, length, dtype, device) for folder in folders
+    ]
 
 
 def _peak(folder: Path, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -11,8 +11,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 
@@ -89,11 +87,10 @@ def _peaks(
     names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> dict[str, int]:
     """Peak bytes of a few updates, each method in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-        jobs = {
-            name: fresh.submit(_peak, name, slug, batch, length, bf16, device) for name in names
-        }
-        return {name: job.result() for name, job in jobs.items()}
+    return {
+        name: measure.in_fresh_process(_peak, name, slug, batch, length, bf16, device)
+        for name in names
+    }
 
 
 def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device) -> int:
