@@ -108,9 +108,9 @@ class Quantizer(BaseModel):
     asymmetric: bool = False
 
     @property
-    def bits(self) -> int:
-        """Bits of a code."""
-        return int(self.name.removeprefix("int"))
+    def levels(self) -> int:
+        """Codes are below it: 256 or 16."""
+        return int(2 ** int(self.name.removeprefix("int")))
 
     def groups(self, columns: int) -> int:
         """Groups in a row of `columns` inputs."""

@@ -47,7 +47,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dtype: Literal["F64", "F32", "F16", "BF16"]
     matrices: dict[str, Matrix]
 

@@ -1,6 +1,6 @@
 """Weight-only quantization: a group of inputs shares a scale, and zeros stay exactly zero.
 
-    weight ≈ (code − zero) · scale,    code in 0 … 2^bits − 1
+    weight ≈ (code − zero) · scale,    code in 0 … levels − 1
 
 A group is `group` neighbouring inputs of one output, so groups run along dim 1 of (out, in); the
 last one of a row may be shorter. Symmetric codes have their zero in the middle; asymmetric ones
@@ -44,7 +44,7 @@ def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
     groups = quantizer.groups(columns)
     padded = F.pad(weight.float(), (0, groups * quantizer.group - columns))
     padded = padded.view(rows, groups, quantizer.group)
-    highest, middle = 2**quantizer.bits - 1, 2 ** (quantizer.bits - 1)
+    highest, middle = quantizer.levels - 1, quantizer.levels // 2
     if quantizer.asymmetric:
         low = padded.amin(dim=2, keepdim=True).clamp(max=0)
         high = padded.amax(dim=2, keepdim=True).clamp(min=0)
@@ -71,8 +71,7 @@ def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
     def each(values: Tensor) -> Tensor:
         return values.float().repeat_interleave(quantizer.group, dim=1)[:, :columns]
 
-    middle = 2 ** (quantizer.bits - 1)
-    zeros = middle if quantized.zeros is None else each(quantized.zeros)
+    zeros = quantizer.levels // 2 if quantized.zeros is None else each(quantized.zeros)
     return quantized.codes.float().sub_(zeros).mul_(each(quantized.scales))
 
 
