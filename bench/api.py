@@ -93,7 +93,7 @@ class Budget:
 
 
 class Quantizer(BaseModel):
-    """How the weights of a finished model become small integers (`bench.quantize`).
+    """How a matrix becomes small integers (`bench.quantize`).
 
     Attributes:
         name: the integers' width.
@@ -120,8 +120,25 @@ class Quantizer(BaseModel):
         return f"{self.name}/{self.group}" + (" asymmetric" if self.asymmetric else "")
 
 
-def quantizer_of(overrides: Iterable[tuple[str, Scalar]]) -> Quantizer | None:
-    """The quantizer that overrides tell of, None where they tell of none.
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What a finished model is rounded to.
+
+    Attributes:
+        weights: of the targets.
+        embeddings: of the embeddings and of an LM head that is not tied to them; None leaves them
+            as they are. They share the weights' group and symmetry.
+    """
+
+    weights: Quantizer
+    embeddings: Quantizer | None = None
+
+    def __str__(self) -> str:
+        return str(self.weights) + (f" + emb {self.embeddings.name}" if self.embeddings else "")
+
+
+def quantization_of(overrides: Iterable[tuple[str, Scalar]]) -> Quantization | None:
+    """The quantization that overrides tell of, None where they tell of none.
 
     Raises:
         BenchError: there is no such one.
@@ -131,12 +148,18 @@ def quantizer_of(overrides: Iterable[tuple[str, Scalar]]) -> Quantizer | None:
         return None
     if "quantize" not in found:
         raise BenchError(f"{QUANTIZE}{min(found)} needs {QUANTIZE}quantize: int8 or int4")
+    widths = {field: found.pop(field) for field in ("quantize", "embeddings") if field in found}
+    return Quantization(*(_quantizer(field, width, found) for field, width in widths.items()))
+
+
+def _quantizer(field: str, width: Scalar, rest: Mapping[str, Scalar]) -> Quantizer:
+    """The quantizer of an override `field` and of those that say more of it."""
     try:
-        return Quantizer.model_validate({"name": found.pop("quantize"), **found}, strict=True)
+        return Quantizer.model_validate({"name": width, **rest}, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]).replace("name", "quantize")
-        raise BenchError(f"{QUANTIZE}{field} {first['input']!r}: {first['msg']}") from None
+        wrong = str(first["loc"][0]).replace("name", field)
+        raise BenchError(f"{QUANTIZE}{wrong} {first['input']!r}: {first['msg']}") from None
 
 
 class Cell(BaseModel):
@@ -188,13 +211,13 @@ class Cell(BaseModel):
     @field_validator("overrides")
     @classmethod
     def _sorted(cls, value: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Scalar], ...]:
-        quantizer_of(value)  # refuses what there is not
+        quantization_of(value)  # refuses what there is not
         return tuple(sorted(value))
 
     @property
-    def quantizer(self) -> Quantizer | None:
-        """What the finished model's weights are rounded to; None leaves them as they are."""
-        return quantizer_of(self.overrides)
+    def quantization(self) -> Quantization | None:
+        """What the finished model is rounded to; None leaves it as it is."""
+        return quantization_of(self.overrides)
 
     @property
     def key(self) -> str:

@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), help="of what is not packed (the model's)"
     )
+    export.add_argument(
+        "--embeddings",
+        choices=("int8", "int4"),
+        help="round embeddings too, and an LM head that is not tied to them (no)",
+    )
     export.add_argument("--group", type=int, choices=(64, 128), help="inputs a scale (64)")
     export.add_argument(
         "--asymmetric", action="store_true", default=None, help="a zero point a group"
@@ -160,12 +165,26 @@ def _selection(command: argparse.ArgumentParser) -> None:
         help="score so many items at most; short for --set budget.items=K",
     )
     command.add_argument(
-        "--quantize", metavar="Q", help="int8 or int4: round the finished models' weights"
+        "--quantize",
+        metavar="Q",
+        help="int8 or int4: round the finished models' weights; short for --set export.quantize=Q",
+    )
+    command.add_argument(
+        "--embeddings",
+        metavar="Q",
+        help="with --quantize, round embeddings too (no); short for --set export.embeddings=Q",
+    )
+    command.add_argument(
+        "--group",
+        type=int,
+        metavar="G",
+        help="with --quantize, 64 or 128 inputs a scale (64); short for --set export.group=G",
     )
     command.add_argument(
         "--set",
         **{**many, "metavar": "KEY=VALUE"},
-        help="a parameter of the method (lr=1e-4) or of the budget (budget.steps=200)",
+        help="a parameter of the method (lr=1e-4), of the budget (budget.steps=200) or of "
+        "quantizing (export.asymmetric=true: a zero point a group)",
     )
 
 

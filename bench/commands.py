@@ -156,6 +156,7 @@ def export_model(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         group=options.group,
         asymmetric=options.asymmetric,
+        embeddings=options.embeddings,
         sliced=options.slice,
     )
     for note in done.notes:
@@ -165,7 +166,9 @@ def export_model(options: argparse.Namespace) -> int:
         f"{options.out}: {options.format} ({layouts}), {done.size / 1e6:.3f} MB, "
         f"computed {done.computed / 1e6:.3f} MB\n"
         f"{done.dense / done.size:.2f}x smaller than dense FP32 ({done.dense / 1e6:.3f} MB); "
-        f"the packed matrices alone {done.linear / done.packed:.2f}x"
+        f"the packed matrices alone {done.linear / done.packed:.2f}x; "
+        f"embeddings: {done.embeddings / 1e6:.3f} MB of the file, "
+        f"{done.dense_embeddings / 1e6:.3f} MB of dense FP32"
     )
     return 0
 
@@ -284,8 +287,9 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     overrides = dict(suite.overrides) | plan.settings(options.set or ())
     if options.limit:
         overrides["budget.items"] = options.limit
-    if options.quantize:
-        overrides[f"{QUANTIZE}quantize"] = options.quantize
+    for field in ("quantize", "embeddings", "group"):
+        if (value := getattr(options, field)) is not None:
+            overrides[f"{QUANTIZE}{field}"] = value
     changes["overrides"] = tuple(sorted(overrides.items()))
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))

@@ -145,6 +145,17 @@ class Matrix(BaseModel):
         return sum(entry.nbytes for entry in self.tensors.values())
 
 
+def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None) -> Matrix:
+    """All of a weight in a file, whatever its zeros."""
+    return Matrix(
+        shape=shape,
+        dtype=dtype,  # type: ignore[arg-type]
+        layout="dense",
+        count=shape[0] * shape[1],
+        quantizer=quantizer,
+    )
+
+
 def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
     """How a weight with these zeros lies in a file.
 
@@ -156,15 +167,15 @@ def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None)
     """
     size = zeros.shape[0] * zeros.shape[1]
     common: dict[str, Any] = {"shape": zeros.shape, "dtype": zeros.dtype, "quantizer": quantizer}
-    dense = Matrix(layout="dense", count=size, **common)
+    whole = dense(zeros.shape, zeros.dtype, quantizer)
     if layout in ("nm-packed", None) and zeros.nm:
         n, m = zeros.nm
         found = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
     elif layout in ("nm-packed", "dense"):
-        return dense
+        return whole
     else:
         found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
-    return dense if layout is None and dense.nbytes < found.nbytes else found
+    return whole if layout is None and whole.nbytes < found.nbytes else found
 
 
 def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Quantizer
-from bench.targets import prunable
+from bench.api import BenchError, Quantization, Quantizer
+from bench.targets import embedding_tables, prunable
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,13 @@ def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
     return dequantize(quantize(weight, quantizer), quantizer).to(weight.dtype)
 
 
-def apply(model: nn.Module, quantizer: Quantizer) -> None:
-    """Replaces every target's weight by what its codes stand for."""
+def apply(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Replaces the targets' weights, and the embeddings if asked, by what their codes stand for."""
     for target in prunable(model):
-        target.write(rounded(target.weight, quantizer))
+        target.write(rounded(target.weight, quantization.weights))
+    if quantization.embeddings is not None:
+        for table in embedding_tables(model):
+            table.write(rounded(table.weight, quantization.embeddings))
 
 
 def _half_up(values: Tensor) -> Tensor:

@@ -115,15 +115,24 @@ class Macs(_Part):
     tokens: Count
 
 
+class EmbeddingBytes(_Part):
+    """Of embeddings, tied ones once, and of an LM head: as they lie in memory, and as stored."""
+
+    dense: Count
+    stored: Count
+
+
 class Bytes(_Part):
     """Of all parameters as they lie in memory, and in each file format that fits the model.
 
     `stored` is the smallest lossless one; of a quantized cell it is the format it is quantized to.
+    `embeddings` is what of `dense` and `stored` they take.
     """
 
     dense: Count
     stored: Count | None = None
     formats: dict[Text, Count] = {}
+    embeddings: EmbeddingBytes | None = None
 
 
 class Cost(_Part):

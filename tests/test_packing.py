@@ -42,7 +42,7 @@ def n_of_m(weight, n=2, m=4):
 def packed(weight, form, group=64, asymmetric=False):
     """(tensors, matrix) of a weight in a format."""
     form = format_of(form, group, asymmetric)
-    matrix = lay(zeros_of(weight), form.layout, form.quantizer)
+    matrix = lay(zeros_of(weight), form.layout, form.quantization and form.quantization.weights)
     return pack(weight, matrix), matrix
 
 
