@@ -166,9 +166,9 @@ def export_model(options: argparse.Namespace) -> int:
         f"{options.out}: {options.format} ({layouts}), {done.size / 1e6:.3f} MB, "
         f"computed {done.computed / 1e6:.3f} MB\n"
         f"{done.dense / done.size:.2f}x smaller than dense FP32 ({done.dense / 1e6:.3f} MB); "
-        f"the packed matrices alone {done.linear / done.packed:.2f}x; "
-        f"embeddings: {done.embeddings / 1e6:.3f} MB of the file, "
-        f"{done.dense_embeddings / 1e6:.3f} MB of dense FP32"
+        f"the packed matrices alone {done.linear / done.packed:.2f}x\n"
+        f"embeddings: {done.embeddings / 1e6:.3f} MB of {done.size / 1e6:.3f} MB, "
+        f"{done.dense_embeddings / 1e6:.3f} MB in FP32"
     )
     return 0
 

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from bench.api import BenchError, Quantization, Quantizer
 from bench.targets import embedding_tables, prunable
 
+_CHUNK = 1 << 22  # weights worked on at a time: the steps between take many bytes a weight
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -41,6 +43,17 @@ def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
     Raises:
         BenchError: a weight that is not finite, or too large for a float16 scale.
     """
+    parts = [_quantize(rows, quantizer) for rows in weight.split(_rows(weight))]
+    return Quantized(
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat([part.zeros for part in parts if part.zeros is not None])
+        if quantizer.asymmetric
+        else None,
+    )
+
+
+def _quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
     rows, columns = weight.shape
     groups = quantizer.groups(columns)
     padded = F.pad(weight.float(), (0, groups * quantizer.group - columns))
@@ -67,13 +80,18 @@ def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
 
 def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
     """The weights that the codes stand for: (out, in), float32."""
-    columns = quantized.codes.shape[1]
+    codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
 
     def each(values: Tensor) -> Tensor:
-        return values.float().repeat_interleave(quantizer.group, dim=1)[:, :columns]
+        return values.float().repeat_interleave(quantizer.group, dim=1)[:, : codes.shape[1]]
 
-    zeros = quantizer.levels // 2 if quantized.zeros is None else each(quantized.zeros)
-    return quantized.codes.float().sub_(zeros).mul_(each(quantized.scales))
+    weight = torch.empty(codes.shape, device=codes.device)
+    step = _rows(codes)
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        zero = quantizer.levels // 2 if zeros is None else each(zeros[rows])
+        torch.mul(codes[rows].float().sub_(zero), each(scales[rows]), out=weight[rows])
+    return weight
 
 
 def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
@@ -88,6 +106,10 @@ def apply(model: PreTrainedModel, quantization: Quantization) -> None:
     if quantization.embeddings is not None:
         for table in embedding_tables(model):
             table.write(rounded(table.weight, quantization.embeddings))
+
+
+def _rows(matrix: Tensor) -> int:
+    return max(1, _CHUNK // matrix.shape[1])
 
 
 def _half_up(values: Tensor) -> Tensor:

@@ -241,6 +241,19 @@ def test_every_layout_holds_the_same_codes(form, group, asymmetric, zeros):
     assert all(codes[i] == expected[row][column] for (row, column), i in places.items())
 
 
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_rows_at_a_time_are_all_at_once(asymmetric, monkeypatch):
+    weight, quantizer = random(7, 96), Quantizer(name="int4", asymmetric=asymmetric)
+    whole = quantize(weight, quantizer)
+    expected = dequantize(whole, quantizer)
+    monkeypatch.setattr("bench.quantize._CHUNK", 200)  # two rows
+    found = quantize(weight, quantizer)
+    assert torch.equal(found.codes, whole.codes)
+    assert torch.equal(found.scales, whole.scales)
+    assert asymmetric == (found.zeros is not None)
+    assert torch.equal(dequantize(found, quantizer), expected)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_quantizing_twice_is_quantizing_once(name):
     quantizer = Quantizer(name=name)
