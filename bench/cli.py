@@ -10,25 +10,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "list": "what_there_is",
-    "plan": "plan_cells",
-    "run": "run_cells",
-    "fetch": "fetch",
-    "tune": "tune",
-    "report": "report",
-    "prune": "prune_model",
-    "export": "export_model",
-    "load": "load_model",
-    "pretrain": "pretrain_model",
-    "speed": "speed_table",
-    "latency": "latency_table",
-    "count": "count_model",
+    "list": "commands.what_there_is",
+    "plan": "commands.plan_cells",
+    "run": "commands.run_cells",
+    "fetch": "commands.fetch",
+    "tune": "commands.tune",
+    "report": "commands.report",
+    "prune": "model_commands.prune_model",
+    "export": "model_commands.export_model",
+    "load": "model_commands.load_model",
+    "pretrain": "model_commands.pretrain_model",
+    "speed": "model_commands.speed_table",
+    "latency": "model_commands.latency_table",
+    "count": "model_commands.count_model",
 }
-"""Command → function in `bench.commands`."""
+"""Command → module and function below `bench`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -206,9 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.api import BenchError
 
     try:
-        from bench import commands
-
-        return int(getattr(commands, COMMANDS[options.command])(options))
+        module, _, function = COMMANDS[options.command].rpartition(".")
+        return int(getattr(import_module(f"bench.{module}"), function)(options))
     except BenchError as error:
         print(f"sparsebench: {error}", file=sys.stderr)  # noqa: T201
         return 2

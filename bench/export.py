@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
 from bench import branch, count, measure, models, packed, plan, prune, registry, run, slicing
-from bench.api import BenchError, Quantization, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantization, Quantizer
 from bench.packing import Matrix, lay, zeros_of
 from bench.record import Record, Trainable, parse
 from bench.storage import PLAIN, Format, format_of, groups_of, rest, rounded_tables

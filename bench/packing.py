@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import BenchError, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantizer
 from bench.digits import (
     LARGEST,
     groups_of_numbers,

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench import assets, registry
-from bench.api import QUANTIZE, REFERENCE, BenchError, Budget, Cell, Method, Scalar, makes
+from bench.api import BenchError, Budget, Cell, Method
+from bench.cell import QUANTIZE, REFERENCE, Scalar, makes
 from bench.record import Versions
 from bench.registry import Suite
 from bench.store import State, Store

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from bench.api import BenchError, Quantization, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantization, Quantizer
 from bench.targets import embedding_tables, prunable
 
 _CHUNK = 1 << 22  # weights worked on at a time: the steps between take many bytes a weight

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.api import BenchError, Budget, Cell, Outcome, Scalar
+from bench.api import BenchError, Budget, Cell, Outcome
+from bench.cell import Scalar
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

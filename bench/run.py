@@ -32,7 +32,8 @@ from bench import (
     train,
     weightless,
 )
-from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.api import BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.cell import REFERENCE
 from bench.record import (
     Cost,
     Data,

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench import branch, slicing
-from bench.api import BenchError, Quantization, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantization, Quantizer
 from bench.packing import GROUPS, Layout, Matrix, dense, lay, zeros_of
 from bench.record import Bytes, EmbeddingBytes
 from bench.targets import embedding_tables, prunable

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from bench import branch, cli, export, models, packed, slicing, targets, tensorfile
 from bench.api import BenchError
-from bench.quantize import Quantizer, quantize, rounded
+from bench.cell import Quantizer
+from bench.quantize import quantize, rounded
 from tests import helpers
 from tests.test_slicing import made as sliceable
 from tests.test_slicing import zero

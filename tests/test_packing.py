@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.api import BenchError
+from bench.cell import Quantizer
 from bench.digits import (
     groups_of_numbers,
     nbytes,
@@ -16,7 +17,7 @@ from bench.digits import (
     word,
 )
 from bench.packing import Matrix, lay, pack, unpack, zeros_of
-from bench.quantize import Quantizer, dequantize, quantize, rounded
+from bench.quantize import dequantize, quantize, rounded
 from bench.storage import format_of
 
 FORMATS = ["bitmap", "csr", "nm-packed", "int8", "int4", "bitmap+int4", "csr+int8"]

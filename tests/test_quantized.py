@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench import cli, count, export, plan, run, storage, targets
-from bench.api import BenchError, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantizer
 from bench.quantize import rounded
 from bench.record import Trainable
 from bench.reporting import leaderboard

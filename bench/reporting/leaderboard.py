@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import QUANTIZE, REFERENCE
+from bench.cell import QUANTIZE, REFERENCE
 from bench.record import Record
 from bench.registry import Suite
 from bench.reporting import costs

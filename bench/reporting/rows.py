@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import plan
-from bench.api import quantization_of
+from bench.cell import quantization_of
 from bench.record import Record
 
 NAME = ("method", "pattern", "quantized")
