@@ -10,25 +10,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "list": "what_there_is",
-    "plan": "plan_cells",
-    "run": "run_cells",
-    "fetch": "fetch",
-    "tune": "tune",
-    "report": "report",
-    "prune": "prune_model",
-    "export": "export_model",
-    "load": "load_model",
-    "pretrain": "pretrain_model",
-    "speed": "speed_table",
-    "latency": "latency_table",
-    "count": "count_model",
+    "list": "commands.what_there_is",
+    "plan": "commands.plan_cells",
+    "run": "commands.run_cells",
+    "fetch": "commands.fetch",
+    "tune": "commands.tune",
+    "report": "commands.report",
+    "prune": "model_commands.prune_model",
+    "export": "model_commands.export_model",
+    "load": "model_commands.load_model",
+    "pretrain": "model_commands.pretrain_model",
+    "speed": "model_commands.speed_table",
+    "latency": "model_commands.latency_table",
+    "count": "model_commands.count_model",
 }
-"""Command → function in `bench.commands`."""
+"""Command → module and function below `bench`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty")
     export.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), help="of what is not packed (the model's)"
+    )
+    export.add_argument(
+        "--embeddings",
+        choices=("int8", "int4"),
+        help="round embeddings too, and an LM head that is not tied to them (no)",
     )
     export.add_argument("--group", type=int, choices=(64, 128), help="inputs a scale (64)")
     export.add_argument(
@@ -160,12 +166,26 @@ def _selection(command: argparse.ArgumentParser) -> None:
         help="score so many items at most; short for --set budget.items=K",
     )
     command.add_argument(
-        "--quantize", metavar="Q", help="int8 or int4: round the finished models' weights"
+        "--quantize",
+        metavar="Q",
+        help="int8 or int4: round the finished models' weights; short for --set export.quantize=Q",
+    )
+    command.add_argument(
+        "--embeddings",
+        metavar="Q",
+        help="with --quantize, round embeddings too (no); short for --set export.embeddings=Q",
+    )
+    command.add_argument(
+        "--group",
+        type=int,
+        metavar="G",
+        help="with --quantize, 64 or 128 inputs a scale (64); short for --set export.group=G",
     )
     command.add_argument(
         "--set",
         **{**many, "metavar": "KEY=VALUE"},
-        help="a parameter of the method (lr=1e-4) or of the budget (budget.steps=200)",
+        help="a parameter of the method (lr=1e-4), of the budget (budget.steps=200) or of "
+        "quantizing (export.asymmetric=true: a zero point a group)",
     )
 
 
@@ -187,9 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.api import BenchError
 
     try:
-        from bench import commands
-
-        return int(getattr(commands, COMMANDS[options.command])(options))
+        module, _, function = COMMANDS[options.command].rpartition(".")
+        return int(getattr(import_module(f"bench.{module}"), function)(options))
     except BenchError as error:
         print(f"sparsebench: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -32,7 +32,8 @@ from bench import (
     train,
     weightless,
 )
-from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.api import BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.cell import REFERENCE
 from bench.record import (
     Cost,
     Data,
@@ -108,7 +109,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         params=params,
         sparsity=sparsity,
         macs=macs,
-        bytes=storage.bytes_of(model, cell.pattern, cell.quantizer),
+        bytes=storage.bytes_of(model, cell.pattern, cell.quantization),
         cost=Cost(
             train_s=fitted.train_s,
             prune_s=fitted.prune_s,
@@ -124,7 +125,7 @@ def run_cell(cell: Cell, emit: Emit) -> Record:
         env=provenance.env() | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype},
         time=provenance.now(),
     )
-    if cell.method == REFERENCE and task.finetunes and cell.quantizer is None:
+    if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
         _keep(model, plan.trained_dir(cell), fitted.train_s)
     return record
 
@@ -181,8 +182,8 @@ def fit_cell(cell: Cell, emit: Emit) -> Fitted:
     if method.trains:
         method.step(model, 1.0)
     method.finish(model)
-    if quantizer := cell.quantizer:
-        quantize.apply(model, quantizer)
+    if quantization := cell.quantization:
+        quantize.apply(model, quantization)
     prune_s += time.perf_counter() - start
     return Fitted(loaded, model, trained, method, train_s, prune_s, dense_s)
 
@@ -245,7 +246,7 @@ def check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -
     else:
         slack += 1e-2  # whole heads, neurons and blocks come in steps
     # Quantizing rounds small weights to zero: more zeros than promised are no lie then.
-    more = found.overall > cell.sparsity and cell.quantizer is not None
+    more = found.overall > cell.sparsity and cell.quantization is not None
     if method.promises_sparsity and not more and abs(found.overall - cell.sparsity) > slack:
         raise BenchError(
             f"{cell.method}: counted sparsity {found.overall:.6f}, promised {cell.sparsity}",

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench import measure, models, plan, precision, registry, run
-from bench.api import REFERENCE, BenchError, Cell, makes
+from bench.api import BenchError, Cell
+from bench.cell import REFERENCE, makes
 from bench.reporting.table import plain
 
 WARMUP = 3

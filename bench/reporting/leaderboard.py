@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import QUANTIZE, REFERENCE
+from bench.cell import QUANTIZE, REFERENCE
 from bench.record import Record
 from bench.registry import Suite
 from bench.reporting import costs
@@ -38,9 +38,10 @@ LEGEND = """\
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
 reloaded model. **quantized**: what the finished target weights were rounded to, as width/inputs
-that share a scale; recovery is against the unquantized dense model. **trainable**: elements of the
-tensors that the optimizer held, the classification head apart; **% of model**: trainable without
-the head / all parameters. **stored**: non-zero target weights + everything else.
+that share a scale, and *emb* the embeddings; recovery is against the unquantized dense model.
+**trainable**: elements of the tensors that the optimizer held, the classification head apart; **%
+of model**: trainable without the head / all parameters. **stored**: non-zero target weights +
+everything else.
 **every score**: means of all the task's metrics, as the task returns them.
 """
 

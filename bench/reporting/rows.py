@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import plan
-from bench.api import quantizer_of
+from bench.cell import quantization_of
 from bench.record import Record
 
 NAME = ("method", "pattern", "quantized")
@@ -36,15 +36,15 @@ def ordered(records: Sequence[Record]) -> list[Row]:
 
 
 def name(key: Key, clean: Clean) -> list[str]:
-    """What a row is called: method with its parameters, pattern with its level, quantizer."""
+    """What a row is called: method with its parameters, pattern with its level, quantization."""
     method, pattern, sparsity, overrides = key
     own = [f"{k}={v}" for k, v in plan.own_overrides(overrides).items()]
     level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
-    quantizer = quantizer_of(overrides)
+    quantization = quantization_of(overrides)
     return [
         clean(" ".join([method, *own])),
         clean(pattern + level),
-        clean(str(quantizer)) if quantizer else "–",
+        clean(str(quantization)) if quantization else "–",
     ]
 
 
