@@ -116,3 +116,11 @@ def test_a_sequence_beyond_the_models_positions_is_refused(tmp_path, capsys):
     tiny().save_pretrained(tmp_path / "m")
     assert main(["latency", str(tmp_path / "m"), "--length", "100000"]) == 2
     assert "100000" in capsys.readouterr().err
+
+
+def test_a_batch_that_would_take_long_is_left_out(monkeypatch):
+    def slow(models, batch, length, turns, seconds):
+        return [[0.5 * batch] * 3 for _ in models]
+
+    monkeypatch.setattr(measure, "latency", slow)
+    assert [speed.batch for speed in latency.of_cell(tiny(), 16)] == [1]
