@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from bench import branch, deploy, measure, models, registry, run, slicing
+from bench import branch, deploy, latency, measure, models, registry, run, slicing
 from bench.cli import main
 from bench.targets import prunable
 from tests import helpers
