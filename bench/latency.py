@@ -112,7 +112,7 @@ def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
     are to take: large models on small machines.
     """
     dtype, length = _dtype("auto", model.device), min(length, CELL_LENGTH)
-    found = []
+    found: list[Speed] = []
     try:
         made, form = deploy.deployed(model, dtype)
         compared = [made]
