@@ -27,6 +27,8 @@ COMMANDS = {
     "speed": "speed_table",
     "latency": "latency_table",
     "count": "count_model",
+    "check": "check",
+    "compare": "compare_methods",
 }
 """Command → function in `bench.commands`."""
 
@@ -140,7 +142,29 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
     )
     count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    _judging(commands)
     return top
+
+
+def _judging(commands: Any) -> None:
+    """Commands that read records and run nothing (`bench.reporting.commands`)."""
+    results: dict[str, Any] = {"type": Path, "default": Path("results"), "metavar": "DIR"}
+    out: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "instead of printing it"}
+
+    check = commands.add_parser("check", help="hold records against a baseline")
+    check.add_argument("--results", **results)
+    check.add_argument("--baseline", type=Path, metavar="FILE", help="what must not move")
+    check.add_argument("--update", action="store_true", help="write the baseline, show its diff")
+    check.add_argument("--out", **out)
+
+    compare = commands.add_parser("compare", help="two methods, cell by cell, with tests")
+    compare.add_argument("a", metavar="A", help="a method as tables name it: pst, 'pst lr=0.001'")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument(
+        "--task", nargs="+", action="extend", metavar="NAME", help="by default all"
+    )
+    compare.add_argument("--results", **results)
+    compare.add_argument("--out", **out)
 
 
 def _selection(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+_TEXT = frozenset(
+    "method pattern quantized cell metric over better row what verdict claim model task".split()
+)
+"""Columns of words; all others hold numbers."""
+
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -55,4 +60,4 @@ def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _align(header: Sequence[str]) -> list[str]:
-    return ["left" if name in ("method", "pattern", "quantized") else "right" for name in header]
+    return ["left" if name in _TEXT else "right" for name in header]
