@@ -1,31 +1,36 @@
 """The leaderboard: one row a method, pattern and sparsity; means over seeds, costs beside them.
 
-Ranks need three seeds and a paired test (DESIGN §5, rule 7); until then rows are sorted by score
-and none is called better.
+Rows of one pattern, sparsity and quantizer are ranked against each other, by a paired test and with
+three seeds at least (DESIGN §5, rule 7); until then they are sorted by score and none is called
+better. In Markdown every score links to its records.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bench import plan, registry
-from bench.api import QUANTIZE, REFERENCE
+from bench.api import QUANTIZE, REFERENCE, quantizer_of
 from bench.record import Record
 from bench.registry import Suite
-from bench.reporting import costs
+from bench.reporting import costs, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
 from bench.reporting.table import escape, human, markdown, percent, plain
-from bench.store import write_atomic
+from bench.store import path_of, write_atomic
 
 HEADER = (
     *NAME,
     "seeds",
     "score",
     "recovery %",
+    "rank",
     "sparsity %",
     "trainable",
     "+ head",
@@ -34,6 +39,10 @@ HEADER = (
 )
 
 LEGEND = """\
+**rank**: among rows of the same pattern, sparsity and quantizer, on common seeds, three at least.
+Rows that share a rank (=) have not all been told apart by a paired test at 5 %, Holm-adjusted over
+all pairs of these rows; tested over seeds × items, or over seeds alone (†) where the metric is no
+mean of items. **unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
@@ -44,6 +53,9 @@ the head / all parameters. **stored**: non-zero target weights + everything else
 **every score**: means of all the task's metrics, as the task returns them.
 """
 
+Link = Callable[[str, Sequence[Record]], str]
+"""Makes a score's text lead to the records that it comes from."""
+
 Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
 
 
@@ -51,6 +63,7 @@ def table(
     records: Iterable[Record],
     render: Callable[..., str] = plain,
     average: Sequence[str] = (),
+    link: Link = lambda text, _: text,
 ) -> str:
     """One table a task and model, with a line above it that says what is in it.
 
@@ -66,17 +79,28 @@ def table(
         clean = escape if render is markdown else str
         rows = ordered(groups[group])
         title = _title(groups[group], render is markdown)
-        parts.append(f"{title}\n\n{render(HEADER, [_row(*row, dense, clean) for row in rows])}")
+        places = _ranks(rows)
+        body = [_row(*row, places[row[0]], dense, clean, link) for row in rows]
+        parts.append(f"{title}\n\n{render(HEADER, body)}")
         parts += costs.tables(rows, clean, render)
         header, scores = _every_score(rows, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
-    parts += _averages(found, average, render)
+    parts += _averages(found, average, render, link)
     return "\n\n".join(parts)
 
 
-def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path) -> list[Path]:
-    """`README.md` (the index) and a page a suite that has records; the rest is `other.md`."""
+def write_pages(
+    records: Sequence[Record],
+    problems: Sequence[str],
+    folder: Path,
+    results: Path | None = None,
+) -> list[Path]:
+    """`README.md` (the index) and a page a suite that has records; the rest is `other.md`.
+
+    Scores link to their records where `results`, the root of the tree, is given.
+    """
+    link: Link = (lambda text, _: text) if results is None else partial(_linked, results, folder)
     pages: list[tuple[Suite, list[Record]]] = []
     rest = list(records)
     for suite in map(registry.suite, registry.suite_names()):
@@ -89,7 +113,7 @@ def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path
     index = ["# Reports", ""]
     for suite, inside in pages:
         about = suite.description
-        tables = table(inside, markdown, suite.average)
+        tables = table(inside, markdown, suite.average, link)
         path = folder / f"{suite.name}.md"
         write_atomic(path, f"# {suite.name}\n\n{about}\n\n{tables}\n\n{LEGEND}{costs.LEGEND}")
         written.append(path)
@@ -105,7 +129,7 @@ def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path
 
 
 def _averages(
-    records: Sequence[Record], average: Sequence[str], render: Callable[..., str]
+    records: Sequence[Record], average: Sequence[str], render: Callable[..., str], link: Link
 ) -> list[str]:
     """A table a model and budget: scores of the tasks of `average`, and their mean where complete.
 
@@ -125,7 +149,7 @@ def _averages(
         about += [f"{key}={value}" for key, value in overrides]
         title = " · ".join(about)
         rows = [
-            [*name(key, clean), *_task_means(of_row, tasks, len(average))]
+            [*name(key, clean), *_task_means(of_row, tasks, len(average), link)]
             for key, of_row in ordered(inside)
         ]
         header = (*NAME, *map(clean, tasks), "mean")
@@ -134,14 +158,17 @@ def _averages(
     return parts
 
 
-def _task_means(records: Sequence[Record], tasks: Sequence[str], complete: int) -> list[str]:
+def _task_means(
+    records: Sequence[Record], tasks: Sequence[str], complete: int, link: Link
+) -> list[str]:
     """Mean score on every task, and their mean if it is over `complete` tasks and equal seeds."""
     by_task = {task: [r for r in records if r.cell.task == task] for task in tasks}
     means = {t: 100 * mean(found) for t, found in by_task.items() if found}
     seeds = {tuple(sorted(r.cell.seed for r in found)) for found in by_task.values()}
     whole = len(means) == complete and len(seeds) == 1
     overall = f"{statistics.fmean(means.values()):.2f}" if whole else "–"
-    return [*(f"{means[t]:.2f}" if t in means else "–" for t in tasks), overall]
+    each = [link(f"{means[t]:.2f}", by_task[t]) if t in means else "–" for t in tasks]
+    return [*each, overall]
 
 
 def belongs(record: Record, suite: Suite) -> bool:
@@ -212,7 +239,37 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
     return [*NAME, *map(clean, metrics)], table
 
 
-def _row(key: Key, records: Sequence[Record], dense: dict[Any, Record], clean: Clean) -> list[str]:
+def _linked(results: Path, folder: Path, text: str, records: Sequence[Record]) -> str:
+    """`text` as a link to the folder of a row's records."""
+    place = results / path_of(records[0].cell).parent
+    return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"
+
+
+def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
+    """Every row's rank as printed: `1`, `2=` where shared, † where tested over seeds alone."""
+    columns: dict[Key, list[Row]] = defaultdict(list)
+    for key, records in rows:
+        _, pattern, sparsity, overrides, checked = key
+        if checked:
+            columns[pattern, sparsity, str(quantizer_of(overrides))].append((key, records))
+    found: dict[Key, str] = defaultdict(lambda: "–")
+    for inside in columns.values():
+        places, basis = paired.ranks([records for _, records in inside])
+        for (key, _), place in zip(inside, places, strict=True):
+            if place is not None:
+                shared = "=" if places.count(place) > 1 else ""
+                found[key] = f"{place}{shared}{'†' if basis == 'seeds' else ''}"
+    return found
+
+
+def _row(
+    key: Key,
+    records: Sequence[Record],
+    rank: str,
+    dense: dict[Any, Record],
+    clean: Clean,
+    link: Link,
+) -> list[str]:
     values = [r.scores.unit * r.scores.value for r in records if r.scores]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
@@ -221,8 +278,9 @@ def _row(key: Key, records: Sequence[Record], dense: dict[Any, Record], clean: C
     return [
         *name(key, clean),
         str(len(records)),
-        f"{statistics.fmean(values):.2f}{spread}",
+        link(f"{statistics.fmean(values):.2f}{spread}", records),
         percent(_recovery(records, dense), 1),
+        rank,
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),
         human(trainable.body),
         human(trainable.head),
