@@ -29,6 +29,7 @@ COMMANDS = {
     "count": "count_model",
     "check": "check",
     "compare": "compare_methods",
+    "claims": "check_claims",
 }
 """Command → function in `bench.commands`."""
 
@@ -165,6 +166,10 @@ def _judging(commands: Any) -> None:
     )
     compare.add_argument("--results", **results)
     compare.add_argument("--out", **out)
+
+    claims = commands.add_parser("claims", help="what papers say beside what was found here")
+    claims.add_argument("--results", **results)
+    claims.add_argument("--out", **out)
 
 
 def _selection(command: argparse.ArgumentParser) -> None:

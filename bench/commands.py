@@ -18,7 +18,7 @@ from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
 from bench.reporting import leaderboard
-from bench.reporting.commands import check, compare_methods  # noqa: F401  # looked up by `bench.cli`
+from bench.reporting.commands import check, check_claims, compare_methods  # noqa: F401  # looked up by `bench.cli`
 from bench.store import Store, disk_error
 
 

@@ -10,7 +10,7 @@ from bench import gate
 from bench.api import BenchError
 from bench.cli import say
 from bench.record import Record
-from bench.reporting import compare
+from bench.reporting import claims, compare
 from bench.reporting.table import escape
 from bench.store import Store, disk_error, write_atomic
 
@@ -50,6 +50,13 @@ def compare_methods(options: argparse.Namespace) -> int:
             raise BenchError(f"no records of task {unknown[0]!r}: {', '.join(sorted(known))}")
         records = [record for record in records if record.cell.task in options.task]
     _deliver(compare.report(records, options.a, options.b), options.out)
+    return 0
+
+
+def check_claims(options: argparse.Namespace) -> int:
+    """Sets the papers' claims beside what was found; counted ones need no record."""
+    records = _valid(options.results) if options.results.is_dir() else []
+    _deliver(claims.report(records), options.out)
     return 0
 
 

@@ -123,7 +123,7 @@ def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
         alike = sum(line.winner is None for line in tested)
         for side, who in enumerate((a, b)):
             won = [line for line in tested if line.winner == side]
-            where = f": {escape('; '.join(_place(line.point) for line in won))}" if won else ""
+            where = f": {escape('; '.join(place(line.point) for line in won))}" if won else ""
             said.append(f"{escape(who)} is better in {len(won)} of {len(tested)} tested{where}")
         if alike:
             said.append(f"{alike} of {len(tested)} tested could not be told apart")
@@ -181,7 +181,7 @@ def _scores(made: Sequence[Line], a: str, b: str) -> str:
         better = "not told apart" if line.winner is None else (a, b)[line.winner]
         rows.append(
             [
-                escape(_place(line.point)),
+                escape(place(line.point)),
                 escape(first.metric),
                 str(test.seeds),
                 f"{first.unit * mean(line.a):.2f}",
@@ -207,7 +207,7 @@ def _p(p: float) -> str:
 def _costs(made: Sequence[Line]) -> str:
     rows = []
     for line in made:
-        cells = [escape(_place(line.point))]
+        cells = [escape(place(line.point))]
         for path in _COUNTS.values():
             cells.append(
                 _ratio([_count(r, path) for r in line.a], [_count(r, path) for r in line.b])
@@ -268,12 +268,13 @@ def _latency(line: Line) -> str:
 def _missing(missing: dict[Point, set[int]], a: str, b: str) -> str:
     who = {0: a, 1: b}
     return "\n".join(
-        f"* {escape(_place(point))}: no {escape(' and no '.join(who[i] for i in sorted(lacking)))}"
+        f"* {escape(place(point))}: no {escape(' and no '.join(who[i] for i in sorted(lacking)))}"
         for point, lacking in missing.items()
     )
 
 
-def _place(point: Point) -> str:
+def place(point: Point) -> str:
+    """A point in words, what is default left out."""
     task, model, budget, pattern, sparsity, shared = point
     level = name(("", pattern, sparsity, (), True), str)[1]
     extra = [] if budget == "default" else [f"budget {budget}"]

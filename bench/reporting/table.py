@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 _TEXT = frozenset(
-    "method pattern quantized cell metric over better row what verdict claim model task".split()
+    "method pattern quantized cell metric over better row what verdict".split()
+    + "paper claim label model task level source".split()
+    + ["where, what differs"]
 )
 """Columns of words; all others hold numbers."""
 
