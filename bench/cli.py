@@ -30,6 +30,7 @@ COMMANDS = {
     "check": "check",
     "compare": "compare_methods",
     "claims": "check_claims",
+    "table": "export_table",
 }
 """Command → function in `bench.commands`."""
 
@@ -152,7 +153,10 @@ def _judging(commands: Any) -> None:
     results: dict[str, Any] = {"type": Path, "default": Path("results"), "metavar": "DIR"}
     out: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "instead of printing it"}
 
-    check = commands.add_parser("check", help="hold records against a baseline")
+    check = commands.add_parser("check", help="hold records against a baseline, or a submission")
+    check.add_argument(
+        "submission", type=Path, nargs="?", metavar="DIR", help="records from elsewhere"
+    )
     check.add_argument("--results", **results)
     check.add_argument("--baseline", type=Path, metavar="FILE", help="what must not move")
     check.add_argument("--update", action="store_true", help="write the baseline, show its diff")
@@ -170,6 +174,11 @@ def _judging(commands: Any) -> None:
     claims = commands.add_parser("claims", help="what papers say beside what was found here")
     claims.add_argument("--results", **results)
     claims.add_argument("--out", **out)
+
+    table = commands.add_parser("table", help="all records as a table for other programs")
+    table.add_argument("--format", choices=("csv", "json", "latex"), default="csv")
+    table.add_argument("--results", **results)
+    table.add_argument("--out", **out)
 
 
 def _selection(command: argparse.ArgumentParser) -> None:

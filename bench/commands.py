@@ -18,7 +18,12 @@ from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
 from bench.reporting import leaderboard
-from bench.reporting.commands import check, check_claims, compare_methods  # noqa: F401  # looked up by `bench.cli`
+from bench.reporting.commands import (  # noqa: F401  # looked up by `bench.cli`
+    check,
+    check_claims,
+    compare_methods,
+    export_table,
+)
 from bench.store import Store, disk_error
 
 

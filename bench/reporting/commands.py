@@ -6,17 +6,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import gate
+from bench import gate, submissions
 from bench.api import BenchError
 from bench.cli import say
 from bench.record import Record
-from bench.reporting import claims, compare
+from bench.reporting import claims, compare, tidy
 from bench.reporting.table import escape
 from bench.store import Store, disk_error, write_atomic
 
 
 def check(options: argparse.Namespace) -> int:
-    """Validates a tree of records and holds it against a baseline; 1 where something fails."""
+    """Validates a tree of records and holds it against a baseline; 1 where something fails.
+
+    With a submission, that is checked instead.
+    """
+    if options.submission:
+        return _check_submission(options)
     if options.update and not options.baseline:
         raise BenchError("--update needs --baseline FILE, the file to write")
     records, problems = _records(options.results)
@@ -39,6 +44,26 @@ def check(options: argparse.Namespace) -> int:
         parts.insert(0, f"{len(records)} records are valid.")
     _deliver("\n\n".join(parts), options.out)
     return int(failed)
+
+
+def _check_submission(options: argparse.Namespace) -> int:
+    if options.baseline or options.update:
+        raise BenchError("a submission has no baseline: check DIR, or --baseline FILE")
+    records, lines = submissions.validate(options.submission)
+    if not records and not lines:
+        raise BenchError(f"{options.submission}: no records")
+    verdict = "refused" if lines else "accepted, unverified"
+    listed = "".join(f"\n* {escape(line)}" for line in lines)
+    text = f"# Submission {verdict}\n\n{records} records, {len(lines)} problems.\n{listed}"
+    _deliver(text.rstrip(), options.out)
+    return int(bool(lines))
+
+
+def export_table(options: argparse.Namespace) -> int:
+    """Writes all records as one table."""
+    text = tidy.FORMATS[options.format](_valid(options.results))
+    _deliver(text.rstrip("\n"), options.out)
+    return 0
 
 
 def compare_methods(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from bench.record import Record
 from bench.registry import Suite
 from bench.reporting import costs, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
-from bench.reporting.table import escape, human, markdown, percent, plain
+from bench.reporting.table import escape, human, markdown, percent, plain, printable
 from bench.store import path_of, write_atomic
 
 HEADER = (
@@ -76,7 +76,7 @@ def table(
         groups[_group(record)].append(record)
     parts = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
-        clean = escape if render is markdown else str
+        clean = escape if render is markdown else printable
         rows = ordered(groups[group])
         title = _title(groups[group], render is markdown)
         places = _ranks(rows)
@@ -135,7 +135,7 @@ def _averages(
 
     Complete are rows that have every task, on the same seeds.
     """
-    clean = escape if render is markdown else str
+    clean = escape if render is markdown else printable
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         if record.cell.task in average:
@@ -153,7 +153,7 @@ def _averages(
             for key, of_row in ordered(inside)
         ]
         header = (*NAME, *map(clean, tasks), "mean")
-        heading = f"## {escape(title)}" if render is markdown else title
+        heading = f"## {escape(title)}" if render is markdown else printable(title)
         parts.append(f"{heading}\n\n{render(header, rows)}")
     return parts
 
@@ -201,18 +201,19 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
     )
     if budget.beams:
         about += " · greedy" if budget.beams == 1 else f" · beam {budget.beams}"
-    lines = [f"## {escape(about)}" if is_markdown else about]
+    clean = escape if is_markdown else printable
+    lines = [("## " if is_markdown else "") + clean(about)]
     subsets = sorted({r.data.subset for r in records if r.data and r.data.subset})
     if subsets:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
-        lines.append(f"**{escape(note)}**" if is_markdown else note)
-    lines += [escape(n) if is_markdown else n for n in sorted(_notes(records))]
+        lines.append(f"**{clean(note)}**" if is_markdown else clean(note))
+    lines += [clean(n) for n in sorted(_notes(records))]
     note = f"measured on {'; '.join(sorted({costs.hardware(r) for r in records}))}"
     if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
     if (scored := {str(r.env.get("eval_dtype", "float32")) for r in records}) != {"float32"}:
         note += f", scored in {' and '.join(sorted(scored))}"
-    lines.append(escape(note) if is_markdown else note)
+    lines.append(clean(note))
     return ("\n\n" if is_markdown else "\n").join(lines)
 
 
