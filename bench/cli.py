@@ -28,6 +28,10 @@ COMMANDS = {
     "speed": "model_commands.speed_table",
     "latency": "model_commands.latency_table",
     "count": "model_commands.count_model",
+    "check": "reporting.commands.check",
+    "compare": "reporting.commands.compare_methods",
+    "claims": "reporting.commands.check_claims",
+    "table": "reporting.commands.export_table",
 }
 """Command → module and function below `bench`."""
 
@@ -146,7 +150,41 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
     )
     count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    _judging(commands)
     return top
+
+
+def _judging(commands: Any) -> None:
+    """Commands that read records and run nothing (`bench.reporting.commands`)."""
+    results: dict[str, Any] = {"type": Path, "default": Path("results"), "metavar": "DIR"}
+    out: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "instead of printing it"}
+
+    check = commands.add_parser("check", help="hold records against a baseline, or a submission")
+    check.add_argument(
+        "submission", type=Path, nargs="?", metavar="DIR", help="records from elsewhere"
+    )
+    check.add_argument("--results", **results)
+    check.add_argument("--baseline", type=Path, metavar="FILE", help="what must not move")
+    check.add_argument("--update", action="store_true", help="write the baseline, show its diff")
+    check.add_argument("--out", **out)
+
+    compare = commands.add_parser("compare", help="two methods, cell by cell, with tests")
+    compare.add_argument("a", metavar="A", help="a method as tables name it: pst, 'pst lr=0.001'")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument(
+        "--task", nargs="+", action="extend", metavar="NAME", help="by default all"
+    )
+    compare.add_argument("--results", **results)
+    compare.add_argument("--out", **out)
+
+    claims = commands.add_parser("claims", help="what papers say beside what was found here")
+    claims.add_argument("--results", **results)
+    claims.add_argument("--out", **out)
+
+    table = commands.add_parser("table", help="all records as a table for other programs")
+    table.add_argument("--format", choices=("csv", "json", "latex"), default="csv")
+    table.add_argument("--results", **results)
+    table.add_argument("--out", **out)
 
 
 def _selection(command: argparse.ArgumentParser) -> None:

@@ -199,7 +199,7 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 def _write_pages(store: Store, folder: Path) -> list[Path]:
     records, problems = store.records()
     try:
-        return leaderboard.write_pages(records, problems, folder)
+        return leaderboard.write_pages(records, problems, folder, store.root)
     except OSError as error:
         raise disk_error(folder, error) from error
 
