@@ -18,12 +18,14 @@ SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task
 	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench plan report list fetch speed test test-real lint clean
+.PHONY: help bench plan report check compare list fetch speed test test-real lint clean
 
 help:
 	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines, print the table"
 	@echo "make plan               what would be run"
 	@echo "make report             write reports/ from results/"
+	@echo "make check              run the tiny suite and hold it against its baseline (ARGS=--update renews it)"
+	@echo "make compare A=pst B=gmp  where each wins, what both cost"
 	@echo "make list               methods, tasks, models, suites"
 	@echo "make fetch              download what the suite needs"
 	@echo "make speed              training-step time of every method relative to dense"
@@ -58,6 +60,16 @@ fetch: $(VENV)/.run
 
 report: $(VENV)/.run
 	@$(BIN)/sparsebench report
+
+# The records lie apart, so that those in results/ stay what they are.
+check: $(VENV)/.run
+	@$(BIN)/sparsebench run --suite tiny --method magnitude gmp pst --seeds 1 2 3 --rerun \
+		--results .sparsebench/check/results --reports .sparsebench/check/reports >/dev/null
+	@$(BIN)/sparsebench check --results .sparsebench/check/results \
+		--baseline results/baselines/tiny.json $(ARGS)
+
+compare: $(VENV)/.run
+	@$(BIN)/sparsebench compare "$(A)" "$(B)" $(if $(TASK),--task $(TASK)) $(ARGS)
 
 list: $(VENV)/.run
 	@for what in methods tasks models suites; do echo "# $$what"; $(BIN)/sparsebench list $$what; done

@@ -16,8 +16,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bench import count, models, plan, registry, slicing, weightless
-from bench.api import BenchError, Budget, Cell, Expected, Method, Scalar, makes
+from bench.api import BenchError, Budget, Cell, Expected, Method
 from bench.branch import Branch
+from bench.cell import Scalar, makes
 from bench.record import PublishedPart, Trainable
 from bench.registry import Suite
 from bench.reporting.table import gib, human, percent, plain

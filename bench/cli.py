@@ -10,25 +10,30 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "list": "what_there_is",
-    "plan": "plan_cells",
-    "run": "run_cells",
-    "fetch": "fetch",
-    "tune": "tune",
-    "report": "report",
-    "prune": "prune_model",
-    "export": "export_model",
-    "load": "load_model",
-    "pretrain": "pretrain_model",
-    "speed": "speed_table",
-    "latency": "latency_table",
-    "count": "count_model",
+    "list": "commands.what_there_is",
+    "plan": "commands.plan_cells",
+    "run": "commands.run_cells",
+    "fetch": "commands.fetch",
+    "tune": "commands.tune",
+    "report": "commands.report",
+    "prune": "model_commands.prune_model",
+    "export": "model_commands.export_model",
+    "load": "model_commands.load_model",
+    "pretrain": "model_commands.pretrain_model",
+    "speed": "model_commands.speed_table",
+    "latency": "model_commands.latency_table",
+    "count": "model_commands.count_model",
+    "check": "reporting.commands.check",
+    "compare": "reporting.commands.compare_methods",
+    "claims": "reporting.commands.check_claims",
+    "table": "reporting.commands.export_table",
 }
-"""Command → function in `bench.commands`."""
+"""Command → module and function below `bench`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,6 +112,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), help="of what is not packed (the model's)"
     )
+    export.add_argument(
+        "--embeddings",
+        choices=("int8", "int4"),
+        help="round embeddings too, and an LM head that is not tied to them (no)",
+    )
     export.add_argument("--group", type=int, choices=(64, 128), help="inputs a scale (64)")
     export.add_argument(
         "--asymmetric", action="store_true", default=None, help="a zero point a group"
@@ -159,7 +169,41 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
     )
     count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    _judging(commands)
     return top
+
+
+def _judging(commands: Any) -> None:
+    """Commands that read records and run nothing (`bench.reporting.commands`)."""
+    results: dict[str, Any] = {"type": Path, "default": Path("results"), "metavar": "DIR"}
+    out: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "instead of printing it"}
+
+    check = commands.add_parser("check", help="hold records against a baseline, or a submission")
+    check.add_argument(
+        "submission", type=Path, nargs="?", metavar="DIR", help="records from elsewhere"
+    )
+    check.add_argument("--results", **results)
+    check.add_argument("--baseline", type=Path, metavar="FILE", help="what must not move")
+    check.add_argument("--update", action="store_true", help="write the baseline, show its diff")
+    check.add_argument("--out", **out)
+
+    compare = commands.add_parser("compare", help="two methods, cell by cell, with tests")
+    compare.add_argument("a", metavar="A", help="a method as tables name it: pst, 'pst lr=0.001'")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument(
+        "--task", nargs="+", action="extend", metavar="NAME", help="by default all"
+    )
+    compare.add_argument("--results", **results)
+    compare.add_argument("--out", **out)
+
+    claims = commands.add_parser("claims", help="what papers say beside what was found here")
+    claims.add_argument("--results", **results)
+    claims.add_argument("--out", **out)
+
+    table = commands.add_parser("table", help="all records as a table for other programs")
+    table.add_argument("--format", choices=("csv", "json", "latex"), default="csv")
+    table.add_argument("--results", **results)
+    table.add_argument("--out", **out)
 
 
 def _selection(command: argparse.ArgumentParser) -> None:
@@ -179,12 +223,26 @@ def _selection(command: argparse.ArgumentParser) -> None:
         help="score so many items at most; short for --set budget.items=K",
     )
     command.add_argument(
-        "--quantize", metavar="Q", help="int8 or int4: round the finished models' weights"
+        "--quantize",
+        metavar="Q",
+        help="int8 or int4: round the finished models' weights; short for --set export.quantize=Q",
+    )
+    command.add_argument(
+        "--embeddings",
+        metavar="Q",
+        help="with --quantize, round embeddings too (no); short for --set export.embeddings=Q",
+    )
+    command.add_argument(
+        "--group",
+        type=int,
+        metavar="G",
+        help="with --quantize, 64 or 128 inputs a scale (64); short for --set export.group=G",
     )
     command.add_argument(
         "--set",
         **{**many, "metavar": "KEY=VALUE"},
-        help="a parameter of the method (lr=1e-4) or of the budget (budget.steps=200)",
+        help="a parameter of the method (lr=1e-4), of the budget (budget.steps=200) or of "
+        "quantizing (export.asymmetric=true: a zero point a group)",
     )
 
 
@@ -206,9 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.api import BenchError
 
     try:
-        from bench import commands
-
-        return int(getattr(commands, COMMANDS[options.command])(options))
+        module, _, function = COMMANDS[options.command].rpartition(".")
+        return int(getattr(import_module(f"bench.{module}"), function)(options))
     except BenchError as error:
         print(f"sparsebench: {error}", file=sys.stderr)  # noqa: T201
         return 2

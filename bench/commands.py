@@ -1,6 +1,7 @@
-"""What the commands of `bench.cli` do; every one takes the parsed options, returns the exit code.
+"""What the commands of `bench.cli` do with cells, and with what there is.
 
-Imports that load torch stand in the functions that need them.
+Every one takes the parsed options and returns the exit code; `bench.model_commands` has those for
+one model. Imports that load torch stand in the functions that need them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import plan, registry
-from bench.api import QUANTIZE, BenchError, Cell
+from bench.api import BenchError, Cell
+from bench.cell import QUANTIZE
 from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
@@ -134,146 +136,6 @@ def tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def prune_model(options: argparse.Namespace) -> int:
-    """Prunes one model into a folder."""
-    from bench.prune import prune
-
-    found = prune(
-        options.model,
-        options.method,
-        options.out.expanduser(),
-        pattern=options.pattern,
-        sparsity=options.sparsity,
-        overrides=plan.settings(options.set),
-        calibration=options.calibration,
-        calib=options.calib,
-        length=options.length,
-        seed=options.seed,
-    )
-    say(
-        f"{options.out}: sparsity {found.overall:.4f} overall, "
-        f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
-    )
-    return 0
-
-
-def export_model(options: argparse.Namespace) -> int:
-    """Packs one model into a folder."""
-    from bench.export import export
-
-    done = export(
-        options.source,
-        options.format,
-        options.out.expanduser(),
-        dtype=options.dtype,
-        group=options.group,
-        asymmetric=options.asymmetric,
-        sliced=options.slice,
-    )
-    for note in done.notes:
-        say(f"sparsebench: {note}", sys.stderr)
-    layouts = ", ".join(f"{n} {layout}" for layout, n in sorted(done.layouts.items()))
-    say(
-        f"{options.out}: {options.format} ({layouts}), {done.size / 1e6:.3f} MB, "
-        f"computed {done.computed / 1e6:.3f} MB\n"
-        f"{done.dense / done.size:.2f}x smaller than dense FP32 ({done.dense / 1e6:.3f} MB); "
-        f"the packed matrices alone {done.linear / done.packed:.2f}x"
-    )
-    return 0
-
-
-def load_model(options: argparse.Namespace) -> int:
-    """Checks an exported folder, and writes it as transformers has it."""
-    from bench import count
-    from bench.export import load, unpack_folder
-
-    folder = options.folder.expanduser()
-    if options.out:
-        unpack_folder(folder, options.out.expanduser())
-        say(f"{options.out}: an ordinary transformers folder")
-        return 0
-    model = load(folder)
-    found = count.sparsity(model, "dense")
-    say(
-        f"{folder}: {type(model).__name__}, {str(model.dtype).removeprefix('torch.')}, "
-        f"sparsity {found.overall:.4f}"
-    )
-    return 0
-
-
-def pretrain_model(options: argparse.Namespace) -> int:
-    """Trains gpt2-mini from scratch."""
-    from tqdm import tqdm
-
-    from bench import measure, pretrain
-
-    measure.reuse_freed_memory()
-    try:
-        recipe = pretrain.Recipe(**plan.settings(options.set))
-    except TypeError:
-        known = ", ".join(f.name for f in dataclasses.fields(pretrain.Recipe))
-        raise BenchError(f"--set: the recipe has {known}") from None
-    with tqdm(total=recipe.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
-
-        def progress(step: int, _: int) -> None:
-            bar.update(step - bar.n)
-
-        place = pretrain.pretrain(options.text, recipe, progress)
-    say(f"{pretrain.SLUG} is in {place}; use it as --model {pretrain.SLUG}")
-    return 0
-
-
-def speed_table(options: argparse.Namespace) -> int:
-    """Prints step times relative to dense."""
-    from bench import speed
-
-    methods = options.method or speed.default_methods()
-    say(
-        speed.table(
-            methods, options.model, options.batch, options.length, options.steps, options.dtype
-        )
-    )
-    return 0
-
-
-def latency_table(options: argparse.Namespace) -> int:
-    """Prints latencies relative to the first model's."""
-    from bench import latency
-
-    say(
-        latency.table(
-            options.models,
-            options.batch,
-            options.length,
-            options.turns,
-            options.seconds,
-            options.dtype,
-        )
-    )
-    return 0
-
-
-def count_model(options: argparse.Namespace) -> int:
-    """Prints what methods train, store and multiply."""
-    from bench import accounting, count, run
-
-    # A GPU that is not here is taken for one of compute capability 8.0.
-    kernel = count.has_kernel(run.device_of()) if options.device is None else False
-    say(
-        accounting.report(
-            options.model,
-            options.method or (),
-            pattern=options.pattern,
-            sparsity=options.sparsity,
-            overrides=plan.settings(options.set),
-            length=options.length,
-            batch=options.batch,
-            kernel=kernel or options.device == "cuda",
-        )
-    )
-    return 0
-
-
 def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     from bench import plan, registry
 
@@ -296,8 +158,9 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
     overrides = dict(suite.overrides) | plan.settings(options.set or ())
     if options.limit:
         overrides["budget.items"] = options.limit
-    if options.quantize:
-        overrides[f"{QUANTIZE}quantize"] = options.quantize
+    for field in ("quantize", "embeddings", "group"):
+        if (value := getattr(options, field)) is not None:
+            overrides[f"{QUANTIZE}{field}"] = value
     changes["overrides"] = tuple(sorted(overrides.items()))
     suite = dataclasses.replace(suite, **changes)
     cells = plan.expand(suite, options.method or (), explicit=bool(options.pattern))
@@ -367,7 +230,7 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 def _write_pages(store: Store, folder: Path) -> list[Path]:
     records, problems = store.records()
     try:
-        return leaderboard.write_pages(records, problems, folder)
+        return leaderboard.write_pages(records, problems, folder, store.root)
     except OSError as error:
         raise disk_error(folder, error) from error
 

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
 from bench import branch, count, measure, models, packed, plan, prune, registry, run, slicing
-from bench.api import BenchError, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantization, Quantizer
 from bench.packing import Matrix, lay, zeros_of
 from bench.record import Record, Trainable, parse
-from bench.storage import PLAIN, Format, format_of, groups_of, rest
-from bench.targets import prunable
+from bench.storage import PLAIN, Format, format_of, groups_of, rest, rounded_tables
+from bench.targets import embedding_tables, prunable
 from bench.tensorfile import Entry, dtype_name, read_header
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -28,7 +29,7 @@ class Source:
 
     Attributes:
         pattern: of its zeros, where it is known.
-        quantizer: what its weights were rounded to, if they were.
+        quantization: what it was rounded to, if it was.
         notes: where it differs from its record.
         fetch: where the weights come from, for a model on the meta device.
     """
@@ -36,7 +37,7 @@ class Source:
     model: PreTrainedModel
     tok: PreTrainedTokenizerBase | None
     pattern: str = ""
-    quantizer: Quantizer | None = None
+    quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
     fetch: packed.Fetch = packed.own
 
@@ -50,6 +51,7 @@ class Report:
         size: of the weight files; `computed` is what their tensors take.
         dense: the whole model in float32, before anything was pruned or sliced.
         packed: the targets' weights in the file; `linear` is their dense float32 size.
+        embeddings: in the file; `dense_embeddings` is their float32 size.
         notes: where the model differs from its record.
     """
 
@@ -59,6 +61,8 @@ class Report:
     dense: int
     packed: int
     linear: int
+    embeddings: int
+    dense_embeddings: int
     notes: tuple[str, ...]
 
 
@@ -69,6 +73,7 @@ def export(
     dtype: str | None = None,
     group: int | None = None,
     asymmetric: bool | None = None,
+    embeddings: str | None = None,
     sliced: bool = False,
 ) -> Report:
     """Writes a model to `out` in a format, whole or not at all.
@@ -80,28 +85,33 @@ def export(
         dtype: of everything that is not packed, a key of `DTYPES`; by default the model's.
         group: inputs that share a scale; by default the cell's, or 64.
         asymmetric: whether groups have zero points; by default as the cell has it, or not.
+        embeddings: width of the embeddings' integers; by default as the cell has it, or as is.
         sliced: whether to take dead heads and neurons out first.
 
     Raises:
         BenchError: bad input or a failure, in one line; `out` is as it was.
     """
-    format_of(form)  # before a model is made
+    chosen = format_of(form, embeddings=embeddings)  # before a model is made
     if form == PLAIN and dtype:
         raise BenchError(f"--dtype is for packed formats; {form} keeps the model's own")
     prune.check_free(out)
     source = _source(name, stream=form != PLAIN and not sliced)
     model = source.model.eval()
-    base = source.quantizer or Quantizer(name="int4")
-    chosen = format_of(
-        form,
-        base.group if group is None else group,
-        base.asymmetric if asymmetric is None else asymmetric,
-    )
+    own = source.quantization or Quantization(Quantizer(name="int4"))
+    if chosen.quantization is not None:
+        chosen = format_of(
+            form,
+            own.weights.group if group is None else group,
+            own.weights.asymmetric if asymmetric is None else asymmetric,
+            own.embeddings.name if embeddings is None and own.embeddings else embeddings,
+        )
     if sliced:
         if any(isinstance(module, branch.Branch) for module in model.modules()):
             raise BenchError(f"{name} has low-rank branches, which cannot be sliced")
         slicing.slice_units(model)
     matrices = _matrices(source, chosen)
+    rounded = chosen.quantization.embeddings if chosen.quantization else None
+    every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
     with prune.new_folder(out) as scratch:
         if source.tok is not None:
@@ -109,16 +119,20 @@ def export(
         if form == PLAIN:
             model.save_pretrained(scratch)
         else:
-            packed.save(model, matrices, scratch, around, source.fetch)
+            packed.save(model, every, scratch, around, source.fetch)
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
     dense = packed.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
+    entries = packed.entries_of(model, every, around)
+    tables = [table.name for table in embedding_tables(model)]
     return Report(
         layouts=dict(Counter(matrix.layout for matrix in matrices.values())),
         size=size,
-        computed=sum(e.nbytes for e in packed.entries_of(model, matrices, around).values()),
+        computed=sum(entry.nbytes for entry in entries.values()),
         dense=sum(4 * p.numel() for p in dense.parameters()),
         packed=sum(matrix.nbytes for matrix in matrices.values()),
         linear=sum(4 * t.stored.numel() for t in prunable(dense)),
+        embeddings=sum(packed.taken_by(table, entries) for table in tables),
+        dense_embeddings=sum(4 * t.stored.numel() for t in embedding_tables(dense)),
         notes=source.notes,
     )
 
@@ -189,9 +203,7 @@ def _streamed(folder: Path) -> tuple[PreTrainedModel, packed.Fetch] | None:
     kind, config = prune.own_class(folder, str(folder))
     dtype, branches = config.dtype or torch.float32, packed.branches_of(entries)
     model = packed.skeleton(kind, config, dtype, "meta", branches)
-    wanted = [*rest(model)]
-    wanted += [(f"{target.name}.weight", target.stored) for target in prunable(model)]
-    if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in wanted}:
+    if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
         return None
     packed.restore_generation(model, folder)
     places = {name: file for file in files for name in file.entries}
@@ -220,7 +232,7 @@ def _of_record(record: Record, name: str) -> Source:
     found = count.params(model, Trainable(body=0, head=0)).nonzero
     if found != record.params.nonzero:
         notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
-    return Source(model, loaded.tok, cell.pattern, cell.quantizer, tuple(notes))
+    return Source(model, loaded.tok, cell.pattern, cell.quantization, tuple(notes))
 
 
 def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
@@ -230,9 +242,10 @@ def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
         BenchError: nm-packed is asked for and no weight has a pattern N:M.
     """
     found = {}
+    codes = form.quantization.weights if form.quantization else None
     for target in prunable(source.model):
         zeros = zeros_of(packed.weight_of(target, source.fetch), groups_of(source.pattern))
-        found[target.name] = lay(zeros, form.layout, form.quantizer)
+        found[target.name] = lay(zeros, form.layout, codes)
     if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
         raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
     return found

@@ -9,8 +9,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +108,19 @@ def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
     """Latency of an exported model as it would be deployed, one and many sequences at a time.
 
     Where that is another form than the dense model's, a dense twin takes turns with it. What does
-    not fit into memory is left out.
+    not fit into memory is left out, and so is a batch whose pass would take longer than all passes
+    are to take: large models on small machines.
     """
     dtype, length = _dtype("auto", model.device), min(length, CELL_LENGTH)
-    found = []
+    found: list[Speed] = []
     try:
         made, form = deploy.deployed(model, dtype)
         compared = [made]
         if form != deploy.DENSE or any(isinstance(m, Branch) for m in made.modules()):
             compared.append(deploy.dense_twin(model, dtype))
         for batch in CELL_BATCHES:
+            if found and found[0].ms_p50 * batch > 1000 * CELL_SECONDS * len(CELL_BATCHES):
+                break
             times = measure.latency(compared, batch, length, CELL_TURNS, CELL_SECONDS)
             p50, p95 = measure.p50_p95(times[0])
             found.append(
@@ -176,9 +177,9 @@ def _peaks(
     folders: Sequence[Path], batch: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> list[int]:
     """Peak bytes of loading and a pass, each in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-        jobs = [fresh.submit(_peak, folder, batch, length, dtype, device) for folder in folders]
-        return [job.result() for job in jobs]
+    return [
+        measure.in_fresh_process(_peak, folder, batch, length, dtype, device) for folder in folders
+    ]
 
 
 def _peak(folder: Path, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -11,13 +11,18 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 WARMUP = 2
+
+T = TypeVar("T")
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -77,6 +82,13 @@ def p50_p95(times: Sequence[float]) -> tuple[float, float]:
 def _finished(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module returns in a new process, which then ends."""
+    # A pool a call: one pool with `max_tasks_per_child` can deadlock between two tasks.
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
 
 
 def reuse_freed_memory() -> None:

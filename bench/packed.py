@@ -1,9 +1,9 @@
 """A folder with a packed model: config, tokenizer and `packed.safetensors`.
 
-The file holds each target's weight as the tensors of `bench.packing`, named after the module, and
-everything else as it is; its header's metadata say in JSON how each weight lies there. Reading
-trusts neither file nor config: both must tell of the same model, on the meta device, before
-memory is taken for it.
+The file holds each target's weight, and the embeddings' where they are quantized, as the tensors
+of `bench.packing`, named after the module, and everything else as it is; its header's metadata
+say in JSON how each weight lies there. Reading trusts neither file nor config: both must tell of
+the same model, on the meta device, before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 from bench import assets, branch, prune, slicing, storage
 from bench.api import BenchError
 from bench.packing import Matrix, pack, unpack
-from bench.targets import Target, normal_form, prunable
+from bench.targets import Target, embedding_tables, normal_form, prunable
 from bench.tensorfile import DTYPES, Entry, File, broken, dtype_name, read_header, write
 
 FILE = "packed.safetensors"
@@ -42,12 +42,13 @@ class Header(BaseModel):
 
     Attributes:
         dtype: the model's, as a safetensors file names it.
-        matrices: how each target's weight lies in the file, by the module's name.
+        matrices: how each target's weight lies in the file, by the module's name; embeddings may
+            be among them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dtype: Literal["F64", "F32", "F16", "BF16"]
     matrices: dict[str, Matrix]
 
@@ -64,9 +65,15 @@ def entries_of(
         for name, matrix in matrices.items()
         for part, entry in matrix.tensors.items()
     }
-    for name, tensor in storage.rest(model):
+    for name, tensor in storage.rest(model, matrices):
         found[name] = Entry(dtype_name(_cast(tensor.dtype, dtype)), tuple(tensor.shape))
     return found
+
+
+def taken_by(owner: str, entries: Mapping[str, Entry]) -> int:
+    """Bytes of a module's weight in a file, packed or not."""
+    weight = f"{owner}.weight"
+    return sum(e.nbytes for n, e in entries.items() if n == weight or n.startswith(f"{weight}."))
 
 
 def own(name: str, tensor: Tensor) -> Tensor:
@@ -90,7 +97,7 @@ def save(
 
     Args:
         model: a finished model.
-        matrices: how each target's weight is stored.
+        matrices: how each target's weight is stored, and which embeddings' weights.
         folder: where to.
         dtype: of everything that is not packed; by default its own.
         fetch: where the weights come from, for a model on the meta device.
@@ -106,10 +113,10 @@ def save(
         raise BenchError(f"{min(odd)} is in the model or in what its config makes, not in both")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for target in prunable(model):
+        for target in _packed(model, matrices):
             for part, tensor in pack(weight_of(target, fetch), matrices[target.name]).items():
                 yield _name(target.name, part), tensor
-        for name, tensor in storage.rest(model):
+        for name, tensor in storage.rest(model, matrices):
             yield name, fetch(name, tensor).to(_cast(tensor.dtype, dtype))
 
     model.config.save_pretrained(folder)
@@ -142,9 +149,9 @@ def load(folder: Path) -> PreTrainedModel:
     # The largest tensors, embeddings, are among the rest: while one is there twice, most of the
     # model's memory is not yet in use.
     with torch.no_grad():
-        for name, tensor in storage.rest(model):
+        for name, tensor in storage.rest(model, header.matrices):
             tensor.copy_(file.read(name))
-    for target in prunable(model):
+    for target in _packed(model, header.matrices):
         matrix = header.matrices[target.name]
         tensors = {part: file.read(_name(target.name, part)) for part in matrix.tensors}
         try:
@@ -216,14 +223,14 @@ def branches_of(entries: Mapping[str, Entry]) -> dict[str, tuple[Shape, Shape]]:
 
 def _check(file: File, header: Header, empty: PreTrainedModel) -> None:
     """Holds a file against the model that its config makes, on the meta device."""
-    shapes = {target.name: target.shape for target in prunable(empty)}
+    shapes = {target.name: target.shape for target in _packed(empty, header.matrices)}
     for name in sorted(shapes.keys() | header.matrices.keys()):
         packed = header.matrices[name].shape if name in header.matrices else None
         made = shapes.get(name)
         if packed != made:
             raise broken(file.path, f"{name!r} is {packed} in the header, {made} in the config")
     expected = entries_of(empty, header.matrices)
-    for name, tensor in storage.rest(empty):
+    for name, tensor in storage.rest(empty, header.matrices):
         if name in file.entries and tensor.is_floating_point():
             # Its dtype was an option of the export.
             expected[name] = Entry(file.entries[name].dtype, expected[name].shape)
@@ -247,6 +254,14 @@ def _check_depth(folder: Path, file: File) -> None:
         raise BenchError(f"{folder}: no usable config.json: {reason}") from None
     if any(isinstance(depth, int) and depth > len(file.entries) for depth in depths):
         raise BenchError(f"{folder}: its config tells of more layers than the file has tensors")
+
+
+def _packed(model: PreTrainedModel, matrices: Mapping[str, Matrix]) -> list[Target]:
+    """What is packed: every target, and the embeddings that have a matrix."""
+    return [
+        *prunable(model),
+        *(table for table in embedding_tables(model) if table.name in matrices),
+    ]
 
 
 def _cast(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:

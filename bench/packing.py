@@ -5,16 +5,17 @@
 | dense | everywhere |
 | bitmap | one bit a weight |
 | csr | row pointers (int32) and column indices (int16, int32 from 2^15 columns on) |
-| nm-packed | N of every M inputs, ⌈log2 M⌉ bits each; a group with fewer is filled with zeros |
+| nm-packed | N of every M inputs: one number below C(M, N) for each group of M inputs, several |
+|           | numbers to a word (`bench.digits`); a group with fewer than N is filled with zeros |
 
 Values lie in row-major order of (out, in), as they are or as codes (`bench.quantize`); codes of
-four bits lie two to a byte. Bits fill a byte from the lowest on. A zero is `== 0`: −0.0 comes back
-as 0.0, everything else bit by bit.
+four bits lie two to a byte. A zero is `== 0`: −0.0 comes back as 0.0, everything else bit by bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.api import BenchError, Quantizer
+from bench.api import BenchError
+from bench.cell import Quantizer
+from bench.digits import (
+    LARGEST,
+    groups_of_numbers,
+    nbytes,
+    number_groups,
+    pack_digits,
+    unpack_digits,
+)
 from bench.quantize import Quantized, dequantize, quantize
 from bench.tensorfile import DTYPES, Entry, dtype_name
 
@@ -32,7 +42,7 @@ Layout = Literal["dense", "bitmap", "csr", "nm-packed"]
 GROUPS = (2, 4, 8, 16, 32)
 """Group sizes in which an N:M pattern is looked for."""
 
-_CHUNK = 1 << 20  # elements worked on at a time; a multiple of 8, so that chunks end on bytes
+_CHUNK = 1 << 20  # elements worked on at a time
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
 
     It has the pattern N:M when no M neighbouring inputs hold more than N kept ones, N is at most
     3/4 of M, and at least 3/4 of these places are taken: zeros without a pattern do not do that.
-    The smallest such M of `groups` is the pattern's.
+    The smallest such M of `groups` is the pattern's. One of more than `LARGEST` arrangements is
+    none here: a bitmap is about as small.
     """
     keep = weight != 0
     nonzero = int(keep.count_nonzero())
@@ -66,7 +77,8 @@ def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
     for m in sorted(groups, reverse=True):
         if columns % m == 0:
             n = int(keep.view(-1, m).sum(dim=1, dtype=torch.uint8).max())
-            if 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel():
+            taken = 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel()
+            if taken and math.comb(m, n) <= LARGEST:
                 found = n, m
     return Zeros((rows, columns), dtype_name(weight.dtype), nonzero, found)
 
@@ -102,6 +114,7 @@ class Matrix(BaseModel):
             0 < self.n < self.m
             and columns % self.m == 0
             and self.count * self.m == rows * columns * self.n
+            and math.comb(self.m, self.n) <= LARGEST
         ):
             raise ValueError(f"{self.count} values of {rows} × {columns}, {self.n}:{self.m}")
         return self
@@ -112,30 +125,36 @@ class Matrix(BaseModel):
         rows, columns = self.shape
         found = {}
         if self.layout == "bitmap":
-            found["bitmap"] = _bits(rows * columns, 1)
+            found["bitmap"] = _digits(rows * columns, 2)
         elif self.layout == "csr":
             found["rows"] = Entry("I32", (rows + 1,))
             found["columns"] = Entry("I16" if columns <= 2**15 else "I32", (self.count,))
         elif self.layout == "nm-packed":
-            found["indices"] = _bits(self.count, self.index_bits)
+            found["groups"] = _digits(rows * columns // self.m, math.comb(self.m, self.n))
         if self.quantizer is None:
             return found | {"values": Entry(self.dtype, (self.count,))}
         groups = self.quantizer.groups(columns)
-        found["values"] = _bits(self.count, self.quantizer.bits)
+        found["values"] = _digits(self.count, self.quantizer.levels)
         found["scales"] = Entry("F16", (rows, groups))
         if self.quantizer.asymmetric:
-            found["zeros"] = _bits(rows * groups, self.quantizer.bits)
+            found["zeros"] = _digits(rows * groups, self.quantizer.levels)
         return found
-
-    @property
-    def index_bits(self) -> int:
-        """⌈log2 M⌉."""
-        return (self.m - 1).bit_length()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all these tensors."""
         return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None) -> Matrix:
+    """All of a weight in a file, whatever its zeros."""
+    return Matrix(
+        shape=shape,
+        dtype=dtype,  # type: ignore[arg-type]
+        layout="dense",
+        count=shape[0] * shape[1],
+        quantizer=quantizer,
+    )
 
 
 def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
@@ -149,15 +168,15 @@ def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None)
     """
     size = zeros.shape[0] * zeros.shape[1]
     common: dict[str, Any] = {"shape": zeros.shape, "dtype": zeros.dtype, "quantizer": quantizer}
-    dense = Matrix(layout="dense", count=size, **common)
+    whole = dense(zeros.shape, zeros.dtype, quantizer)
     if layout in ("nm-packed", None) and zeros.nm:
         n, m = zeros.nm
         found = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
     elif layout in ("nm-packed", "dense"):
-        return dense
+        return whole
     else:
         found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
-    return dense if layout is None and dense.nbytes < found.nbytes else found
+    return whole if layout is None and whole.nbytes < found.nbytes else found
 
 
 def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
@@ -170,7 +189,7 @@ def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
     found = {}
     if matrix.layout == "bitmap":
         assert keep is not None
-        found["bitmap"] = pack_bits(keep.flatten().to(torch.uint8), 1)
+        found["bitmap"] = pack_digits(keep.flatten().to(torch.uint8), 2)
     elif matrix.layout == "csr":
         assert keep is not None
         ends = keep.sum(dim=1).cumsum(0)
@@ -181,16 +200,15 @@ def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
     elif matrix.layout == "nm-packed":
         assert keep is not None
         keep = _filled(keep, matrix.n, matrix.m)
-        index = torch.arange(matrix.m, device=weight.device, dtype=torch.uint8)
-        places = index.repeat(matrix.shape[1] // matrix.m).expand_as(keep)
-        found["indices"] = pack_bits(_select(places, keep), matrix.index_bits)
+        numbers = number_groups(keep.view(-1, matrix.m), matrix.n)
+        found["groups"] = pack_digits(numbers, math.comb(matrix.m, matrix.n))
     if matrix.quantizer is None:
         return found | {"values": _select(weight, keep)}
     quantized = quantize(weight, matrix.quantizer)
-    found["values"] = pack_bits(_select(quantized.codes, keep), matrix.quantizer.bits)
+    found["values"] = pack_digits(_select(quantized.codes, keep), matrix.quantizer.levels)
     found["scales"] = quantized.scales
     if quantized.zeros is not None:
-        found["zeros"] = pack_bits(quantized.zeros.flatten(), matrix.quantizer.bits)
+        found["zeros"] = pack_digits(quantized.zeros.flatten(), matrix.quantizer.levels)
     return found
 
 
@@ -209,8 +227,8 @@ def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
         raise BenchError("a scale is negative or not finite")
     if quantizer.asymmetric:
         groups = quantizer.groups(columns)
-        zeros = unpack_bits(tensors["zeros"], quantizer.bits, rows * groups).view(rows, groups)
-    codes = _place(unpack_bits(tensors["values"], quantizer.bits, matrix.count), keep, matrix)
+        zeros = unpack_digits(tensors["zeros"], quantizer.levels, rows * groups).view(rows, -1)
+    codes = _place(unpack_digits(tensors["values"], quantizer.levels, matrix.count), keep, matrix)
     weight = dequantize(Quantized(codes, scales, zeros), quantizer)
     if keep is not None:
         weight.masked_fill_(~keep, 0.0)
@@ -223,7 +241,7 @@ def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
     if matrix.layout == "dense":
         return None
     if matrix.layout == "bitmap":
-        keep = unpack_bits(tensors["bitmap"], 1, rows * columns).bool()
+        keep = unpack_digits(tensors["bitmap"], 2, rows * columns).bool()
         if (ones := int(keep.count_nonzero())) != matrix.count:
             raise BenchError(f"the bitmap marks {ones} weights, there are {matrix.count} values")
         return keep.view(rows, columns)
@@ -238,45 +256,15 @@ def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
         index += torch.arange(rows, device=index.device).repeat_interleave(widths) * columns
         if bool((index.diff() <= 0).any()):
             raise BenchError("column indices do not rise within a row")
-        return _marked((rows * columns,), 0, index).view(rows, columns)
-    index = unpack_bits(tensors["indices"], matrix.index_bits, matrix.count).view(-1, matrix.n)
-    if bool((index >= matrix.m).any()) or bool((index[:, 1:] <= index[:, :-1]).any()):
-        raise BenchError(f"indices do not rise below {matrix.m} within a group")
-    return _marked((len(index), matrix.m), 1, index.long()).view(rows, columns)
+        keep = torch.zeros(rows * columns, dtype=torch.bool, device=index.device)
+        return keep.index_fill_(0, index, True).view(rows, columns)
+    groups = rows * columns // matrix.m
+    numbers = unpack_digits(tensors["groups"], math.comb(matrix.m, matrix.n), groups)
+    return groups_of_numbers(numbers, matrix.n, matrix.m).view(rows, columns)
 
 
-def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """uint8 values below 2^bits, (n,), as ⌈n·bits / 8⌉ bytes."""
-    if bits == 8:
-        return values
-    small = torch.arange(bits, device=values.device, dtype=torch.uint8)
-    eight = torch.arange(8, device=values.device, dtype=torch.uint8)
-
-    def packed(chunk: Tensor) -> Tensor:
-        ones = (chunk[:, None] >> small & 1).flatten()
-        ones = F.pad(ones, (0, -len(ones) % 8)).view(-1, 8)
-        return (ones << eight).sum(dim=1, dtype=torch.uint8)
-
-    return _in_chunks(packed, values, _CHUNK)
-
-
-def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` uint8 values of `pack_bits`."""
-    if bits == 8:
-        return packed
-    small = torch.arange(bits, device=packed.device, dtype=torch.uint8)
-    eight = torch.arange(8, device=packed.device, dtype=torch.uint8)
-
-    def unpacked(chunk: Tensor) -> Tensor:
-        ones = (chunk[:, None] >> eight & 1).flatten()
-        ones = ones[: len(ones) // bits * bits].view(-1, bits)
-        return (ones << small).sum(dim=1, dtype=torch.uint8)
-
-    return _in_chunks(unpacked, packed, _CHUNK // 8 * bits)[:count]
-
-
-def _bits(count: int, bits: int) -> Entry:
-    return Entry("U8", (-(-count * bits // 8),))
+def _digits(count: int, base: int) -> Entry:
+    return Entry("U8", (nbytes(count, base),))
 
 
 def _filled(keep: Tensor, n: int, m: int) -> Tensor:
@@ -303,11 +291,3 @@ def _place(values: Tensor, keep: Tensor | None, matrix: Matrix) -> Tensor:
     if keep is None:
         return values.view(matrix.shape)
     return values.new_zeros(matrix.shape).masked_scatter_(keep, values)
-
-
-def _marked(shape: tuple[int, ...], dim: int, index: Tensor) -> Tensor:
-    return torch.zeros(shape, dtype=torch.bool, device=index.device).scatter_(dim, index, True)
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], values: Tensor, size: int) -> Tensor:
-    return torch.cat([function(chunk) for chunk in values.split(size)])

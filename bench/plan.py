@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench import assets, registry
-from bench.api import QUANTIZE, REFERENCE, BenchError, Budget, Cell, Method, Scalar, makes
+from bench.api import BenchError, Budget, Cell, Method
+from bench.cell import QUANTIZE, REFERENCE, Scalar, makes
 from bench.record import Versions
 from bench.registry import Suite
 from bench.store import State, Store
@@ -71,7 +72,7 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
     for cell in cells:
         budget_of(cell)
     # Recovery is against unquantized weights.
-    quantized = [c for c in cells if c.quantizer and c.method == REFERENCE]
+    quantized = [c for c in cells if c.quantization and c.method == REFERENCE]
     return list(dict.fromkeys([*map(reference_of, quantized), *cells]))
 
 
@@ -151,7 +152,7 @@ def hyper_of(cell: Cell) -> dict[str, Scalar]:
 
 
 def own_overrides(overrides: Iterable[tuple[str, Scalar]]) -> dict[str, Scalar]:
-    """Those of the method itself, without the budget's and the quantizer's."""
+    """Those of the method itself, without the budget's and the quantization's."""
     return {k: v for k, v in overrides if not k.startswith(("budget.", QUANTIZE))}
 
 
@@ -254,7 +255,7 @@ def plan(
 
 
 def _shared(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
-    """What baselines have in common with the methods: budget and quantizer."""
+    """What baselines have in common with the methods: budget and quantization."""
     return {k: v for k, v in overrides.items() if k.startswith(("budget.", QUANTIZE))}
 
 

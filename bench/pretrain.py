@@ -22,7 +22,8 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bench import assets, models, registry, seeds, train, windows
-from bench.api import REFERENCE, BenchError, Budget
+from bench.api import BenchError, Budget
+from bench.cell import REFERENCE
 
 SLUG = "gpt2-mini"
 END = "<|endoftext|>"

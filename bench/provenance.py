@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.api import Method, Scalar, canonical
+from bench.api import Method
+from bench.cell import Scalar, canonical
 from bench.record import Code
 
 if TYPE_CHECKING:

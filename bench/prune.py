@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers import logging as hf_logging
 
 from bench import assets, count, models, plan, registry, run, seeds, targets, windows
-from bench.api import BenchError, Budget, Cell, Context, Method, Scalar
+from bench.api import BenchError, Budget, Cell, Context, Method
+from bench.cell import Scalar
 from bench.record import Sparsity
 from bench.store import disk_error
 

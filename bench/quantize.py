@@ -1,6 +1,6 @@
 """Weight-only quantization: a group of inputs shares a scale, and zeros stay exactly zero.
 
-    weight ≈ (code − zero) · scale,    code in 0 … 2^bits − 1
+    weight ≈ (code − zero) · scale,    code in 0 … levels − 1
 
 A group is `group` neighbouring inputs of one output, so groups run along dim 1 of (out, in); the
 last one of a row may be shorter. Symmetric codes have their zero in the middle; asymmetric ones
@@ -12,11 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Quantizer
-from bench.targets import prunable
+from bench.api import BenchError
+from bench.cell import Quantization, Quantizer
+from bench.targets import embedding_tables, prunable
+
+_CHUNK = 1 << 22  # weights worked on at a time: the steps between take many bytes a weight
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,22 @@ def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
     Raises:
         BenchError: a weight that is not finite, or too large for a float16 scale.
     """
+    parts = [_quantize(rows, quantizer) for rows in weight.split(_rows(weight))]
+    return Quantized(
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat([part.zeros for part in parts if part.zeros is not None])
+        if quantizer.asymmetric
+        else None,
+    )
+
+
+def _quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
     rows, columns = weight.shape
     groups = quantizer.groups(columns)
     padded = F.pad(weight.float(), (0, groups * quantizer.group - columns))
     padded = padded.view(rows, groups, quantizer.group)
-    highest, middle = 2**quantizer.bits - 1, 2 ** (quantizer.bits - 1)
+    highest, middle = quantizer.levels - 1, quantizer.levels // 2
     if quantizer.asymmetric:
         low = padded.amin(dim=2, keepdim=True).clamp(max=0)
         high = padded.amax(dim=2, keepdim=True).clamp(min=0)
@@ -66,14 +81,18 @@ def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
 
 def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
     """The weights that the codes stand for: (out, in), float32."""
-    columns = quantized.codes.shape[1]
+    codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
 
     def each(values: Tensor) -> Tensor:
-        return values.float().repeat_interleave(quantizer.group, dim=1)[:, :columns]
+        return values.float().repeat_interleave(quantizer.group, dim=1)[:, : codes.shape[1]]
 
-    middle = 2 ** (quantizer.bits - 1)
-    zeros = middle if quantized.zeros is None else each(quantized.zeros)
-    return quantized.codes.float().sub_(zeros).mul_(each(quantized.scales))
+    weight = torch.empty(codes.shape, device=codes.device)
+    step = _rows(codes)
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        zero = quantizer.levels // 2 if zeros is None else each(zeros[rows])
+        torch.mul(codes[rows].float().sub_(zero), each(scales[rows]), out=weight[rows])
+    return weight
 
 
 def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
@@ -81,10 +100,17 @@ def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
     return dequantize(quantize(weight, quantizer), quantizer).to(weight.dtype)
 
 
-def apply(model: nn.Module, quantizer: Quantizer) -> None:
-    """Replaces every target's weight by what its codes stand for."""
+def apply(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Replaces the targets' weights, and the embeddings if asked, by what their codes stand for."""
     for target in prunable(model):
-        target.write(rounded(target.weight, quantizer))
+        target.write(rounded(target.weight, quantization.weights))
+    if quantization.embeddings is not None:
+        for table in embedding_tables(model):
+            table.write(rounded(table.weight, quantization.embeddings))
+
+
+def _rows(matrix: Tensor) -> int:
+    return max(1, _CHUNK // matrix.shape[1])
 
 
 def _half_up(values: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.api import BenchError, Budget, Cell, Outcome, Scalar
+from bench.api import BenchError, Budget, Cell, Outcome
+from bench.cell import Scalar
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -115,15 +116,24 @@ class Macs(_Part):
     tokens: Count
 
 
+class EmbeddingBytes(_Part):
+    """Of embeddings, tied ones once, and of an LM head: as they lie in memory, and as stored."""
+
+    dense: Count
+    stored: Count
+
+
 class Bytes(_Part):
     """Of all parameters as they lie in memory, and in each file format that fits the model.
 
     `stored` is the smallest lossless one; of a quantized cell it is the format it is quantized to.
+    `embeddings` is what of `dense` and `stored` they take.
     """
 
     dense: Count
     stored: Count | None = None
     formats: dict[Text, Count] = {}
+    embeddings: EmbeddingBytes | None = None
 
 
 class Cost(_Part):

@@ -17,7 +17,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.api import BenchError, Method, Pattern, Scalar, Task
+from bench.api import BenchError, Method, Pattern, Task
+from bench.cell import Scalar
 
 Kind = Literal["method", "task"]
 

@@ -34,7 +34,8 @@ from bench import (
     train,
     weightless,
 )
-from bench.api import REFERENCE, BenchError, Budget, Cell, Context, Method, Split, Task, canonical
+from bench.api import BenchError, Budget, Cell, Context, Method, Split, Task
+from bench.cell import REFERENCE, canonical
 from bench.checkpoint import Checkpoints
 from bench.record import (
     Cost,
@@ -121,7 +122,7 @@ def run_cell(cell: Cell, emit: Emit, accumulate: int = 1) -> Record:
         params=params,
         sparsity=sparsity,
         macs=macs,
-        bytes=storage.bytes_of(model, cell.pattern, cell.quantizer),
+        bytes=storage.bytes_of(model, cell.pattern, cell.quantization),
         cost=Cost(
             train_s=fitted.train_s,
             prune_s=fitted.prune_s,
@@ -140,7 +141,7 @@ def run_cell(cell: Cell, emit: Emit, accumulate: int = 1) -> Record:
         | ({"accumulate": accumulate} if accumulate > 1 else {}),
         time=provenance.now(),
     )
-    if cell.method == REFERENCE and task.finetunes and cell.quantizer is None:
+    if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
         _keep(model, plan.trained_dir(cell), fitted.train_s)
     clear_scratch(cell)
     return record
@@ -228,8 +229,8 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, accumulate: int) -> Fitte
     if method.trains:
         method.step(model, 1.0)
     method.finish(model)
-    if quantizer := cell.quantizer:
-        quantize.apply(model, quantizer)
+    if quantization := cell.quantization:
+        quantize.apply(model, quantization)
     prune_s += time.perf_counter() - start
     return Fitted(loaded, model, trained, method, train_s, prune_s, dense_s)
 
@@ -308,7 +309,7 @@ def check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -
     else:
         slack += 1e-2  # whole heads, neurons and blocks come in steps
     # Quantizing rounds small weights to zero: more zeros than promised are no lie then.
-    more = found.overall > cell.sparsity and cell.quantizer is not None
+    more = found.overall > cell.sparsity and cell.quantization is not None
     if method.promises_sparsity and not more and abs(found.overall - cell.sparsity) > slack:
         raise BenchError(
             f"{cell.method}: counted sparsity {found.overall:.6f}, promised {cell.sparsity}",

@@ -11,13 +11,12 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 
 from bench import measure, models, plan, precision, registry, run
-from bench.api import REFERENCE, BenchError, Cell, makes
+from bench.api import BenchError, Cell
+from bench.cell import REFERENCE, makes
 from bench.reporting.table import plain
 
 WARMUP = 3
@@ -89,11 +88,10 @@ def _peaks(
     names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> dict[str, int]:
     """Peak bytes of a few updates, each method in a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-        jobs = {
-            name: fresh.submit(_peak, name, slug, batch, length, bf16, device) for name in names
-        }
-        return {name: job.result() for name, job in jobs.items()}
+    return {
+        name: measure.in_fresh_process(_peak, name, slug, batch, length, bf16, device)
+        for name in names
+    }
 
 
 def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device) -> int:

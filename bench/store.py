@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from bench.api import BenchError, Cell, canonical
+from bench.api import BenchError, Cell
+from bench.cell import canonical
 from bench.record import Record, Versions, parse
 
 State = Literal["missing", "done", "failed", "stale", "corrupt"]

@@ -1,5 +1,7 @@
 """The prunable set, and every weight of it seen as (out, in), nn.Linear and Conv1D alike.
 
+Beside it the embeddings, which no method prunes and a quantizer may round.
+
 METHODS.md §1.1–1.2: all linear weights inside the transformer blocks; never embeddings, heads,
 poolers, norms or biases (DESIGN §5, rule 1).
 """
@@ -21,11 +23,12 @@ from bench.api import BenchError
 
 @dataclass(frozen=True)
 class Target:
-    """One prunable matrix.
+    """One prunable matrix, or an embedding.
 
     Attributes:
         name: the module's name in the model.
-        module: the nn.Linear, which stores (out, in), or Conv1D, which stores (in, out).
+        module: the nn.Linear or nn.Embedding, which store (out, in), or Conv1D, which stores
+            (in, out). An embedding has its hidden dimension as `in`.
         parts: how many logical matrices are stacked along `out`: 3 for GPT-2's fused q, k, v.
     """
 
@@ -100,6 +103,17 @@ def prunable(model: nn.Module) -> list[Target]:
         if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
             found.append(Target(name, module, _parts(name, module)))
     return found
+
+
+def embedding_tables(model: PreTrainedModel) -> list[Target]:
+    """All embeddings (of tokens, positions, types), and an LM head that is not tied to one."""
+    found: dict[int, Target] = {}
+    output = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or module is output:
+            # By the parameter, not by its memory: on the meta device there is none.
+            found.setdefault(id(module.weight), Target(name, module))
+    return list(found.values())
 
 
 def _parts(name: str, module: nn.Module) -> int:

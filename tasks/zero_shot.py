@@ -132,7 +132,9 @@ class ZeroShot(Language):
             for metric, value in results[wanted.task].items():
                 name, _, rule = metric.partition(",")
                 if rule == "none" and not name.endswith("_stderr"):
-                    values[wanted.task + name.removeprefix("acc")] = float(value)
+                    # acc is the set's score, acc_norm and perplexity stand beside it.
+                    other = "" if name == "acc" else f"_{name.removeprefix('acc_')}"
+                    values[wanted.task + other] = float(value)
             rows = sorted(samples[wanted.task], key=lambda sample: sample["doc_id"])
             items += "".join("01"[round(row["acc"])] for row in rows)
         mean = sum(values[name] for name in self.averaged) / len(self.averaged)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench import branch, models, plan, provenance, registry, run, targets
-from bench.api import BenchError, makes
+from bench.api import BenchError
+from bench.cell import makes
 from methods.masks import pruned_count
 from tests import helpers
 from tests.closed_forms import TRAINABLE

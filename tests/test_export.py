@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from bench import branch, cli, export, models, packed, slicing, targets, tensorfile
 from bench.api import BenchError
-from bench.quantize import Quantizer, quantize
+from bench.cell import Quantizer
+from bench.quantize import quantize, rounded
 from tests import helpers
 from tests.test_slicing import made as sliceable
 from tests.test_slicing import zero
@@ -151,7 +152,7 @@ def test_the_command_line_there_and_back(capsys, tmp_path):
     code, out, err = run(capsys, *there)
     assert (code, err) == (0, "")
     assert "nm-packed (4 nm-packed)" in out
-    assert "the packed matrices alone 1.88x" in out  # 32 bits / 17
+    assert "the packed matrices alone 1.92x" in out  # 32 bits / 16.67
     code, out, _ = run(capsys, "load", tmp_path / "o")
     assert code == 0
     assert "GPT2LMHeadModel, float32, sparsity 0.5000" in out
@@ -192,17 +193,68 @@ def test_files_are_as_large_as_computed(form, pattern, tmp_path):
             weight[torch.rand(weight.shape) < 0.8] = 0.0
         target.write(weight)
     model.save_pretrained(tmp_path / "m")
-    report = export.export(str(tmp_path / "m"), form, tmp_path / "o")
+    embeddings = "int4" if "int" in form else None
+    report = export.export(str(tmp_path / "m"), form, tmp_path / "o", embeddings=embeddings)
     assert report.size == sum(f.stat().st_size for f in (tmp_path / "o").glob("*.safetensors"))
     assert report.size == pytest.approx(report.computed, rel=0.02)
     assert report.dense == 4 * model.num_parameters()
     factor = report.linear / report.packed
     bits = {
-        "2:4": {"hf": 32, "bitmap": 17, "csr": 24, "nm-packed": 17, "int8": 5.25, "int4": 3.25},
+        "2:4": {"hf": 32, "bitmap": 17, "csr": 24, "nm-packed": 16.67, "int8": 4.92, "int4": 2.92},
         "unstructured": {"hf": 32, "bitmap": 7.4, "csr": 9.6, "int8": 2.85, "int4": 2.05},
     }[pattern]
     bits["csr+int4"] = {"2:4": 10.25, "unstructured": 4.25}[pattern]
     assert factor == pytest.approx(32 / bits[form], rel=0.02)
+
+
+TABLES = {
+    "BertForSequenceClassification": {
+        "bert.embeddings.word_embeddings": 261,
+        "bert.embeddings.position_embeddings": 512,
+        "bert.embeddings.token_type_embeddings": 2,
+    },
+    "GPT2LMHeadModel": {"transformer.wte": 261, "transformer.wpe": 64},
+    "LlamaForCausalLM": {"model.embed_tokens": 261, "lm_head": 261},
+}
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_rounded_on_request(kind, name, capsys, tmp_path):
+    """Every embedding and the untied head of Llama; nothing else."""
+    model = pruned(tmp_path / "m", kind, dtype=torch.bfloat16)
+    arguments = (tmp_path / "m", "--format", "int4", "--embeddings", name, "--group", 128)
+    code, out, err = run(capsys, "export", *arguments, "--out", tmp_path / "o")
+    assert (code, err) == (0, "")
+    again = export.load(tmp_path / "o")
+    head, table = again.get_output_embeddings(), again.get_input_embeddings()
+    assert (head is not None and head.weight is table.weight) == (kind == "GPT2LMHeadModel")
+    assert [(t.name, t.shape) for t in targets.embedding_tables(model)] == [
+        (table, (rows, 64)) for table, rows in TABLES[kind].items()
+    ]
+    for target in targets.prunable(model):
+        target.write(rounded(target.weight, Quantizer(name="int4", group=128)))
+    assert not same(model, again)
+    for table in TABLES[kind]:
+        weight = model.get_submodule(table).weight.detach()
+        weight.copy_(rounded(weight, Quantizer(name=name, group=128)))
+    assert same(model, again)
+    rows = sum(TABLES[kind].values())
+    size = rows * 64 * {"int8": 1, "int4": 0.5}[name] + rows * 2  # one scale a row
+    dense = 4 * 64 * rows
+    assert f"embeddings: {size / 1e6:.3f} MB of " in out
+    assert f"{dense / 1e6:.3f} MB in FP32" in out
+    # A folder whose embeddings are packed can be packed otherwise.
+    export.export(str(tmp_path / "o"), "bitmap", tmp_path / "b")
+    assert same(again, export.load(tmp_path / "b"))
+
+
+def test_embeddings_have_a_price_in_every_format(tmp_path):
+    pruned(tmp_path / "m", "GPT2LMHeadModel")
+    size = 4 * 64 * (261 + 64)
+    for form, dtype, taken in (("hf", None, size), ("int4", None, size), ("csr", "bf16", size / 2)):
+        report = export.export(str(tmp_path / "m"), form, tmp_path / f"{form}", dtype=dtype)
+        assert (report.embeddings, report.dense_embeddings) == (taken, size)
 
 
 @pytest.mark.parametrize("form", ["hf", "bitmap", "int8"])
@@ -254,6 +306,8 @@ def test_branches_survive(kind, form, tmp_path):
         (("M", "--format", "hf+int4"), "unknown format"),
         (("M", "--format", "nm-packed"), "no weight has an N:M pattern"),
         (("M", "--format", "hf", "--dtype", "bf16"), "--dtype is for packed formats"),
+        (("M", "--format", "csr", "--embeddings", "int8"), "is for the formats int8 and int4"),
+        (("M", "--format", "hf", "--embeddings", "int8"), "is for the formats int8 and int4"),
         (("nothing", "--format", "csr"), "neither a record (.json) nor a folder"),
         (("nothing.json", "--format", "csr"), "No such file"),
         (("M/config.json", "--format", "csr"), "corrupt record"),
@@ -308,7 +362,8 @@ def valid(tmp_path_factory):
         place = tmp_path_factory.mktemp(form)
         kind = "GPT2LMHeadModel" if form == "csr" else "BertForSequenceClassification"
         pruned(place / "m", kind, "2:4" if "n" in form else "unstructured", tokenizer=False)
-        export.export(str(place / "m"), form, place / "o", asymmetric=True)
+        rounded = "int8" if form == "int4" else None
+        export.export(str(place / "m"), form, place / "o", asymmetric=True, embeddings=rounded)
         return Valid(place / "o", (place / "o" / packed.FILE).read_bytes())
 
     return {form: made(form) for form in ("bitmap", "csr", "nm-packed", "int4")}

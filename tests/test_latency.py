@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from bench import branch, deploy, measure, models, registry, run, slicing
+from bench import branch, deploy, latency, measure, models, registry, run, slicing
 from bench.cli import main
 from bench.targets import prunable
 from tests import helpers
@@ -74,7 +74,8 @@ def test_percentiles_by_hand():
     assert measure.p50_p95([3.0, 1.0, 2.0]) == pytest.approx((2.0, 2.9))
 
 
-def test_a_cell_times_its_deployed_form():
+def test_a_cell_times_its_deployed_form(monkeypatch):
+    monkeypatch.setattr(latency, "CELL_SECONDS", 1e9)  # however slow the machine is just now
     record = run.run_cell(helpers.cell("dense", budget__steps=1), lambda *_: None)
     assert [(s.batch, s.length, s.form, s.dtype) for s in record.speed] == [
         (1, 20, "dense", "float32"),
@@ -116,3 +117,11 @@ def test_a_sequence_beyond_the_models_positions_is_refused(tmp_path, capsys):
     tiny().save_pretrained(tmp_path / "m")
     assert main(["latency", str(tmp_path / "m"), "--length", "100000"]) == 2
     assert "100000" in capsys.readouterr().err
+
+
+def test_a_batch_that_would_take_long_is_left_out(monkeypatch):
+    def slow(models, batch, length, turns, seconds):
+        return [[0.5 * batch] * 3 for _ in models]
+
+    monkeypatch.setattr(measure, "latency", slow)
+    assert [speed.batch for speed in latency.of_cell(tiny(), 16)] == [1]

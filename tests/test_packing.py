@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from bench.packing import Matrix, lay, pack, pack_bits, unpack, unpack_bits, zeros_of
-from bench.quantize import Quantizer, dequantize, quantize, rounded
+from bench.cell import Quantizer
+from bench.digits import (
+    groups_of_numbers,
+    nbytes,
+    number_groups,
+    pack_digits,
+    unpack_digits,
+    word,
+)
+from bench.packing import Matrix, lay, pack, unpack, zeros_of
+from bench.quantize import dequantize, quantize, rounded
 from bench.storage import format_of
 
 FORMATS = ["bitmap", "csr", "nm-packed", "int8", "int4", "bitmap+int4", "csr+int8"]
@@ -34,39 +43,60 @@ def n_of_m(weight, n=2, m=4):
 def packed(weight, form, group=64, asymmetric=False):
     """(tensors, matrix) of a weight in a format."""
     form = format_of(form, group, asymmetric)
-    matrix = lay(zeros_of(weight), form.layout, form.quantizer)
+    matrix = lay(zeros_of(weight), form.layout, form.quantization and form.quantization.weights)
     return pack(weight, matrix), matrix
 
 
+def slow_word(base):
+    """(numbers, bytes) of the word that wastes least, the smallest of them."""
+    words = [(max(k for k in range(57) if base**k <= 256**size), size) for size in range(1, 8)]
+    least = min(size / count for count, size in words if count)
+    return next((count, size) for count, size in words if count and size / count == least)
+
+
+def slow_digits(data, base, count):
+    """The numbers in a list of bytes: every word is an integer written in base `base`."""
+    each, size = slow_word(base)
+    found = []
+    for start in range(0, len(data), size):
+        number = int.from_bytes(bytes(data[start : start + size]), "little")
+        for _ in range(each):
+            number, digit = divmod(number, base)
+            found.append(digit)
+    return found[:count]
+
+
+def slow_arrangements(n, m):
+    """All ways to keep N of M, those that keep the first places first (colexicographic)."""
+    return sorted(itertools.combinations(range(m), n), key=lambda places: places[::-1])
+
+
 def slow_positions(tensors, matrix):
-    """Where the values stand, read bit by bit: {(row, column): place among the values}."""
+    """Where the values stand, read one by one: {(row, column): place among the values}."""
     rows, columns = matrix.shape
     lists = {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
-
-    def bit(name, i):
-        return lists[name][i // 8] >> (i % 8) & 1
-
     found = []
     if matrix.layout == "dense":
         found = list(itertools.product(range(rows), range(columns)))
     elif matrix.layout == "bitmap":
-        found = [divmod(i, columns) for i in range(rows * columns) if bit("bitmap", i)]
+        bits = slow_digits(lists["bitmap"], 2, rows * columns)
+        found = [divmod(i, columns) for i, bit in enumerate(bits) if bit]
     elif matrix.layout == "csr":
         starts = lists["rows"]
         for row in range(rows):
             found += [(row, c) for c in lists["columns"][starts[row] : starts[row + 1]]]
     else:
-        width = math.ceil(math.log2(matrix.m))
-        for i in range(matrix.count):
-            index = sum(bit("indices", i * width + b) << b for b in range(width))
-            found.append(divmod(i // matrix.n * matrix.m + index, columns))
+        every = slow_arrangements(matrix.n, matrix.m)
+        numbers = slow_digits(lists["groups"], len(every), rows * columns // matrix.m)
+        for group, number in enumerate(numbers):
+            found += [divmod(group * matrix.m + place, columns) for place in every[number]]
     return {place: i for i, place in enumerate(found)}
 
 
 def slow_rounded(weight, quantizer):
     """A loop over groups; the scale is rounded up to float16 by trying the next one."""
     result, values = torch.zeros_like(weight), weight.tolist()
-    top = 2**quantizer.bits - 1
+    top = 2 ** int(quantizer.name[3:]) - 1
     for row, start in itertools.product(
         range(weight.shape[0]), range(0, weight.shape[1], quantizer.group)
     ):
@@ -100,18 +130,67 @@ def slow_rounded(weight, quantizer):
     return result
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("count", [0, 7, 8, 1001, (1 << 20) + 3])
-def test_bits_come_back(bits, count):
-    values = torch.randint(0, 2**bits, (count,), dtype=torch.uint8)
-    found = pack_bits(values, bits)
-    assert len(found) == math.ceil(count * bits / 8)
-    assert torch.equal(unpack_bits(found, bits, count), values)
-    for i in range(min(count, 20)):
-        read = sum(
-            (int(found[(i * bits + b) // 8]) >> ((i * bits + b) % 8) & 1) << b for b in range(bits)
-        )
-        assert read == values[i]
+@pytest.mark.parametrize("base", [2, 6, 16, 28, 70, 256, 12870, 601080390, 2**56])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1001, (1 << 20) + 3])
+def test_numbers_come_back(base, count):
+    values = torch.randint(0, base, (count,), dtype=torch.uint8 if base <= 256 else torch.int64)
+    values[-2:] = base - 1
+    found = pack_digits(values, base)
+    assert found.dtype == torch.uint8
+    assert len(found) == nbytes(count, base)
+    assert torch.equal(unpack_digits(found, base, count), values)
+    few = min(count, 60)
+    each, size = slow_word(base)
+    first = found[: -(-few // each) * size].tolist()
+    assert slow_digits(first, base, few) == values[:few].tolist()
+
+
+def test_words_waste_little():
+    assert [word(base) for base in (2, 4, 6, 16, 256)] == [(8, 1), (4, 1), (3, 1), (2, 1), (1, 1)]
+    assert [word(base) for base in (8, 70, 2**56)] == [(8, 3), (9, 7), (1, 7)]
+    for base in (3, 5, 6, 8, 20, 28, 56, 70, 220, 495, 12870):
+        each, size = word(base)
+        assert (each, size) == slow_word(base)
+        assert base**each <= 256**size < base ** (each + 1)
+        assert 8 * size / each < 1.05 * math.log2(base)
+
+
+@pytest.mark.parametrize("base", [6, 70])
+def test_numbers_that_cannot_be_are_refused(base):
+    each, size = word(base)
+    good = pack_digits(torch.full((2 * each - 1,), base - 1, dtype=torch.uint8), base)
+    largest = torch.tensor(list((base**each - 1).to_bytes(size, "little")), dtype=torch.uint8)
+    assert torch.equal(good[:size], largest)
+    above = torch.tensor(list((base**each).to_bytes(size, "little")), dtype=torch.uint8)
+    with pytest.raises(BenchError, match=f"no {each} numbers below {base}"):
+        unpack_digits(torch.cat([above, good[size:]]), base, 2 * each - 1)
+    with pytest.raises(BenchError, match="the last word holds more"):
+        unpack_digits(torch.cat([largest, largest]), base, 2 * each - 1)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 4), (1, 5), (4, 8), (6, 8), (2, 16)])
+def test_groups_are_numbered_in_order(n, m):
+    every = slow_arrangements(n, m)
+    keep = torch.zeros(len(every), m, dtype=torch.bool)
+    for row, places in zip(keep, every, strict=True):
+        row[list(places)] = True
+    numbers = number_groups(keep, n)
+    assert numbers.tolist() == list(range(math.comb(m, n)))
+    assert torch.equal(groups_of_numbers(numbers, n, m), keep)
+
+
+@pytest.mark.parametrize(("n", "m"), [(16, 32), (24, 32), (25, 60), (3, 99)])
+def test_many_arrangements_come_back(n, m):
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(5000, m, generator=generator).argsort(dim=1) < n
+    first, last = torch.arange(m) < n, torch.arange(m) >= m - n
+    keep = torch.cat([keep, first[None], last[None]])
+    numbers = number_groups(keep, n)
+    assert numbers[-2:].tolist() == [0, math.comb(m, n) - 1]
+    packed = pack_digits(numbers, math.comb(m, n))
+    again = unpack_digits(packed, math.comb(m, n), len(keep))
+    assert torch.equal(groups_of_numbers(again, n, m), keep)
+    assert torch.equal(again, numbers)  # nobody has written to them
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,11 +235,24 @@ def test_every_layout_holds_the_same_codes(form, group, asymmetric, zeros):
     weight = zeros(random(4, 192))
     tensors, matrix = packed(weight, form, group, asymmetric)
     assert torch.equal(unpack(tensors, matrix), rounded(weight, matrix.quantizer))
-    codes = unpack_bits(tensors["values"], matrix.quantizer.bits, matrix.count)
+    codes = unpack_digits(tensors["values"], matrix.quantizer.levels, matrix.count)
     codes, expected = codes.tolist(), quantize(weight, matrix.quantizer).codes.tolist()
     places = slow_positions(tensors, matrix)
     assert len(places) == matrix.count
     assert all(codes[i] == expected[row][column] for (row, column), i in places.items())
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_rows_at_a_time_are_all_at_once(asymmetric, monkeypatch):
+    weight, quantizer = random(7, 96), Quantizer(name="int4", asymmetric=asymmetric)
+    whole = quantize(weight, quantizer)
+    expected = dequantize(whole, quantizer)
+    monkeypatch.setattr("bench.quantize._CHUNK", 200)  # two rows
+    found = quantize(weight, quantizer)
+    assert torch.equal(found.codes, whole.codes)
+    assert torch.equal(found.scales, whole.scales)
+    assert asymmetric == (found.zeros is not None)
+    assert torch.equal(dequantize(found, quantizer), expected)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -198,15 +290,18 @@ def test_bytes_have_closed_forms():
     sizes = {f: packed(half, f)[1].nbytes for f in ("bitmap", "csr")}
     assert sizes == {"bitmap": n // 8 + 2 * kept, "csr": 4 * 257 + (2 + 2) * kept}
     pruned = n_of_m(random(256, 512))
-    assert packed(pruned.half(), "nm-packed")[1].nbytes == 2 * n * 9 // 16
-    assert packed(pruned, "nm-packed")[1].nbytes == 4 * n * 17 // 32
+    index = math.ceil(n / 4 / 3)  # three groups of four to a byte: 2/3 of a bit a weight
+    assert packed(pruned.half(), "nm-packed")[1].nbytes == n + index
+    assert packed(pruned, "nm-packed")[1].nbytes == 2 * n + index
     scales = 2 * n // 128
-    assert packed(pruned, "int4", 128)[1].nbytes == n // 4 + n // 8 + scales
-    assert packed(pruned, "int8", 128)[1].nbytes == n // 2 + n // 8 + scales
+    assert packed(pruned, "int4", 128)[1].nbytes == n // 4 + index + scales
+    assert packed(pruned, "int8", 128)[1].nbytes == n // 2 + index + scales
     assert packed(random(256, 512), "int4", 128)[1].nbytes == n // 2 + scales
     assert packed(random(256, 512), "int4", 128, True)[1].nbytes == n // 2 + scales + n // 256
     three = n_of_m(random(256, 512), 3, 8)
-    assert packed(three, "nm-packed")[1].nbytes == n * 3 // 8 * 4 + n * 3 // 8 * 3 // 8
+    index = math.ceil(n / 8 / 8) * 6  # 56 arrangements: eight groups of eight to six bytes
+    assert 56**8 <= 2**48
+    assert packed(three, "nm-packed")[1].nbytes == n * 3 // 8 * 4 + index
     wide = unstructured(random(2, 40_000), 0.9)
     assert packed(wide, "csr")[1].nbytes == 4 * 3 + (4 + 4) * 8000
 
@@ -231,6 +326,8 @@ def test_the_pattern_is_found_and_not_made_up():
     assert zeros_of(unstructured(random(64, 128), 0.2)).nm is None
     assert zeros_of(random(8, 64)).nm is None
     assert zeros_of(torch.zeros(8, 64)).nm is None
+    assert zeros_of(n_of_m(random(8, 99), 6, 99), (99,)).nm == (6, 99)
+    assert zeros_of(n_of_m(random(8, 99), 49, 99), (99,)).nm is None  # as small as a bitmap
     fewer = n_of_m(random(64, 64))
     fewer[3, :7] = 0.0
     assert zeros_of(fewer).nm == (2, 4)
@@ -286,15 +383,15 @@ def test_what_cannot_be_is_refused(form, change, line):
         unpack(*damaged(form, change))
 
 
-def test_indices_beyond_their_group_are_refused():
-    with pytest.raises(BenchError, match="do not rise below 4"):
-        unpack(*damaged("nm-packed", flip("indices", 0, 0), n_of_m))
-    weight = n_of_m(random(4, 60), 2, 6)
-    matrix = lay(zeros_of(weight, (6,)), "nm-packed")
-    tensors = pack(weight, matrix)
-    tensors["indices"][-1] = 0b11110000  # 6 and 7 do not lie in a group of 6
-    with pytest.raises(BenchError, match="do not rise below 6"):
-        unpack(tensors, matrix)
+def test_numbers_of_no_arrangement_are_refused():
+    with pytest.raises(BenchError, match="no 3 numbers below 6"):
+        unpack(*damaged("nm-packed", flip("groups", 3, 216), n_of_m))
+    for number in range(216):  # whatever else is there keeps two of four
+        tensors, matrix = damaged("nm-packed", flip("groups", 0, number), n_of_m)
+        keep = unpack(tensors, matrix)[0, :12].view(3, 4) != 0
+        assert bool((keep.sum(dim=1) == 2).all())
+    with pytest.raises(BenchError, match="the last word holds more"):
+        unpack(*damaged("nm-packed", flip("groups", -1, 215), n_of_m))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +401,7 @@ def test_indices_beyond_their_group_are_refused():
         {"n": 4},
         {"m": 5},
         {"m": 10**9},
+        {"shape": (16, 100), "m": 100, "n": 50, "count": 800},
         {"shape": (16, 66)},
         {"shape": (0, 64)},
         {"layout": "coo"},

@@ -189,3 +189,57 @@ def test_a_latency_that_some_seeds_lack_is_not_averaged():
     text = leaderboard.table([timed("A", 10.0, 15.0), lacking])
     assert "ms 1×128 float32" in text
     assert "1.50" not in text
+
+
+def seeded(methods, seeds=3, **cell):
+    """Records of methods whose seeds move little and whose levels are far apart."""
+    return [
+        record(value + seed / 1000, method=m, seed=seed, **cell)
+        for m, value in methods.items()
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def rank_of(row):
+    return row[-6]
+
+
+def ranks(records):
+    return {row[0]: rank_of(row) for row in rows(records)}
+
+
+def test_ranks_need_three_seeds_and_another_method():
+    assert ranks(seeded({"pst": 0.5, "gmp": 0.9}, seeds=2)) == {"pst": "–", "gmp": "–"}
+    assert ranks(seeded({"pst": 0.5})) == {"pst": "–"}
+
+
+def test_ranks_are_among_equals_in_level_and_shared_where_no_test_tells():
+    found = [
+        record(v + (s * 7 % 5) * w / 1000, method=m, seed=s)
+        for m, v, w in (("gmp", 0.9, 1), ("pst", 0.5, 2), ("wanda", 0.501, 3))
+        for s in (1, 2, 3)
+    ]
+    assert ranks(found) == {"gmp": "1†", "pst": "2=†", "wanda": "2=†"}
+    assert ranks([*found, *seeded({"ast": 0.7}, pattern="2:4")])["gmp"] == "1†"
+
+
+def test_a_submission_is_marked_and_has_no_rank():
+    sent = [
+        r.model_copy(update={"origin": "someone"}) for r in seeded({"pst": 0.99, "best": 0.999})
+    ]
+    found = [*seeded({"gmp": 0.9, "wanda": 0.5}), *sent]
+    marked = rows(found)
+    assert [row[:2] for row in marked if row[1] == "(unverified)"] == [
+        ["best", "(unverified)"],
+        ["pst", "(unverified)"],
+    ]
+    assert all(rank_of(row) == "–" for row in marked if row[1] == "(unverified)")
+    mixed = [*seeded({"pst": 0.5}), *sent]
+    assert sum(row[0] == "pst" for row in rows(mixed)) == 2
+
+
+def test_scores_link_to_their_records(tmp_path):
+    leaderboard.write_pages([dense(0.8)], [], tmp_path / "reports", tmp_path / "results")
+    page = (tmp_path / "reports" / "quick.md").read_text()
+    assert "[80.00](../results/reviews/minilm-l6/dense/dense-0.00)" in page
+    assert "](" not in leaderboard.table([dense(0.8)])

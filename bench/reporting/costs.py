@@ -34,7 +34,7 @@ def tables(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> lis
         settings = sorted({_setting(s) for _, rs in inside for r in rs for s in r.speed})
         header = [*NAME, *(f"MACs {kind}" for kind in _COUNTS), "stored"]
         for batch, length, dtype in settings:
-            header += [f"ms {batch}×{length} {dtype}", "faster"]
+            header += [clean(f"ms {batch}×{length} {dtype}"), "faster"]
         header += ["train s", "peak memory"]
         table = render(header, [_row(key, rs, settings, clean) for key, rs in inside])
         parts.append(f"costs on {clean(machine)}\n\n{table}")
@@ -62,15 +62,15 @@ def _row(
     cells.append("–" if first.bytes.stored is None else mib(first.bytes.stored))
     for setting in settings:
         taken = [s for r in records for s in r.speed if _setting(s) == setting]
-        cells += _latency(taken) if len(taken) == len(records) else ["–", "–"]
+        cells += _latency(taken, clean) if len(taken) == len(records) else ["–", "–"]
     cells.append(f"{statistics.fmean(seconds):.1f}")
     cells.append(gib(max(r.cost.peak_bytes for r in records if r.cost)))
     return cells
 
 
-def _latency(taken: Sequence[Speed]) -> list[str]:
+def _latency(taken: Sequence[Speed], clean: Clean) -> list[str]:
     """Milliseconds and speed-up, medians over seeds."""
     ratio = statistics.median(s.dense_ms_p50 / s.ms_p50 for s in taken)
     forms = sorted({s.form for s in taken} - {"dense"})
-    faster = f"{ratio:.2f}" + (f" ({', '.join(forms)})" if forms else "")
+    faster = f"{ratio:.2f}" + (f" ({clean(', '.join(forms))})" if forms else "")
     return [f"{statistics.median(s.ms_p50 for s in taken):.1f}", faster]

@@ -1,31 +1,36 @@
 """The leaderboard: one row a method, pattern and sparsity; means over seeds, costs beside them.
 
-Ranks need three seeds and a paired test (DESIGN §5, rule 7); until then rows are sorted by score
-and none is called better.
+Rows of one pattern, sparsity and quantizer are ranked against each other, by a paired test and with
+three seeds at least (DESIGN §5, rule 7); until then they are sorted by score and none is called
+better. In Markdown every score links to its records.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bench import plan, registry
-from bench.api import QUANTIZE, REFERENCE
+from bench.cell import QUANTIZE, REFERENCE, quantization_of
 from bench.record import Record
 from bench.registry import Suite
-from bench.reporting import costs
+from bench.reporting import costs, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
-from bench.reporting.table import escape, human, markdown, percent, plain
-from bench.store import write_atomic
+from bench.reporting.table import escape, human, markdown, percent, plain, printable
+from bench.store import path_of, write_atomic
 
 HEADER = (
     *NAME,
     "seeds",
     "score",
     "recovery %",
+    "rank",
     "sparsity %",
     "trainable",
     "+ head",
@@ -34,15 +39,23 @@ HEADER = (
 )
 
 LEGEND = """\
+**rank**: among rows of the same pattern, sparsity and quantizer, on common seeds, three at least.
+Rows that share a rank (=) have not all been told apart by a paired test at 5 %, Holm-adjusted over
+all pairs of these rows; tested over seeds × items, or over seeds alone (†) where the metric is no
+mean of items. **unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
 reloaded model. **quantized**: what the finished target weights were rounded to, as width/inputs
-that share a scale; recovery is against the unquantized dense model. **trainable**: elements of the
-tensors that the optimizer held, the classification head apart; **% of model**: trainable without
-the head / all parameters. **stored**: non-zero target weights + everything else.
+that share a scale, and *emb* the embeddings; recovery is against the unquantized dense model.
+**trainable**: elements of the tensors that the optimizer held, the classification head apart; **%
+of model**: trainable without the head / all parameters. **stored**: non-zero target weights +
+everything else.
 **every score**: means of all the task's metrics, as the task returns them.
 """
+
+Link = Callable[[str, Sequence[Record]], str]
+"""Makes a score's text lead to the records that it comes from."""
 
 Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
 
@@ -51,6 +64,7 @@ def table(
     records: Iterable[Record],
     render: Callable[..., str] = plain,
     average: Sequence[str] = (),
+    link: Link = lambda text, _: text,
 ) -> str:
     """One table a task and model, with a line above it that says what is in it.
 
@@ -63,20 +77,31 @@ def table(
         groups[_group(record)].append(record)
     parts = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
-        clean = escape if render is markdown else str
+        clean = escape if render is markdown else printable
         rows = ordered(groups[group])
         title = _title(groups[group], render is markdown)
-        parts.append(f"{title}\n\n{render(HEADER, [_row(*row, dense, clean) for row in rows])}")
+        places = _ranks(rows)
+        body = [_row(*row, places[row[0]], dense, clean, link) for row in rows]
+        parts.append(f"{title}\n\n{render(HEADER, body)}")
         parts += costs.tables(rows, clean, render)
         header, scores = _every_score(rows, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
-    parts += _averages(found, average, render)
+    parts += _averages(found, average, render, link)
     return "\n\n".join(parts)
 
 
-def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path) -> list[Path]:
-    """`README.md` (the index) and a page a suite that has records; the rest is `other.md`."""
+def write_pages(
+    records: Sequence[Record],
+    problems: Sequence[str],
+    folder: Path,
+    results: Path | None = None,
+) -> list[Path]:
+    """`README.md` (the index) and a page a suite that has records; the rest is `other.md`.
+
+    Scores link to their records where `results`, the root of the tree, is given.
+    """
+    link: Link = (lambda text, _: text) if results is None else partial(_linked, results, folder)
     pages: list[tuple[Suite, list[Record]]] = []
     rest = list(records)
     for suite in map(registry.suite, registry.suite_names()):
@@ -89,7 +114,7 @@ def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path
     index = ["# Reports", ""]
     for suite, inside in pages:
         about = suite.description
-        tables = table(inside, markdown, suite.average)
+        tables = table(inside, markdown, suite.average, link)
         path = folder / f"{suite.name}.md"
         write_atomic(path, f"# {suite.name}\n\n{about}\n\n{tables}\n\n{LEGEND}{costs.LEGEND}")
         written.append(path)
@@ -105,13 +130,13 @@ def write_pages(records: Sequence[Record], problems: Sequence[str], folder: Path
 
 
 def _averages(
-    records: Sequence[Record], average: Sequence[str], render: Callable[..., str]
+    records: Sequence[Record], average: Sequence[str], render: Callable[..., str], link: Link
 ) -> list[str]:
     """A table a model and budget: scores of the tasks of `average`, and their mean where complete.
 
     Complete are rows that have every task, on the same seeds.
     """
-    clean = escape if render is markdown else str
+    clean = escape if render is markdown else printable
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         if record.cell.task in average:
@@ -125,23 +150,26 @@ def _averages(
         about += [f"{key}={value}" for key, value in overrides]
         title = " · ".join(about)
         rows = [
-            [*name(key, clean), *_task_means(of_row, tasks, len(average))]
+            [*name(key, clean), *_task_means(of_row, tasks, len(average), link)]
             for key, of_row in ordered(inside)
         ]
         header = (*NAME, *map(clean, tasks), "mean")
-        heading = f"## {escape(title)}" if render is markdown else title
+        heading = f"## {escape(title)}" if render is markdown else printable(title)
         parts.append(f"{heading}\n\n{render(header, rows)}")
     return parts
 
 
-def _task_means(records: Sequence[Record], tasks: Sequence[str], complete: int) -> list[str]:
+def _task_means(
+    records: Sequence[Record], tasks: Sequence[str], complete: int, link: Link
+) -> list[str]:
     """Mean score on every task, and their mean if it is over `complete` tasks and equal seeds."""
     by_task = {task: [r for r in records if r.cell.task == task] for task in tasks}
     means = {t: 100 * mean(found) for t, found in by_task.items() if found}
     seeds = {tuple(sorted(r.cell.seed for r in found)) for found in by_task.values()}
     whole = len(means) == complete and len(seeds) == 1
     overall = f"{statistics.fmean(means.values()):.2f}" if whole else "–"
-    return [*(f"{means[t]:.2f}" if t in means else "–" for t in tasks), overall]
+    each = [link(f"{means[t]:.2f}", by_task[t]) if t in means else "–" for t in tasks]
+    return [*each, overall]
 
 
 def belongs(record: Record, suite: Suite) -> bool:
@@ -174,18 +202,19 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
     )
     if budget.beams:
         about += " · greedy" if budget.beams == 1 else f" · beam {budget.beams}"
-    lines = [f"## {escape(about)}" if is_markdown else about]
+    clean = escape if is_markdown else printable
+    lines = [("## " if is_markdown else "") + clean(about)]
     subsets = sorted({r.data.subset for r in records if r.data and r.data.subset})
     if subsets:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
-        lines.append(f"**{escape(note)}**" if is_markdown else note)
-    lines += [escape(n) if is_markdown else n for n in sorted(_notes(records))]
+        lines.append(f"**{clean(note)}**" if is_markdown else clean(note))
+    lines += [clean(n) for n in sorted(_notes(records))]
     note = f"measured on {'; '.join(sorted({costs.hardware(r) for r in records}))}"
     if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
     if (scored := {str(r.env.get("eval_dtype", "float32")) for r in records}) != {"float32"}:
         note += f", scored in {' and '.join(sorted(scored))}"
-    lines.append(escape(note) if is_markdown else note)
+    lines.append(clean(note))
     return ("\n\n" if is_markdown else "\n").join(lines)
 
 
@@ -212,7 +241,37 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
     return [*NAME, *map(clean, metrics)], table
 
 
-def _row(key: Key, records: Sequence[Record], dense: dict[Any, Record], clean: Clean) -> list[str]:
+def _linked(results: Path, folder: Path, text: str, records: Sequence[Record]) -> str:
+    """`text` as a link to the folder of a row's records."""
+    place = results / path_of(records[0].cell).parent
+    return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"
+
+
+def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
+    """Every row's rank as printed: `1`, `2=` where shared, † where tested over seeds alone."""
+    columns: dict[Key, list[Row]] = defaultdict(list)
+    for key, records in rows:
+        _, pattern, sparsity, overrides, checked = key
+        if checked:
+            columns[pattern, sparsity, str(quantization_of(overrides))].append((key, records))
+    found: dict[Key, str] = defaultdict(lambda: "–")
+    for inside in columns.values():
+        places, basis = paired.ranks([records for _, records in inside])
+        for (key, _), place in zip(inside, places, strict=True):
+            if place is not None:
+                shared = "=" if places.count(place) > 1 else ""
+                found[key] = f"{place}{shared}{'†' if basis == 'seeds' else ''}"
+    return found
+
+
+def _row(
+    key: Key,
+    records: Sequence[Record],
+    rank: str,
+    dense: dict[Any, Record],
+    clean: Clean,
+    link: Link,
+) -> list[str]:
     values = [r.scores.unit * r.scores.value for r in records if r.scores]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
@@ -221,8 +280,9 @@ def _row(key: Key, records: Sequence[Record], dense: dict[Any, Record], clean: C
     return [
         *name(key, clean),
         str(len(records)),
-        f"{statistics.fmean(values):.2f}{spread}",
+        link(f"{statistics.fmean(values):.2f}{spread}", records),
         percent(_recovery(records, dense), 1),
+        rank,
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),
         human(trainable.body),
         human(trainable.head),

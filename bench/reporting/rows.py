@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bench import plan
-from bench.api import quantizer_of
+from bench.cell import Scalar, quantization_of
 from bench.record import Record
 
 NAME = ("method", "pattern", "quantized")
 """Header of what `name` gives."""
+
+LOCAL = "local"
+"""Origin of the records that the project made."""
 
 Key = tuple[Any, ...]
 Row = tuple[Key, list[Record]]
@@ -25,27 +28,37 @@ def ordered(records: Sequence[Record]) -> list[Row]:
     by_row: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
-        by_row[cell.method, cell.pattern, cell.sparsity, cell.overrides].append(record)
+        level = (cell.pattern, cell.sparsity, cell.overrides)
+        by_row[(cell.method, *level, verified(record))].append(record)
 
     def order(key: Key) -> Key:
-        method, pattern, sparsity, _ = key
+        method, pattern, sparsity, _, checked = key
         best_first = -1 if higher(by_row[key]) else 1
-        return sparsity, pattern, best_first * mean(by_row[key]), method
+        return sparsity, pattern, best_first * mean(by_row[key]), method, not checked
 
     return [(key, by_row[key]) for key in sorted(by_row, key=order)]
 
 
 def name(key: Key, clean: Clean) -> list[str]:
-    """What a row is called: method with its parameters, pattern with its level, quantizer."""
-    method, pattern, sparsity, overrides = key
-    own = [f"{k}={v}" for k, v in plan.own_overrides(overrides).items()]
+    """What a row is called: method with its parameters, pattern with its level, quantization."""
+    method, pattern, sparsity, overrides, checked = key
     level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
-    quantizer = quantizer_of(overrides)
+    quantization = quantization_of(overrides)
     return [
-        clean(" ".join([method, *own])),
+        clean(method_name(method, overrides) + ("" if checked else " (unverified)")),
         clean(pattern + level),
-        clean(str(quantizer)) if quantizer else "–",
+        clean(str(quantization)) if quantization else "–",
     ]
+
+
+def method_name(method: str, overrides: Iterable[tuple[str, Scalar]]) -> str:
+    """A method with the parameters that are not its defaults: `pst lr=0.001`."""
+    return " ".join([method, *(f"{k}={v}" for k, v in plan.own_overrides(overrides).items())])
+
+
+def verified(record: Record) -> bool:
+    """Whether the project ran the cell itself; a submission bears its sender as `origin`."""
+    return record.origin == LOCAL
 
 
 def higher(records: Sequence[Record]) -> bool:

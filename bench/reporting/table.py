@@ -7,6 +7,13 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+_TEXT = frozenset(
+    "method pattern quantized cell metric over better row what verdict".split()
+    + "paper claim label model task level source".split()
+    + ["where, what differs"]
+)
+"""Columns of words; all others hold numbers."""
+
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -37,8 +44,18 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no table break, no line break."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        re.sub(r"\s+", " ", printable(text))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", text)
+
+
+def printable(text: str) -> str:
+    """One line without control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", " ", text)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,11 +65,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for the terminal."""
-    clean = [[re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", cell) for cell in row] for row in rows]
+    clean = [[printable(cell) for cell in row] for row in rows]
     return tabulate(
         clean, header, tablefmt="simple", disable_numparse=True, colalign=_align(header)
     )
 
 
 def _align(header: Sequence[str]) -> list[str]:
-    return ["left" if name in ("method", "pattern", "quantized") else "right" for name in header]
+    return ["left" if name in _TEXT else "right" for name in header]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench import plan, registry, run, targets
-from bench.api import BenchError, makes
+from bench.api import BenchError
+from bench.cell import makes
 from bench.count import holds
 from methods.distill import kd_loss
 from methods.masks import pruned_count

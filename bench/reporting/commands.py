@@ -1,0 +1,111 @@
+"""What the commands do that read records and run nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import gate, submissions
+from bench.api import BenchError
+from bench.cli import say
+from bench.record import Record
+from bench.reporting import claims, compare, tidy
+from bench.reporting.table import escape
+from bench.store import Store, disk_error, write_atomic
+
+
+def check(options: argparse.Namespace) -> int:
+    """Validates a tree of records and holds it against a baseline; 1 where something fails.
+
+    With a submission, that is checked instead.
+    """
+    if options.submission:
+        return _check_submission(options)
+    if options.update and not options.baseline:
+        raise BenchError("--update needs --baseline FILE, the file to write")
+    records, problems = _records(options.results)
+    listed = [f"* {escape(line)}" for line in problems]
+    parts = []
+    if problems:
+        parts.append("\n".join([f"{len(problems)} files are no records:", "", *listed]))
+    failed = bool(problems)
+    if options.update:
+        if problems or not records:
+            raise BenchError(f"{options.results}: {(*problems, 'no records')[0]}; baseline kept")
+        diff = gate.update(options.baseline, gate.rows_of(records))
+        parts.append(f"```diff\n{diff}\n```" if diff else f"{options.baseline}: as it was.")
+    elif options.baseline:
+        baseline = gate.read(options.baseline)
+        moved = gate.changes(baseline, gate.rows_of(records))
+        failed = failed or any(change.fails for change in moved)
+        parts.insert(0, gate.report(moved, len(baseline), str(options.baseline)))
+    else:
+        parts.insert(0, f"{len(records)} records are valid.")
+    _deliver("\n\n".join(parts), options.out)
+    return int(failed)
+
+
+def _check_submission(options: argparse.Namespace) -> int:
+    if options.baseline or options.update:
+        raise BenchError("a submission has no baseline: check DIR, or --baseline FILE")
+    records, lines = submissions.validate(options.submission)
+    if not records and not lines:
+        raise BenchError(f"{options.submission}: no records")
+    verdict = "refused" if lines else "accepted, unverified"
+    listed = "".join(f"\n* {escape(line)}" for line in lines)
+    text = f"# Submission {verdict}\n\n{records} records, {len(lines)} problems.\n{listed}"
+    _deliver(text.rstrip(), options.out)
+    return int(bool(lines))
+
+
+def export_table(options: argparse.Namespace) -> int:
+    """Writes all records as one table."""
+    text = tidy.FORMATS[options.format](_valid(options.results))
+    _deliver(text.rstrip("\n"), options.out)
+    return 0
+
+
+def compare_methods(options: argparse.Namespace) -> int:
+    """Compares two methods on all cells that both have."""
+    records = _valid(options.results)
+    if options.task:
+        known = {record.cell.task for record in records}
+        if unknown := [task for task in options.task if task not in known]:
+            raise BenchError(f"no records of task {unknown[0]!r}: {', '.join(sorted(known))}")
+        records = [record for record in records if record.cell.task in options.task]
+    _deliver(compare.report(records, options.a, options.b), options.out)
+    return 0
+
+
+def check_claims(options: argparse.Namespace) -> int:
+    """Sets the papers' claims beside what was found; counted ones need no record."""
+    records = _valid(options.results) if options.results.is_dir() else []
+    _deliver(claims.report(records), options.out)
+    return 0
+
+
+def _valid(folder: Path) -> list[Record]:
+    """The records of a tree; what is none is named on the error stream."""
+    records, problems = _records(folder)
+    for line in problems:
+        say(f"sparsebench: left out: {line}", sys.stderr)
+    return records
+
+
+def _records(folder: Path) -> tuple[list[Record], list[str]]:
+    if not folder.is_dir():
+        raise BenchError(f"{folder}: no such folder; --results DIR is where the records are")
+    return Store(folder).records()
+
+
+def _deliver(text: str, out: Path | None) -> None:
+    """Prints a report, or writes it and says where."""
+    if out is None:
+        say(text)
+        return
+    try:
+        write_atomic(out, text + "\n")
+    except OSError as error:
+        raise disk_error(out, error) from error
+    say(str(out))

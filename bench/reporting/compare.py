@@ -1,0 +1,290 @@
+"""`sparsebench compare A B`: where one method beats another, what both cost, what is missing.
+
+Records in, Markdown out. Only cells that differ in nothing but the method are compared; the dense
+reference has no level and is held against every one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench import plan
+from bench.api import BenchError
+from bench.cell import QUANTIZE, REFERENCE
+from bench.record import Record
+from bench.reporting import costs, paired
+from bench.reporting.rows import higher, mean, method_name, name
+from bench.reporting.stats import ALPHA, MIN_SEEDS, holm
+from bench.reporting.table import escape, human, markdown
+
+Point = tuple[str, str, str, str, float, tuple[tuple[str, Any], ...]]
+"""Task, model, budget, pattern, sparsity, overrides that are not the method's own."""
+
+LEGEND = f"""\
+Scores are means over seeds, × 100 where higher is better. **a − b**: paired difference in points,
+a / b for perplexity, with its 95 % interval. **p**: two-sided, by Holm over the table's tests.
+**over**: a test over seeds × items speaks of other seeds and other items; one over seeds alone, for
+metrics that are no mean of items, of other seeds on these items. Below {MIN_SEEDS} common seeds
+nothing is tested.
+"""
+
+_COUNTS = {
+    "trainable": "params.trainable.body",
+    "stored elements": "params.stored",
+    "stored bytes": "bytes.stored",
+    "MACs effective": "macs.effective",
+    "MACs realizable": "macs.realizable",
+    "MACs train": "macs.train",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison: the records of both at one point, on common seeds, and what the test says.
+
+    Attributes:
+        p: adjusted over all lines; NaN where not tested.
+        winner: 0 for a, 1 for b, None where they were not told apart.
+    """
+
+    point: Point
+    a: list[Record]
+    b: list[Record]
+    test: paired.Test
+    p: float
+    winner: int | None
+
+
+def lines(records: Iterable[Record], a: str, b: str) -> tuple[list[Line], dict[Point, set[int]]]:
+    """The comparisons of two methods, and the points that the one or the other (0, 1) lacks.
+
+    Args:
+        records: done ones.
+        a: a method's name as tables have it, with its parameters: `pst lr=0.001`.
+        b: another.
+
+    Raises:
+        BenchError: a method that has no records.
+    """
+    found = list(records)
+    names = {method_name(r.cell.method, r.cell.overrides) for r in found}
+    for wanted in (a, b):
+        if wanted not in names:
+            near = difflib.get_close_matches(wanted, sorted(names), n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_listed(names)}"
+            raise BenchError(f"no records of {wanted!r}: {hint}")
+    if a == b:
+        raise BenchError(f"{a!r} is compared with itself")
+    sides = [_points(found, wanted) for wanted in (a, b)]
+    points = set().union(*(side for s, side in zip((a, b), sides, strict=True) if s != REFERENCE))
+    drafts, missing = [], {}
+    for point in sorted(points, key=str):
+        pair = [_at(side, point, s) for side, s in zip(sides, (a, b), strict=True)]
+        if all(pair):
+            drafts.append((point, *_common(*pair), paired.compare(*pair)))
+        else:
+            missing[point] = {i for i, inside in enumerate(pair) if not inside}
+    p = np.array([test.p for *_, test in drafts], dtype=np.float64)
+    tested = ~np.isnan(p)
+    p[tested] = holm(p[tested])
+    made = [
+        Line(*draft, p=float(value), winner=_winner(draft[1], draft[3], float(value)))
+        for draft, value in zip(drafts, p, strict=True)
+    ]
+    return made, missing
+
+
+def report(records: Iterable[Record], a: str, b: str) -> str:
+    """The comparison as a Markdown page."""
+    made, missing = lines(records, a, b)
+    parts = [f"# {escape(a)} against {escape(b)}", summary(made, len(missing), a, b)]
+    if made:
+        parts += ["## Scores", _scores(made, a, b)]
+        parts += ["## Costs, a / b", _costs(made)]
+    if missing:
+        parts += ["## Missing", _missing(missing, a, b)]
+    return "\n\n".join([*parts, LEGEND.rstrip()])
+
+
+def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
+    """What the tests say, in words, and no more than that."""
+    tested = [line for line in made if not math.isnan(line.p)]
+    said = [f"{_many(len(made), 'comparison')} of a = {escape(a)} and b = {escape(b)}"]
+    if missing:
+        said[0] += f"; {_many(missing, 'more cell')} that only one of them has"
+    if tested:
+        alike = sum(line.winner is None for line in tested)
+        for side, who in enumerate((a, b)):
+            won = [line for line in tested if line.winner == side]
+            where = f": {escape('; '.join(place(line.point) for line in won))}" if won else ""
+            said.append(f"{escape(who)} is better in {len(won)} of {len(tested)} tested{where}")
+        if alike:
+            said.append(f"{alike} of {len(tested)} tested could not be told apart")
+    if untested := len(made) - len(tested):
+        reasons = sorted({line.test.reason for line in made if line.test.reason})
+        said.append(f"{untested} not tested ({'; '.join(reasons)}): no claim is made of these")
+    return "\n".join(f"* {text}." for text in said)
+
+
+def _points(records: Iterable[Record], wanted: str) -> dict[Point, list[Record]]:
+    found: dict[Point, list[Record]] = defaultdict(list)
+    for record in records:
+        cell = record.cell
+        if method_name(cell.method, cell.overrides) == wanted:
+            own = plan.own_overrides(cell.overrides)
+            shared = tuple(o for o in cell.overrides if o[0] not in own)
+            point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
+            found[point].append(record)
+    return found
+
+
+def _at(side: dict[Point, list[Record]], point: Point, wanted: str) -> list[Record]:
+    """The records at a point; the reference's where all but the level agrees."""
+    if wanted != REFERENCE:
+        return side.get(point, [])
+    task, model, budget, _, _, shared = point
+    dense = tuple(o for o in shared if not o[0].startswith(QUANTIZE))
+    return side.get((task, model, budget, "dense", 0.0, dense), [])
+
+
+def _common(a: list[Record], b: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Both on their common seeds; as they are where there is none."""
+    seeds = {r.cell.seed for r in a} & {r.cell.seed for r in b}
+    if not seeds:
+        return a, b
+    return [r for r in a if r.cell.seed in seeds], [r for r in b if r.cell.seed in seeds]
+
+
+def _winner(a: Sequence[Record], test: paired.Test, p: float) -> int | None:
+    if math.isnan(p) or p >= ALPHA:
+        return None
+    above = test.effect > (1 if test.ratio else 0)
+    return 0 if above == higher(a) else 1
+
+
+def _scores(made: Sequence[Line], a: str, b: str) -> str:
+    header = ("cell", "metric", "seeds", "a", "b", "a − b", "95 %", "p", "over", "better")
+    rows = []
+    for line in made:
+        first, test = line.a[0].scores, line.test
+        assert first is not None
+        unit = 1 if test.ratio else first.unit
+        sign = "" if test.ratio else "+"
+        tested = not math.isnan(line.p)
+        better = "not told apart" if line.winner is None else (a, b)[line.winner]
+        rows.append(
+            [
+                escape(place(line.point)),
+                escape(first.metric),
+                str(test.seeds),
+                f"{first.unit * mean(line.a):.2f}",
+                f"{first.unit * mean(line.b):.2f}",
+                "–" if math.isnan(test.effect) else f"{unit * test.effect:{sign}.3g}",
+                f"{unit * test.low:{sign}.3g} … {unit * test.high:{sign}.3g}" if tested else "–",
+                _p(line.p) if tested else "–",
+                _over(test),
+                escape(better if tested else f"not tested: {test.reason}"),
+            ]
+        )
+    return markdown(header, rows)
+
+
+def _over(test: paired.Test) -> str:
+    return f"seeds × {test.items} items" if test.items else "seeds alone"
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _costs(made: Sequence[Line]) -> str:
+    rows = []
+    for line in made:
+        cells = [escape(place(line.point))]
+        for path in _COUNTS.values():
+            cells.append(
+                _ratio([_count(r, path) for r in line.a], [_count(r, path) for r in line.b])
+            )
+        rows.append([*cells, _seconds(line), _latency(line)])
+    return markdown(("cell", *_COUNTS, "train s", "ms"), rows)
+
+
+def _count(record: Record, path: str) -> float | None:
+    found: Any = record
+    for part in path.split("."):
+        found = getattr(found, part)
+    return None if found is None else float(found)
+
+
+def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:
+    """Ratio of means; both numbers where there is none to divide by; a dash where one is absent."""
+    known = [[v for v in side if v is not None] for side in (a, b)]
+    if len(known[0]) < len(a) or len(known[1]) < len(b):
+        return "–"
+    above, below = map(statistics.fmean, known)
+    return f"{above / below:.3g}" if below else f"{human(above)} : {human(below)}"
+
+
+def _seconds(line: Line) -> str:
+    """Ratio of the seconds that it took to get there, on one machine only."""
+    if len({costs.hardware(r) for r in [*line.a, *line.b]}) > 1:
+        return "other hardware"
+    a, b = (
+        [r.cost.train_s + r.cost.prune_s + r.cost.dense_s for r in side if r.cost]
+        for side in (line.a, line.b)
+    )
+    return _ratio(a, b)
+
+
+def _latency(line: Line) -> str:
+    """Ratios of median milliseconds in the settings that both have, on one machine only."""
+    a, b = (
+        {
+            (s.hardware, s.dtype, s.batch, s.length): statistics.median(
+                t.ms_p50
+                for r in side
+                for t in r.speed
+                if (t.hardware, t.dtype, t.batch, t.length)
+                == (s.hardware, s.dtype, s.batch, s.length)
+            )
+            for r in side
+            for s in r.speed
+        }
+        for side in (line.a, line.b)
+    )
+    common = sorted(set(a) & set(b))
+    if not common:
+        return "other hardware" if a and b else "–"
+    return ", ".join(f"{s[2]}×{s[3]}: {a[s] / b[s]:.2f}" for s in common if b[s])
+
+
+def _missing(missing: dict[Point, set[int]], a: str, b: str) -> str:
+    who = {0: a, 1: b}
+    return "\n".join(
+        f"* {escape(place(point))}: no {escape(' and no '.join(who[i] for i in sorted(lacking)))}"
+        for point, lacking in missing.items()
+    )
+
+
+def place(point: Point) -> str:
+    """A point in words, what is default left out."""
+    task, model, budget, pattern, sparsity, shared = point
+    level = name(("", pattern, sparsity, (), True), str)[1]
+    extra = [] if budget == "default" else [f"budget {budget}"]
+    return " ".join([task, model, level, *extra, *(f"{k}={v}" for k, v in shared)])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

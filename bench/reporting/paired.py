@@ -1,0 +1,149 @@
+"""Records → what `bench.reporting.stats` tests: the same items under the same seeds.
+
+Whether a metric is a mean of its items is read off the records: a score that equals its items'
+mean (accuracy), or the exponential of it (perplexity), is tested over seeds × items, perplexity by
+the ratio. Matthews, F1, Pearson, corpus BLEU and means over sets are not; their records do not hold
+what it takes to compute them again, so they are tested over seeds alone, which says nothing of
+other test items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bench.record import Record, ScoresPart
+from bench.reporting.stats import MIN_SEEDS, Floats, pairwise, shared_ranks
+
+Basis = Literal["mean", "log", "seeds"]
+"""How a score follows from its items: mean, exponential of the mean, or not at all."""
+
+Block = tuple[int, str, int]
+"""What two records must have in common to be a pair: seed, the data's hash, items scored."""
+
+_ROUNDING = 1e-4
+"""Records hold six digits of every item and score; exponentials multiply the error."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A paired comparison of two rows, a against b.
+
+    Attributes:
+        effect: mean difference a − b, or the ratio a / b where `ratio`; NaN without common seeds.
+        low: lower end of its 95 % interval; NaN where not tested.
+        high: upper end.
+        p: two-sided, before any adjustment; NaN where not tested.
+        ratio: whether the effect is a ratio (perplexity).
+        seeds: common ones.
+        items: common ones that were tested over; 0 for seeds alone.
+        reason: why there is no test; empty where there is one.
+    """
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    ratio: bool
+    seeds: int
+    items: int
+    reason: str = ""
+
+
+def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
+    """Tests the records of one method against those of another on their common seeds."""
+    blocks = sorted(set(_blocks(a)) & set(_blocks(b)))
+    nan = float("nan")
+    if not blocks:
+        reason = "no seed in common" if not _seeds(a) & _seeds(b) else "scored on other data"
+        return Test(nan, nan, nan, nan, False, 0, 0, reason)
+    basis, x = _outcomes([a, b], blocks)
+    ratio = basis == "log"
+    means = x.mean(axis=(1, 2))
+    effect = float(means[0] - means[1])
+    shown = math.exp(effect) if ratio else effect
+    items = 0 if basis == "seeds" else x.shape[2]
+    if len(blocks) < MIN_SEEDS:
+        reason = f"{len(blocks)} of {MIN_SEEDS} seeds in common"
+        return Test(shown, nan, nan, nan, ratio, len(blocks), items, reason)
+    found = pairwise(x)
+    p, half = float(found.p[0, 1]), float(found.half[0, 1])
+    if math.isnan(p):
+        reason = "no seed moves the scores, and the metric is no mean of items"
+        return Test(shown, nan, nan, nan, ratio, len(blocks), items, reason)
+    low, high = effect - half, effect + half
+    if ratio:
+        low, high = math.exp(low), math.exp(high)
+    return Test(shown, low, high, p, ratio, len(blocks), items)
+
+
+def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[int | None], Basis]:
+    """Shared ranks of a column's rows, and what they were tested over.
+
+    All are tested on the same seeds: those that most rows have. A row without them, or without
+    `MIN_SEEDS` of them, has no rank, and neither has a row that is alone.
+    """
+    blocks = [frozenset(_blocks(row)) for row in rows]
+    ranked: list[int | None] = [None] * len(rows)
+    candidates = {a & b for a in set(blocks) for b in set(blocks)}
+    chosen = max(
+        (c for c in candidates if len(c) >= MIN_SEEDS),
+        key=lambda c: (sum(c <= found for found in blocks), len(c), sorted(c)),
+        default=frozenset[Block](),
+    )
+    inside = [i for i, found in enumerate(blocks) if chosen <= found]
+    if not chosen or len(inside) < 2:
+        return ranked, "seeds"
+    basis, x = _outcomes([rows[i] for i in inside], sorted(chosen))
+    rises = basis != "log" and _scores(rows[inside[0]][0]).higher_is_better
+    means = x.mean(axis=(1, 2))
+    found = shared_ranks(means if rises else -means, pairwise(x).p)
+    for i, rank in zip(inside, found, strict=True):
+        ranked[i] = rank
+    return ranked, basis
+
+
+def basis_of(scores: ScoresPart) -> Basis:
+    """How a record's score follows from its items."""
+    if len(scores.items) != scores.n or not scores.n:
+        return "seeds"
+    mean = float(_items(scores).mean())
+    if math.isclose(mean, scores.value, rel_tol=_ROUNDING, abs_tol=1e-9):
+        return "mean"
+    if mean < 700 and math.isclose(math.exp(mean), scores.value, rel_tol=_ROUNDING):
+        return "log"
+    return "seeds"
+
+
+def _outcomes(rows: Sequence[Sequence[Record]], blocks: Sequence[Block]) -> tuple[Basis, Floats]:
+    """(methods, seeds, items) of the rows on `blocks`; one item where all do not allow more."""
+    table = [[_scores(_blocks(row)[block]) for block in blocks] for row in rows]
+    found = {basis_of(scores) for row in table for scores in row}
+    sizes = {len(scores.items) for row in table for scores in row}
+    if len(found) == 1 and "seeds" not in found and len(sizes) == 1:
+        return found.pop(), np.array([[_items(scores) for scores in row] for row in table])
+    return "seeds", np.array([[[scores.value] for scores in row] for row in table])
+
+
+def _items(scores: ScoresPart) -> Floats:
+    if isinstance(scores.items, str):
+        codes = np.frombuffer(scores.items.encode("ascii", "replace"), dtype=np.uint8)
+        return codes.astype(np.float64) - ord("0")
+    return np.asarray(scores.items, dtype=np.float64)
+
+
+def _blocks(records: Sequence[Record]) -> dict[Block, Record]:
+    return {(r.cell.seed, r.data.fingerprint, _scores(r).n): r for r in records if r.data}
+
+
+def _seeds(records: Sequence[Record]) -> set[int]:
+    return {record.cell.seed for record in records}
+
+
+def _scores(record: Record) -> ScoresPart:
+    assert record.scores is not None  # of a done record
+    return record.scores
