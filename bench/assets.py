@@ -204,10 +204,10 @@ def fetch(repo: str) -> Path:
             unpacked = Path(scratch, "unpacked")
             unpacked.mkdir()
             _unpack(_download(asset, Path(scratch)), asset, unpacked)
-            # Somebody else may have been faster; theirs is as good as ours.
-            with contextlib.suppress(FileExistsError):
-                unpacked.rename(place)
+            unpacked.rename(place)
     except OSError as error:
+        if place.is_dir():  # somebody else was faster; theirs is as good as ours
+            return place
         reason = error.strerror or str(error)
         raise BenchError(f"cannot unpack {asset.archive} into {place}: {reason}", "disk") from None
     return place

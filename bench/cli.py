@@ -18,6 +18,7 @@ COMMANDS = {
     "list": "commands.what_there_is",
     "plan": "commands.plan_cells",
     "run": "commands.run_cells",
+    "worker": "cluster.work",
     "fetch": "commands.fetch",
     "tune": "commands.tune",
     "report": "commands.report",
@@ -57,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument("--jobs", type=_positive, default=1, help="cells at a time")
             command.add_argument(
+                "--engine", choices=("local", "dask"), default="local", help="where cells run"
+            )
+            command.add_argument(
+                "--scheduler", metavar="ADDRESS", help="of --engine dask, as tcp://host:8786"
+            )
+            _tls(command)
+            command.add_argument(
                 "--dry-run", action="store_true", help="show the plan, run nothing"
             )
             command.add_argument("--rerun", action="store_true", help="run finished cells again")
@@ -80,6 +88,16 @@ def parser() -> argparse.ArgumentParser:
                 help="run cells again that have failed (the default)",
             )
         _folders(command)
+
+    worker = commands.add_parser("worker", help="run cells for a dask scheduler")
+    worker.add_argument("address", metavar="ADDRESS", help="the scheduler's, as tcp://host:8786")
+    worker.add_argument(
+        "--slots", type=_positive, metavar="N", help="cells at a time (one a GPU; without GPUs, 1)"
+    )
+    worker.add_argument(
+        "--listen", metavar="HOST", help="this machine's address for others (loopback only)"
+    )
+    _tls(worker)
 
     report = commands.add_parser("report", help="write the pages in reports/ from results/")
     _folders(report)
@@ -244,6 +262,15 @@ def _selection(command: argparse.ArgumentParser) -> None:
         help="a parameter of the method (lr=1e-4), of the budget (budget.steps=200) or of "
         "quantizing (export.asymmetric=true: a zero point a group)",
     )
+
+
+def _tls(command: argparse.ArgumentParser) -> None:
+    for name, what in (
+        ("ca-file", "certificates that are trusted"),
+        ("cert", "this side's certificate"),
+        ("key", "its private key"),
+    ):
+        command.add_argument(f"--tls-{name}", metavar="PEM", help=f"dask's TLS: {what}")
 
 
 def _folders(command: argparse.ArgumentParser) -> None:

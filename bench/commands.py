@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import plan, registry
 from bench.api import BenchError, Cell
@@ -23,6 +23,9 @@ from bench.plan import Planned
 from bench.registry import Suite
 from bench.reporting import leaderboard
 from bench.store import Store, disk_error
+
+if TYPE_CHECKING:
+    from bench.engines import Engine, OnProgress
 
 
 def what_there_is(options: argparse.Namespace) -> int:
@@ -101,15 +104,26 @@ def _run(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> No
     from bench import engines, progress
     from bench.claims import Claims
 
-    logs = Path(".sparsebench/logs")
     with Claims(store) as claims, progress.bars(len(cells)) as bars:
-        records = engines.local(cells, options.jobs, logs, bars.step, claims, options.timeout)
+        records = engines.drive(cells, _engine(options, bars.step), claims)
         with contextlib.closing(records):  # ends what still runs
             for record in records:
                 store.put(record)
                 bars.done(record)
                 if options.fail_fast and record.status == "failed":
                     return
+
+
+def _engine(options: argparse.Namespace, on_progress: OnProgress) -> Engine:
+    from bench import engines
+
+    if options.engine == "local":
+        return engines.Local(options.jobs, on_progress, options.timeout)
+    if not options.scheduler:
+        raise BenchError("--engine dask needs --scheduler ADDRESS, as tcp://host:8786")
+    from bench import cluster
+
+    return cluster.Dask(options.scheduler, cluster.security(options), options.timeout)
 
 
 def report(options: argparse.Namespace) -> int:

@@ -232,8 +232,7 @@ def _folder_name(cell: Cell) -> str:
 def plan(
     cells: Sequence[Cell], store: Store, rerun: bool = False, retry_failed: bool = True
 ) -> list[Planned]:
-    """Every cell with its state; a dense cell is run again when cells that are to be run need its
-    weights and the cache has lost them.
+    """Every cell with its state, dense ones first.
 
     Args:
         cells: wanted.
@@ -241,17 +240,12 @@ def plan(
         rerun: run what is done again.
         retry_failed: run what has failed again.
     """
-    states = {cell: store.state(cell, versions_of(cell)) for cell in cells}
     kept = {"done"} | (set() if retry_failed else {"failed"})
-    todo = {cell for cell in cells if rerun or states[cell] not in kept}
-    for cell in list(todo):
-        if needs_reference(cell):
-            reference = reference_of(cell)
-            if not trained_dir(reference).is_dir():
-                states.setdefault(reference, store.state(reference, versions_of(reference)))
-                todo.add(reference)
-    ordered = sorted(states, key=lambda cell: cell.method != REFERENCE)
-    return [Planned(cell, states[cell], cell in todo) for cell in ordered]
+    planned = []
+    for cell in sorted(cells, key=lambda cell: cell.method != REFERENCE):
+        state = store.state(cell, versions_of(cell))
+        planned.append(Planned(cell, state, rerun or state not in kept))
+    return planned
 
 
 def _shared(overrides: dict[str, Scalar]) -> dict[str, Scalar]:

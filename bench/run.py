@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -320,15 +320,19 @@ def check(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -
 def _keep(model: PreTrainedModel, place: Path, seconds: float) -> None:
     """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".keep-"))
-    try:
-        model.save_pretrained(scratch)
-        (scratch / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(scratch, place)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise BenchError(f"cannot write {place}: {error.strerror or error}", "disk") from None
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".keep-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        try:
+            model.save_pretrained(new)
+            (new / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(old)
+            new.rename(place)
+        except OSError as error:
+            if place.is_dir():  # another process was faster, with the same weights
+                return
+            why = f"cannot write {place}: {error.strerror or error}"
+            raise BenchError(why, "disk") from None
 
 
 def _dense_seconds(place: Path) -> float:

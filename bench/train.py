@@ -103,6 +103,8 @@ def fit(
             disable_tqdm=True,
             dataloader_pin_memory=not cpu,
         )
+        # One device a cell: transformers would multiply the batch by the GPUs that it sees.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = _Trainer(
             method,
             budget.smoothing or 0.0,

@@ -24,12 +24,15 @@ def made(cell, failed=False):
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """What was run, in order; cells of seed 13 fail."""
+def ran(monkeypatch, tmp_path):
+    """What was run, in order; cells of seed 13 fail, dense ones leave their weights."""
     found = []
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
 
     def run_isolated(cell, timeout_s, log, on_progress, env):
         found.append((cell.method, cell.seed, timeout_s))
+        if cell.method == "dense" and cell.seed != 13:
+            plan.trained_dir(cell).mkdir(parents=True)
         return made(cell, failed=cell.seed == 13)
 
     monkeypatch.setattr(isolate, "run_isolated", run_isolated)
@@ -45,7 +48,8 @@ def drive(tmp_path, wanted, timeout_s=None):
     store = Store(tmp_path / "results")
     with Claims(store) as mine:
         records = []
-        for record in engines.local(wanted, 1, tmp_path, lambda *_: None, mine, timeout_s):
+        engine = engines.Local(1, lambda *_: None, timeout_s)
+        for record in engines.drive(wanted, engine, mine):
             store.put(record)
             records.append(record)
     assert not mine.mine
@@ -60,6 +64,34 @@ def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
     failed = {(r.cell.method, r.cell.seed) for r in records if r.status == "failed"}
     assert failed == {("dense", 13), ("magnitude", 13)}
     assert len(records) == 5
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
+    wanted = cells(("magnitude", 1), ("wanda", 1), ("random", 1))
+    with Claims(Store(tmp_path / "results")) as mine:
+        engine = engines.Local(slots, lambda *_: None)
+        records = list(engines.drive(wanted, engine, mine))
+    assert [run[:2] for run in ran].count(("dense", 1)) == 1
+    assert ran[0][0] == "dense"
+    assert {r.cell.method for r in records} == {"magnitude", "wanda", "random"}  # not a dense one
+
+
+def test_what_starts_from_dense_weights_that_cannot_be_made_again_fails(tmp_path, ran):
+    (record,) = drive(tmp_path, cells(("wanda", 13)))
+    assert record.error.kind == "oom"
+    assert "the dense cell it starts from failed" in record.error.message
+    assert [run[0] for run in ran] == ["dense"]
+
+
+def test_slots_share_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    threads = {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    assert engines.shares(2) == [threads] * 2
+    assert engines.shares(1) == [{}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in engines.shares(3)] == ["3", "5", "3"]
 
 
 def test_two_drivers_share_the_work(tmp_path, ran):
@@ -135,7 +167,7 @@ def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
 
 
 def options(tmp_path, **more):
-    given = {"jobs": 1, "timeout": None, "fail_fast": False} | more
+    given = {"jobs": 1, "timeout": None, "fail_fast": False, "engine": "local"} | more
     return SimpleNamespace(results=tmp_path / "results", **given)
 
 
@@ -190,7 +222,7 @@ def test_plan_tells_states_and_time(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"missing  run  {new}  about 2 min" in lines
     assert f"failed   run  {bad}" in lines
-    assert lines[-1] == (  # the dense cell whose weights the failed one needs is the fourth
-        "3 of 4 cells to run (2 missing, 1 done, 1 failed); "
-        "about 4 min, one at a time and 1 that no record tells of"
+    assert lines[-1] == (
+        "2 of 3 cells to run (1 done, 1 missing, 1 failed); "
+        "about 2 min, one at a time and 1 that no record tells of"
     )

@@ -192,14 +192,21 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
     assert [r.cell.method for r in Store(package / "results").records()[0]] == ["dense"]
 
 
-def test_a_dense_cell_is_run_again_when_its_weights_are_gone(capsys, tmp_path, monkeypatch):
+def test_lost_dense_weights_are_made_again_for_the_cells_that_start_from_them(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     folders = ("--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p"))
-    assert cli.main(["run", "--suite", "tiny", "--method", "dense", *SMALL, *folders]) == 0
-    capsys.readouterr()
-    only = ["plan", "--suite", "tiny", "--method", "magnitude", *SMALL, *folders]
-    cli.main(only)
-    assert "1 of 2 cells to run" in capsys.readouterr().out
+    run = ["run", "--suite", "tiny", *SMALL, *folders, "--method"]
+    assert cli.main([*run, "dense"]) == 0
+    (dense,) = (tmp_path / "r").rglob("seed1.json")
+    before = dense.read_bytes()
+    assert cli.main([*run, "magnitude"]) == 0
+    (first,) = set((tmp_path / "r").rglob("seed1.json")) - {dense}
+    scores = Store(tmp_path / "r").load(first).scores
+    first.unlink()
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "other"))
-    cli.main(only)
-    assert "2 of 2 cells to run" in capsys.readouterr().out
+    assert cli.main([*run, "magnitude"]) == 0
+    assert Store(tmp_path / "r").load(first).scores == scores
+    assert dense.read_bytes() == before

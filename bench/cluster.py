@@ -1,0 +1,201 @@
+"""Cells on many machines, by dask.distributed: a scheduler, workers, and the driver as its client.
+
+Plain dicts travel: a cell to a worker, its record back to the driver, which alone writes results.
+Every slot is a worker process with one thread, and every cell a process of its own below it, so a
+cell that dies takes nobody along. No file is shared: a worker has its own cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from bench import engines, isolate
+from bench.api import BenchError, Cell
+from bench.cli import say
+from bench.isolate import failed
+from bench.record import Record
+
+try:
+    import dask
+    from distributed import Client, KilledWorker, Nanny, Security, get_worker
+    from distributed.comm.addressing import get_address_host
+except ImportError:
+    raise BenchError("many machines need dask: pip install 'sparsebench[cluster]'") from None
+
+CONNECT_S = 10.0
+
+LOOK_S = 1.0
+"""Seconds between two looks at whether somebody still waits for a running cell."""
+
+Json = dict[str, Any]
+
+
+class Dask(engines.Engine):
+    """The workers of a scheduler.
+
+    Args:
+        address: the scheduler's, as `tcp://host:8786` or `tls://…`.
+        security: certificates for TLS.
+        timeout_s: after which a cell is stopped; by default its budget says.
+
+    Raises:
+        BenchError: nobody answers there.
+    """
+
+    def __init__(self, address: str, security: Security, timeout_s: float | None = None) -> None:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # one line of ours is enough
+        self.address, self.timeout_s = address, timeout_s
+        try:
+            self.client = Client(
+                address, security=security, timeout=CONNECT_S, set_as_default=False
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise BenchError(f"no scheduler answers at {address}: {error}") from None
+        self.pool = self.client.get_executor(pure=False)
+        if not self._workers():
+            say(f"no workers yet; start some with: sparsebench worker {address}", sys.stderr)
+
+    @property
+    def slots(self) -> int:
+        """Worker processes that there are; one cell waits at the scheduler where there are none."""
+        return max(1, self._workers())
+
+    def submit(self, cell: Cell) -> Future[Json]:
+        """Gives a cell to the scheduler, which has it run again if its worker is lost."""
+        job = {"cell": cell.model_dump(mode="json"), "timeout_s": self.timeout_s}
+        future: Future[Json] = self.pool.submit(run_job, job)
+        return future
+
+    def record(self, cell: Cell, future: Future[Json]) -> Record:
+        """What came of it.
+
+        Raises:
+            BenchError: the scheduler is lost.
+        """
+        try:
+            record = Record.model_validate(future.result())
+        except CancelledError:
+            raise self._lost() from None
+        except KilledWorker as error:
+            return failed(cell, "killed", f"every worker that had it was lost: {error}")
+        except Exception as error:  # whatever the worker raised, such as for an unknown method
+            return failed(cell, "error", f"a worker's answer: {type(error).__name__}: {error}")
+        if record.cell != cell:
+            return failed(cell, "contract", f"a worker answered with the record of {record.cell}")
+        return record
+
+    def stop(self) -> None:
+        """Leaves the scheduler; workers end the cells that nobody waits for any more."""
+        self.client.close(timeout=CONNECT_S)
+
+    def _workers(self) -> int:
+        try:
+            return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, CancelledError, RuntimeError):
+            raise self._lost() from None
+
+    def _lost(self) -> BenchError:
+        kept = "finished cells are kept, the same command goes on from here"
+        return BenchError(f"the scheduler at {self.address} is lost; {kept}")
+
+
+def run_job(job: Json) -> Json:
+    """Runs a cell on a worker: `{cell, timeout_s}` → its record."""
+    cell = Cell.model_validate(job["cell"])
+    with _while_wanted():
+        record = engines.run_here(cell, lambda *_: None, job["timeout_s"])
+    answer: Json = json.loads(record.to_json())
+    return answer
+
+
+@contextlib.contextmanager
+def _while_wanted() -> Iterator[None]:
+    """Ends this worker's cell when its driver has gone or given up.
+
+    The worker has one thread for tasks, so all cells below this process belong to this task.
+    """
+    worker, over = get_worker(), threading.Event()
+    key = worker.get_current_task()
+
+    def watch() -> None:
+        while not over.wait(LOOK_S):
+            task = worker.state.tasks.get(key)
+            if task is None or task.state == "cancelled":
+                isolate.kill_all()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def work(options: argparse.Namespace) -> int:
+    """Runs the cells of a scheduler until it goes: one process a GPU, or `--slots` on the CPU."""
+    import torch
+
+    host = options.listen
+    if host is None:
+        host = "127.0.0.1"
+        if not _is_loopback(options.address):
+            raise BenchError(
+                f"{options.address} is another machine: say --listen HOST, the address of this one "
+                "that it can reach. Who reaches it can run code here, so use TLS or a private net."
+            )
+    shares = engines.shares(options.slots or max(1, torch.cuda.device_count()))
+    try:
+        asyncio.run(_serve(options.address, shares, host, security(options)))
+    except OSError as error:
+        raise BenchError(f"{options.address}: {error}") from None
+    say(f"the scheduler at {options.address} has gone", sys.stderr)
+    return 1
+
+
+async def _serve(
+    address: str, shares: Sequence[Mapping[str, str]], host: str, security: Security
+) -> None:
+    # dask would give every process one thread; memory is the cells' own, which it does not see.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+        nannies = [
+            Nanny(
+                address, nthreads=1, memory_limit=0, env=dict(share), host=host, security=security
+            )
+            for share in shares
+        ]
+        try:
+            await asyncio.gather(*nannies)
+            await asyncio.gather(*(nanny.finished() for nanny in nannies))
+        finally:
+            await asyncio.gather(*(nanny.close(timeout=2) for nanny in nannies))
+
+
+def security(options: argparse.Namespace) -> Security:
+    """Certificates from the flags, else from dask's own configuration."""
+    if options.tls_ca_file is None:
+        return Security()
+    return Security(
+        require_encryption=True,
+        tls_ca_file=options.tls_ca_file,
+        tls_client_cert=options.tls_cert,
+        tls_client_key=options.tls_key,
+        tls_worker_cert=options.tls_cert,
+        tls_worker_key=options.tls_key,
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(get_address_host(address))).is_loopback
+    except (OSError, ValueError):
+        return False
