@@ -1,13 +1,16 @@
 """Processes killed, memory and disks that run out: nothing torn, nothing lost (DESIGN §10).
 
 Every fault is a real one: signals, limits of the operating system, damaged bytes. What a driver
-does with methods that hang, die, lie or diverge stands in test_run.py, records in test_store.py.
+does with methods that hang, die, lie or diverge stands in test_run.py, records in test_store.py,
+lost machines in test_cluster.py.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from bench import plan
 from bench.api import BenchError
 from bench.record import parse
+from bench.reporting import leaderboard
 from bench.store import Store
+from tests import helpers
 from tests.samples import record
 from tests.test_run import alive, children_of
 
@@ -200,6 +206,105 @@ def test_memory_and_disk_that_run_out_cost_their_own_cells_only(tmp_path, enviro
         "bulky": "disk",
     }
     assert "with batches in two pieces" in failed["huge"]["message"]
+
+
+# Cells in processes that are forked off one that has torch imported already: a start costs nothing,
+# so that there is time for many kills.
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["bench.run", "bench.isolate", "tests.helpers"])
+KILLS = 20
+
+
+def cells():
+    budget = {"budget__steps": 40, "budget__batch": 8}
+    return [helpers.cell(name, **budget) for name in ("dense", "pst", "magnitude", "gmp")]
+
+
+def child(cell, place):
+    """What a cell's process and its driver do: run it, write its record."""
+    import torch
+
+    from bench import run
+
+    torch.set_num_threads(1)
+    os.environ |= {"SPARSEBENCH_CACHE": str(place / "cache"), "SPARSEBENCH_CHECKPOINT_S": "0"}
+    Store(place / "results").put(run.run_cell(cell, lambda *_: None))
+
+
+def start(cell, place):
+    process = FORKS.Process(target=child, args=(cell, place))
+    process.start()
+    return process
+
+
+def finish(process):
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    process.close()
+
+
+def table(place):
+    """The final table of a tree in which every file must be valid, times and memory apart."""
+    records, problems = Store(place / "results").records()
+    assert problems == []
+    alike = {"cost": record().cost, "env": {}, "speed": None}
+    found = [r.model_copy(update=alike) for r in records]
+    return leaderboard.table(found), [(r.cell, r.scores, r.params, r.sparsity) for r in records]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(a tree with results and cache, seconds that a cell took)."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    begin = time.monotonic()
+    for cell in cells():
+        finish(start(cell, place))
+    return place, (time.monotonic() - begin) / len(cells())
+
+
+def test_cells_killed_at_random_moments_end_as_if_nothing_had_happened(undisturbed, tmp_path):
+    expected, seconds = table(undisturbed[0]), undisturbed[1]
+    draw, kills, turn = random.Random(), 0, 0
+    while kills < KILLS:
+        turn += 1
+        place = tmp_path / str(turn)
+        for cell in cells():
+            store = Store(place / "results")
+            while store.state(cell, plan.versions_of(cell)) != "done":
+                process = start(cell, place)
+                process.join(draw.uniform(0, seconds))
+                if process.exitcode is None:
+                    process.kill()
+                process.join()
+                assert process.exitcode in (0, -signal.SIGKILL)
+                kills += process.exitcode != 0
+                assert store.records()[1] == []
+        assert table(place) == expected
+        assert [p.name for p in (place / "cache" / "trained").glob("[!.]*")] == [
+            p.name for p in (undisturbed[0] / "cache" / "trained").glob("[!.]*")
+        ]
+
+
+def test_damaged_records_are_left_out_and_made_again(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path / "results")
+    _, pst, magnitude, gmp = cells()
+    path = store.path(pst)
+    path.write_bytes(path.read_bytes()[:-100])  # truncated
+    store.path(gmp).write_bytes(store.path(magnitude).read_bytes())  # foreign
+    text = store.path(magnitude).read_text()
+    store.path(magnitude).write_text(text.replace('"nonzero": ', '"nonzero": -'))  # corrupt
+    records, problems = store.records()
+    assert [r.cell.method for r in records] == ["dense"]
+    assert len(problems) == 3
+    planned = {p.cell.method: p for p in plan.plan(cells(), store)}
+    assert [planned[c.method].state for c in cells()] == ["done", *["corrupt"] * 3]
+    for item in planned.values():
+        if item.todo:
+            finish(start(item.cell, tmp_path))
+    assert table(tmp_path) == table(undisturbed[0])
+    assert len(list((tmp_path / "results").rglob("*.corrupt"))) == 3
 
 
 PUT = """

@@ -45,6 +45,7 @@ METHODS = """
         '''Is killed.'''
         name = "dying"
         def attach(self, model, ctx):
+            print("about to die", flush=True)
             os.kill(os.getpid(), 9)
 
     class Half(Magnitude):
@@ -73,7 +74,7 @@ def sparsebench(folder, *arguments, **options):
     command = [sys.executable, "-m", "bench", *arguments]
     if arguments[0] in ("run", "plan", "report"):
         command += ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 SMALL = ("--set", "budget.steps=6", "budget.batch=4")
@@ -115,10 +116,11 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
     listed = sparsebench(package, "list", "methods")
     assert "half       A method of another package: prunes like magnitude." in listed.stdout
 
-    bad = ("lying", "diverging", "hanging", "dying")
-    done = sparsebench(
-        package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL, "budget.timeout_s=40.0"
-    )
+    bad = ("lying", "diverging", "dying")
+    done = sparsebench(package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL)
+    assert done.returncode == 1
+    only = ("--method", "hanging", "--timeout", "15")
+    done = sparsebench(package, "run", "--suite", "tiny", *only, *SMALL)
     assert done.returncode == 1
     found = errors(package)
     assert {name: error["kind"] for name, error in found.items()} == {
@@ -129,7 +131,8 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
     }
     assert "counted sparsity 0.09" in found["lying"]["message"]
     assert found["diverging"]["message"] == "the loss is not finite at step 4"
-    assert "about to hang" in found["hanging"]["log_tail"]
+    assert found["hanging"]["message"] == "stopped after 15 s"
+    assert "about to die" in found["dying"]["log_tail"]
     assert "SIGKILL" in found["dying"]["message"]
     # The innocent cells are there.
     records, _ = Store(package / "results").records()
@@ -172,7 +175,7 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], os.getcwd()])},
     )  # fmt: skip
     logs = package / ".sparsebench" / "logs"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 900  # on a busy machine a start alone may take minutes
     while not any("about to hang" in p.read_text() for p in logs.rglob("*.log")):
         assert time.monotonic() < deadline, "the cell never started"
         assert driver.poll() is None, driver.stderr.read()
@@ -180,7 +183,7 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
     children = children_of(driver.pid)
     assert children
     driver.send_signal(how)
-    _, err = driver.communicate(timeout=30)
+    _, err = driver.communicate(timeout=300)
     deadline = time.monotonic() + 5
     while any(alive(pid) for pid in children):
         assert time.monotonic() < deadline, "a cell outlived its driver"
