@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from pydantic import ValidationError
+
 from bench import engines, isolate
 from bench.api import BenchError, Cell
 from bench.cli import say
@@ -62,7 +64,6 @@ class Dask(engines.Engine):
             )
         except (OSError, ValueError, TypeError) as error:
             raise BenchError(f"no scheduler answers at {address}: {error}") from None
-        self.pool = self.client.get_executor(pure=False)
         if not self._workers():
             say(f"no workers yet; start some with: sparsebench worker {address}", sys.stderr)
 
@@ -71,33 +72,41 @@ class Dask(engines.Engine):
         """Worker processes that there are; one cell waits at the scheduler where there are none."""
         return max(1, self._workers())
 
-    def submit(self, cell: Cell) -> Future[Json]:
+    def submit(self, cell: Cell) -> Future[Record]:
         """Gives a cell to the scheduler, which has it run again if its worker is lost."""
+        future: Future[Record] = Future()
+
+        def done(remote: Any) -> None:
+            try:
+                future.set_result(self._record(cell, remote))
+            except BaseException as error:
+                future.set_exception(error)  # whatever it is, nobody may wait for ever
+            finally:
+                remote.release()  # a result kept on a worker would be computed again with its loss
+
         job = {"cell": cell.model_dump(mode="json"), "timeout_s": self.timeout_s}
-        future: Future[Json] = self.pool.submit(run_job, job)
+        self.client.submit(run_job, job, pure=False).add_done_callback(done)
         return future
-
-    def record(self, cell: Cell, future: Future[Json]) -> Record:
-        """What came of it.
-
-        Raises:
-            BenchError: the scheduler is lost.
-        """
-        try:
-            record = Record.model_validate(future.result())
-        except CancelledError:
-            raise self._lost() from None
-        except KilledWorker as error:
-            return failed(cell, "killed", f"every worker that had it was lost: {error}")
-        except Exception as error:  # whatever the worker raised, such as for an unknown method
-            return failed(cell, "error", f"a worker's answer: {type(error).__name__}: {error}")
-        if record.cell != cell:
-            return failed(cell, "contract", f"a worker answered with the record of {record.cell}")
-        return record
 
     def stop(self) -> None:
         """Leaves the scheduler; workers end the cells that nobody waits for any more."""
         self.client.close(timeout=CONNECT_S)
+
+    def _record(self, cell: Cell, remote: Any) -> Record:
+        if remote.status == "error":
+            error = remote.exception()
+            if isinstance(error, KilledWorker):
+                return failed(cell, "killed", f"every worker that had it was lost: {error}")
+            return failed(cell, "error", f"on a worker: {type(error).__name__}: {error}")
+        try:
+            record = Record.model_validate(remote.result())
+        except ValidationError as error:
+            return failed(cell, "contract", f"a worker's answer is no record: {error}")
+        except (OSError, CancelledError):
+            raise self._lost() from None
+        if record.cell != cell:
+            return failed(cell, "contract", f"a worker answered with the record of {record.cell}")
+        return record
 
     def _workers(self) -> int:
         try:

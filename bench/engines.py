@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -38,15 +37,11 @@ class Engine(ABC):
         """Cells that run at a time; it may change."""
 
     @abstractmethod
-    def submit(self, cell: Cell) -> Future[Any]:
-        """Starts a cell, or has it wait for a slot."""
+    def submit(self, cell: Cell) -> Future[Record]:
+        """Starts a cell, or has it wait for a slot.
 
-    @abstractmethod
-    def record(self, cell: Cell, future: Future[Any]) -> Record:
-        """What came of it.
-
-        Raises:
-            BenchError: the engine itself has failed, not the cell.
+        The future holds its record, done or failed; where it raises `BenchError`, the engine itself
+        has failed.
         """
 
     @abstractmethod
@@ -71,7 +66,7 @@ def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Re
     waiting = list(cells)
     unfinished = set(cells)
     broken: set[Cell] = set()
-    running: dict[Future[Any], Cell] = {}
+    running: dict[Future[Record], Cell] = {}
 
     def settle(record: Record) -> Record:
         unfinished.discard(record.cell)
@@ -103,7 +98,7 @@ def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Re
             idle = LOOK_S if waiting else None
             for future in wait(running, idle, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
-                yield settle(engine.record(cell, future))
+                yield settle(future.result())
                 claims.drop(cell)
     finally:
         engine.stop()
@@ -132,13 +127,6 @@ class Local(Engine):
         """Starts a cell in a thread of its own."""
         return self.pool.submit(self._run, cell)
 
-    def record(self, cell: Cell, future: Future[Record]) -> Record:
-        """What came of it."""
-        try:
-            return future.result()
-        except (BenchError, OSError) as error:
-            return failed(cell, getattr(error, "kind", "error"), str(error))
-
     def stop(self) -> None:
         """Ends whatever still runs."""
         isolate.kill_all()
@@ -148,6 +136,8 @@ class Local(Engine):
         share = self.shares.get()
         try:
             return run_here(cell, self.on_progress, self.timeout_s, share)
+        except (BenchError, OSError) as error:
+            return failed(cell, getattr(error, "kind", "error"), str(error))
         finally:
             self.shares.put(share)
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from bench import cli, plan
-from bench.api import BenchError
 from bench.store import Store
 from tests import helpers
 from tests.samples import record
@@ -217,15 +216,15 @@ def test_certificates_are_passed_on():
     assert not cluster.security(SimpleNamespace(tls_ca_file=None)).require_encryption
 
 
-def test_the_record_of_another_cell_is_refused():
-    engine = object.__new__(cluster.Dask)
-    other = SimpleNamespace(result=lambda: record().model_dump(mode="json"))
-    wanted = helpers.cell("pst", seed=2)
-    assert engine.record(wanted, other).error.kind == "contract"
+def test_answers_that_are_no_record_of_the_cell_are_failures():
+    engine, wanted = object.__new__(cluster.Dask), helpers.cell("pst", seed=2)
     engine.address = "tcp://nowhere"
-    with pytest.raises(BenchError, match="is lost"):
-        engine.record(wanted, SimpleNamespace(result=_cancelled))
 
+    def kind(result):
+        done = SimpleNamespace(status="finished", result=lambda: result)
+        return engine._record(wanted, done).error.kind
 
-def _cancelled():
-    raise cluster.CancelledError
+    assert kind(record().model_dump(mode="json")) == "contract"  # of another cell
+    assert kind({"status": "done"}) == "contract"
+    raised = SimpleNamespace(status="error", exception=lambda: KeyError("method"))
+    assert engine._record(wanted, raised).error.kind == "error"

@@ -248,7 +248,7 @@ def table(place):
     """The final table of a tree in which every file must be valid, times and memory apart."""
     records, problems = Store(place / "results").records()
     assert problems == []
-    alike = {"cost": record().cost, "env": {}, "speed": None}
+    alike = {"cost": record().cost, "env": {}, "speed": []}
     found = [r.model_copy(update=alike) for r in records]
     return leaderboard.table(found), [(r.cell, r.scores, r.params, r.sparsity) for r in records]
 

@@ -1,6 +1,7 @@
 """The block-sequential driver (METHODS.md §3.9, item 3; DESIGN §4)."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -276,3 +277,31 @@ def test_bfloat16_models_keep_their_type_and_float32_statistics():
 def test_width_is_refused_before_any_pass():
     with pytest.raises(BenchError, match=r"pattern 2:5: .* has 64 inputs, not a multiple of 5"):
         helpers.attached(helpers.cell("sparsegpt", pattern="2:5"))
+
+
+def peak(kind, depth):
+    """The most bytes that were allocated at a time beside the model while it was pruned."""
+    model, data = build("llama", depth), list(batches(count=2, size=4, length=24))
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        kind(kind.Params()).attach(model, context(model, data))
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize("kind", [wanda.Wanda, sparsegpt.SparseGPT, ria.RIA, owl.OWL])
+def test_peak_memory_does_not_grow_with_depth(kind):
+    """DESIGN §4: weights, one block's statistics and its activations, whatever the depth."""
+    shallow, deep = (peak(kind, depth) for depth in (2, 24))
+    assert deep <= shallow + 22 * 1024  # a kilobyte a block: less than any matrix or statistic
+
+
+def test_the_peak_sees_what_is_kept():
+    class Hoarder(wanda.Wanda):
+        def pruned(self, weight, statistic, k):
+            self.kept = [*getattr(self, "kept", []), statistic, weight.clone()]
+            return super().pruned(weight, statistic, k)
+
+    shallow, deep = (peak(Hoarder, depth) for depth in (2, 24))
+    assert deep > shallow + 22 * 1024
