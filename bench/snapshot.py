@@ -7,7 +7,7 @@ what they are (parameters keep their identity, so optimizers and hooks go on poi
 what is reachable twice is one thing again.
 
 What could hold state that is not seen is refused, never skipped: an iterator, a NumPy generator, a
-file. So whatever was taken is all there was. Out of sight are global variables only.
+file. So whatever was taken is all there was. Out of sight are global and class variables only.
 """
 
 from __future__ import annotations
