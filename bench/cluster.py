@@ -56,7 +56,8 @@ class Dask(engines.Engine):
     """
 
     def __init__(self, address: str, security: Security, timeout_s: float | None = None) -> None:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # one line of ours is enough
+        for name in ("distributed", "distributed.client"):  # both have a handler of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.address, self.timeout_s = address, timeout_s
         try:
             self.client = Client(
