@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 PATIENCE = 900  # seconds; on a busy machine a start alone may take minutes
+UNHURRIED = ("--timeout", "3600")  # of a cell; the tiny tasks' own is for a machine at rest
 LONG = ("budget.steps=4000", "budget.batch=8")
 SHORT = ("budget.steps=30", "budget.batch=8")
 
@@ -63,7 +64,7 @@ class Machines:
         return self.start(name, sys.executable, "-m", "bench", "worker", self.address)
 
     def driver(self, *more):
-        command = [sys.executable, "-m", "bench", "run", "--suite", "tiny", *more]
+        command = [sys.executable, "-m", "bench", "run", "--suite", "tiny", *more, *UNHURRIED]
         return self.start("driver", *command, "--engine", "dask", "--scheduler", self.address)
 
     def err(self, name):
@@ -154,7 +155,7 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
 
     # The table is that of one machine.
     local = ("--suite", "tiny", "--method", "pst", "magnitude", "--set", *SHORT)
-    command = [sys.executable, "-m", "bench", "run", *local]
+    command = [sys.executable, "-m", "bench", "run", *local, *UNHURRIED]
     assert machines.finished(machines.start("alone", *command)) == 0, machines.everything()
     expected = {r.cell.method: r for r in Store(machines.place / "alone" / "results").records()[0]}
     assert set(expected) == set(found)

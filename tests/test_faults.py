@@ -106,6 +106,7 @@ started = []
 def driver(folder, environment, *arguments):
     command = [sys.executable, "-m", "bench", "run", "--suite", "tiny", *arguments]
     command += ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
+    command += ["--timeout", str(PATIENCE)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))
     return started[-1]

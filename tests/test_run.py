@@ -74,6 +74,8 @@ def sparsebench(folder, *arguments, **options):
     command = [sys.executable, "-m", "bench", *arguments]
     if arguments[0] in ("run", "plan", "report"):
         command += ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
+    if arguments[0] == "run" and "--timeout" not in arguments:
+        command += ["--timeout", "3600"]  # the tiny tasks' own is for a machine at rest
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
