@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import plan, registry
+from bench import gate, plan, registry, submissions
 from bench.api import BenchError, Cell
 from bench.cell import QUANTIZE
 from bench.cli import say
 from bench.plan import Planned
+from bench.record import parse
 from bench.registry import Suite
 from bench.reporting import leaderboard
+from bench.reporting.rows import verified
 from bench.store import Store, disk_error
 
 
@@ -69,25 +71,9 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.dry_run:
         _show_plan(planned)
         return 0
-    todo = [p.cell for p in planned if p.todo]
-    failures = 0
-    if todo:
-        from bench import engines, isolate, progress
-
-        missing = _prepare(todo)
-        for line in sorted(set(missing.values())):
-            say(f"sparsebench: {line}", sys.stderr)
-        for cell, line in missing.items():
-            store.put(isolate.failed(cell, "offline", line))
-        failures = len(missing)
-        ready = [cell for cell in todo if cell not in missing]
-        with progress.bars(len(ready)) as bars:
-            for record in engines.local(ready, options.jobs, Path(".sparsebench/logs"), bars.step):
-                store.put(record)
-                bars.done(record)
-                failures += record.status == "failed"
-        if len(missing) == len(cells):  # nothing could be had: the line above says it all
-            return 2
+    cannot, failures = _run(planned, store, options.jobs)
+    if cannot == len(cells):  # nothing could be had: the lines above say it all
+        return 2
     versions = plan.versions_of
     done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
     if found := [record for record in done if record is not None]:
@@ -98,6 +84,49 @@ def run_cells(options: argparse.Namespace) -> int:
         f"records in {options.results}/, pages: {pages[0]}"
     )
     return 1 if failures else 0
+
+
+def _run(planned: Sequence[Planned], store: Store, slots: int) -> tuple[int, int]:
+    """Runs what is to be run into the store; how many cells lack data or weights, and failed."""
+    todo = [p.cell for p in planned if p.todo]
+    if not todo:
+        return 0, 0
+    from bench import engines, isolate, progress
+
+    missing = _prepare(todo)
+    for line in sorted(set(missing.values())):
+        say(f"sparsebench: {line}", sys.stderr)
+    for cell, line in missing.items():
+        store.put(isolate.failed(cell, "offline", line))
+    failures = len(missing)
+    ready = [cell for cell in todo if cell not in missing]
+    with progress.bars(len(ready)) as bars:
+        for record in engines.local(ready, slots, Path(".sparsebench/logs"), bars.step):
+            store.put(record)
+            bars.done(record)
+            failures += record.status == "failed"
+    return len(missing), failures
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Runs the cell of a record from elsewhere, and compares what the project found."""
+    try:
+        submitted = parse(options.record.read_bytes(), str(options.record))
+    except OSError as error:
+        raise BenchError(f"{options.record}: {error.strerror}") from None
+    if submitted.status != "done" or verified(submitted):
+        what = "the project's own record" if verified(submitted) else "the record of a failure"
+        raise BenchError(f"{options.record} is {what}; verify takes a submission")
+    cell, store = submitted.cell, Store(options.results)
+    plan.budget_of(cell)
+    _run(_planned(options, store, [cell]), store, slots=1)
+    own = store.get(cell)
+    if own is None or own.status == "failed":
+        return 1
+    moved = submissions.differences(submitted, own, store.records()[0])
+    say(gate.report(moved, 1, str(options.record), "Verification"))
+    _write_pages(store, options.reports)
+    return int(any(change.fails for change in moved))
 
 
 def report(options: argparse.Namespace) -> int:
@@ -197,7 +226,7 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 
 
 def _write_pages(store: Store, folder: Path) -> list[Path]:
-    records, problems = store.records()
+    records, problems = submissions.with_own(store)
     try:
         return leaderboard.write_pages(records, problems, folder, store.root)
     except OSError as error:
