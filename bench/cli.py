@@ -192,7 +192,7 @@ def _judging(commands: Any) -> None:
     claims.add_argument("--out", **out)
 
     table = commands.add_parser("table", help="all records as a table for other programs")
-    table.add_argument("--format", choices=("csv", "json", "latex"), default="csv")
+    table.add_argument("--format", choices=("csv", "json", "latex", "parquet"), default="csv")
     table.add_argument("--results", **results)
     table.add_argument("--out", **out)
 

@@ -74,7 +74,7 @@ def accept(records: Sequence[Record], results: Path) -> list[Path]:
 def with_own(store: Store) -> tuple[list[Record], list[str]]:
     """The project's records and the submissions of cells that it has not run; what is neither."""
     records, lines = store.records()
-    own = {record.cell for record in records}
+    own = {record.cell for record in records if verified(record)}
     for folder in sorted((store.root / FOLDER).glob("*")):
         sent, broken = Store(folder).records()
         lines += broken

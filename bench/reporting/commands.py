@@ -79,8 +79,10 @@ def export_table(options: argparse.Namespace) -> int:
     """Writes all records as one table."""
     records, problems = submissions.with_own(_store(options.results))
     _name_left_out(problems)
-    text = tidy.FORMATS[options.format](records)
-    _deliver(text.rstrip("\n"), options.out)
+    table = tidy.FORMATS[options.format](records)
+    if options.out is None and isinstance(table, bytes):
+        raise BenchError(f"--format {options.format} is no text: name a file with --out")
+    _deliver(table.rstrip("\n") if isinstance(table, str) else table, options.out)
     return 0
 
 
@@ -121,13 +123,13 @@ def _store(folder: Path) -> Store:
     return Store(folder)
 
 
-def _deliver(text: str, out: Path | None) -> None:
+def _deliver(content: str | bytes, out: Path | None) -> None:
     """Prints a report, or writes it and says where."""
     if out is None:
-        say(text)
+        say(str(content))
         return
     try:
-        write_atomic(out, text + "\n")
+        write_atomic(out, content + "\n" if isinstance(content, str) else content)
     except OSError as error:
         raise disk_error(out, error) from error
     say(str(out))

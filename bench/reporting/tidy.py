@@ -1,4 +1,4 @@
-"""`sparsebench table`: all records as CSV or JSON, one a row, or their means as LaTeX.
+"""`sparsebench table`: all records as CSV, JSON or Parquet, one a row, or their means as LaTeX.
 
 What stands in a record may come from a stranger: no cell of the CSV is a formula, no LaTeX command
 survives, and a row says whether the project ran the cell itself.
@@ -74,10 +74,18 @@ def to_latex(records: Sequence[Record]) -> str:
     return tabulate(lines, header, tablefmt="latex", disable_numparse=True) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Record]], str]] = {
+def to_parquet(records: Iterable[Record]) -> bytes:
+    """The columns of the CSV with their types; texts are as the records have them."""
+    import pandas  # takes a second to load
+
+    return bytes(pandas.DataFrame(rows(records)).to_parquet(index=False))
+
+
+FORMATS: dict[str, Callable[[Sequence[Record]], str | bytes]] = {
     "csv": to_csv,
     "json": to_json,
     "latex": to_latex,
+    "parquet": to_parquet,
 }
 
 
