@@ -18,13 +18,14 @@ SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task
 	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench plan report check compare list fetch speed test test-real lint clean
+.PHONY: help bench plan report check claims compare list fetch speed test test-real lint clean
 
 help:
 	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines, print the table"
 	@echo "make plan               what would be run"
 	@echo "make report             write reports/ from results/"
 	@echo "make check              run the tiny suite and hold it against its baseline (ARGS=--update renews it)"
+	@echo "make claims             what the papers say beside what was found, in reports/claims.md"
 	@echo "make compare A=pst B=gmp  where each wins, what both cost"
 	@echo "make list               methods, tasks, models, suites"
 	@echo "make fetch              download what the suite needs"
@@ -67,7 +68,12 @@ GATE := .sparsebench/check
 check: $(VENV)/.run
 	@$(BIN)/sparsebench run --suite tiny --method magnitude gmp pst --seeds 1 2 3 \
 		--set budget.steps=200 --jobs 2 --rerun --results $(GATE)/results --reports $(GATE)/reports >/dev/null
-	@$(BIN)/sparsebench check --results $(GATE)/results --baseline results/baselines/tiny.json $(ARGS)
+	@rm -f $(GATE)/gate.md; $(BIN)/sparsebench check --results $(GATE)/results --out $(GATE)/gate.md \
+		--baseline results/baselines/tiny.json $(ARGS) >/dev/null; status=$$?; \
+		cat $(GATE)/gate.md; exit $$status
+
+claims: $(VENV)/.run
+	@$(BIN)/sparsebench claims --out reports/claims.md
 
 compare: $(VENV)/.run
 	@$(BIN)/sparsebench compare "$(A)" "$(B)" $(if $(TASK),--task $(TASK)) $(ARGS)
