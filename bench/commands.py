@@ -19,7 +19,7 @@ from bench.cell import QUANTIZE
 from bench.cli import say
 from bench.plan import Planned
 from bench.registry import Suite
-from bench.reporting import leaderboard
+from bench.reporting import leaderboard, pages
 from bench.store import Store, disk_error
 
 
@@ -92,10 +92,10 @@ def run_cells(options: argparse.Namespace) -> int:
     done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
     if found := [record for record in done if record is not None]:
         say(leaderboard.table(found, average=suite.average))
-    pages = _write_pages(store, options.reports)
+    written = _write_pages(store, options.reports)
     say(
         f"\n{len(done)} of {len(cells)} cells done; "
-        f"records in {options.results}/, pages: {pages[0]}"
+        f"records in {options.results}/, pages: {written[0]}"
     )
     return 1 if failures else 0
 
@@ -199,7 +199,7 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 def _write_pages(store: Store, folder: Path) -> list[Path]:
     records, problems = store.records()
     try:
-        return leaderboard.write_pages(records, problems, folder, store.root)
+        return pages.write_pages(records, problems, folder, store.root)
     except OSError as error:
         raise disk_error(folder, error) from error
 
