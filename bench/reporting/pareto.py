@@ -33,7 +33,7 @@ WIDE = 6
 
 
 class Cost(NamedTuple):
-    """An axis: what it is called, a row's place on it (None where it was not counted), and where."""
+    """An axis: its name, a row's place on it (None where it was not counted), the machine."""
 
     label: str
     of: Callable[[Sequence[Record]], float | None]

@@ -63,6 +63,7 @@ class Scale:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
+    """Between three and six multiples of 1, 2 or 5 × 10^n."""
     rough = (high - low) / 5.5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
