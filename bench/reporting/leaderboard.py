@@ -143,7 +143,7 @@ def _averages(
         if record.cell.task in average:
             groups[_group(record)[1:]].append(record)
     parts = []
-    for (model, budget, overrides), inside in sorted(groups.items(), key=str):
+    for (model, budget, overrides), inside in sorted(groups.items(), key=lambda item: str(item[0])):
         tasks = [name for name in average if any(r.cell.task == name for r in inside)]
         if len(tasks) < 2:
             continue

@@ -101,7 +101,7 @@ def _curves(
         elif method != REFERENCE:
             series[method, pattern, overrides, checked].append((key, inside))
     made = []
-    for _, parts in sorted(series.items(), key=str):
+    for _, parts in sorted(series.items(), key=lambda item: str(item[0])):
         points = [(100 * _zeros(inside), key, inside) for key, inside in parts]
         points.sort(key=lambda p: p[0])
         drawn = [
