@@ -108,7 +108,9 @@ def test_a_table_is_chosen_with_its_figure(written, visit):
     assert len(column(page, 1)) == 49
     page.locator("#board").select_option(label="all tables")
     assert "1 to 50 of 98 rows" in page.locator(".dt-info").inner_text()
-    assert "task" in page.locator("#rows thead").inner_text()
+    assert column(page, 3)[0] == "perplexity · wikitext · smollm2-135m-q4"
+    page.locator("input[type=search]").fill("reviews pst")
+    assert column(page, 3) == ["quick · reviews · minilm-l6"] * 3
     assert page.locator("#figures svg").count() == 0
 
 
@@ -189,9 +191,14 @@ def test_no_label_lies_over_another(written, visit):
 
 
 def test_hostile_records_stay_text(tmp_path, visit):
-    evil = [hostile(text, seed=i, method=f"m{i}") for i, text in enumerate(EVIL)]
+    evil = [
+        hostile(text, method=f"m{i}", overrides=(("note", text), ("budget.note", text)))
+        for i, text in enumerate(EVIL)
+    ]
     pages.write_pages([*evil, record(0.5)], EVIL, tmp_path)
     page = visit(tmp_path / "index.html")
     page.locator("#board").select_option(label="all tables")
     assert page.locator("#rows b, #rows img, #rows script").count() == 0
-    assert "<script>alert(1)</script>" in page.locator("#rows").inner_text()
+    text = page.locator("#rows").inner_text()
+    assert "<script>alert(1)</script>" in text
+    assert "&lt;b&gt;" in text

@@ -26,7 +26,7 @@ from bench.cell import REFERENCE
 from bench.record import Record
 from bench.reporting import costs, pareto, svg
 from bench.reporting.leaderboard import LEGEND, Board
-from bench.reporting.rows import Key, name
+from bench.reporting.rows import Key, name, number
 from bench.reporting.svg import Panel
 from bench.reporting.table import printable
 
@@ -41,21 +41,21 @@ class Section(NamedTuple):
     panels: Sequence[Panel]
 
 
-_WORDS = ("method", "pattern", "task", "model", "budget", "suite")
+_WORDS = ("method", "pattern", "table")
 _RANK = "rank"
 _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
     "score": lambda _b, _k, rs: f"{statistics.fmean(_scores(rs)):.2f}",
-    "± sd": lambda _b, _k, rs: f"{statistics.stdev(_scores(rs)):.2f}" if len(rs) > 1 else "",
+    "±\u00a0sd": lambda _b, _k, rs: f"{statistics.stdev(_scores(rs)):.2f}" if len(rs) > 1 else "",
     "seeds": lambda _b, _k, rs: str(len(rs)),
     _RANK: lambda b, k, _: b.ranks[k],
     "recovery %": lambda b, k, _: _scaled(b.recovery[k], 0.01, 1),
     "zeros %": lambda _b, _k, rs: _scaled(
         statistics.fmean(r.sparsity.overall for r in rs if r.sparsity), 0.01, 2
     ),
-    "trainable, k": lambda _b, _k, rs: _scaled(rs[0].params and rs[0].params.trainable.body, 1e3),
-    "MACs effective, M": lambda _b, _k, rs: _scaled(rs[0].macs and rs[0].macs.effective, 1e6),
-    "MACs realizable, M": lambda _b, _k, rs: _scaled(rs[0].macs and rs[0].macs.realizable, 1e6),
-    "stored, MiB": lambda _b, _k, rs: _scaled(rs[0].bytes and rs[0].bytes.stored, 2**20),
+    "trainable, k": lambda _b, _k, rs: _scaled(number(rs[0], "params.trainable.body"), 1e3),
+    "MACs effective, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.effective"), 1e6),
+    "MACs realizable, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.realizable"), 1e6),
+    "stored, MiB": lambda _b, _k, rs: _scaled(number(rs[0], "bytes.stored"), 2**20),
     "train + prune, s": lambda _b, _k, rs: f"{statistics.fmean(map(costs.seconds, rs)):.1f}",
 }
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
@@ -99,9 +99,6 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
 
 
 def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[str, Any]]:
-    task, model, budget, overrides = section.board.group
-    budget = " ".join([budget, *(f"{key}={value}" for key, value in overrides)])
-    where = (task, model, budget, section.suite)
     found = []
     for key, records in section.board.rows:
         numbers = [(c, of(section.board, key, records)) for c, of in _NUMBERS.items()]
@@ -110,7 +107,7 @@ def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[st
             {
                 "board": number,
                 "style": -1 if key[0] == REFERENCE else styles[key[0]],
-                "words": [method, ", ".join(p for p in level if p != "–"), *where],
+                "words": [method, ", ".join(p for p in level if p != "–")],
                 "numbers": [(cell, _order(cell) if c == _RANK else None) for c, cell in numbers],
             }
         )

@@ -1,7 +1,7 @@
 // The page's own behaviour: choose a table, sort and search its rows, read a figure by pointing.
 const get = (id) => document.getElementById(id);
 const board = get("board"), figures = get("figures"), tip = get("tip");
-const WHERE = [2, 3, 4, 5]; // columns that say which table a row is of
+const WHERE = 2; // the column that says which table a row is of, by its number
 const NEAR = 18; // pixels from a mark at which it is meant
 
 async function draw(number) {
@@ -46,13 +46,22 @@ function leave() {
   light();
 }
 
+function name(number, kind) {
+  const option = board.options[number];
+  return kind === "display" ? option.innerHTML : option.text;
+}
+
 if (board) {
   const table = new DataTable("#rows", {
     autoWidth: false,
     order: [],
     pageLength: 50,
     lengthMenu: [25, 50, 100, 1000],
-    columnDefs: [{ className: "word", targets: [0, 1, ...WHERE] }],
+    columnDefs: [
+      { className: "word", targets: [0, 1, WHERE] },
+      // Text from a record: DataTables would take it for HTML in a cell, so it is escaped again.
+      { targets: WHERE, type: "string", render: (number, kind) => name(number, kind) },
+    ],
     layout: { topStart: "search", topEnd: "pageLength", bottomStart: "info", bottomEnd: "paging" },
     language: { info: "_START_ to _END_ of _TOTAL_ rows", infoEmpty: "no rows", infoFiltered: "",
       search: "search rows", lengthMenu: "_MENU_ at a time" },
@@ -61,7 +70,7 @@ if (board) {
     const number = board.value;
     leave();
     figures.textContent = "";
-    table.columns(WHERE).visible(number === "", false);
+    table.column(WHERE).visible(number === "", false);
     table.search.fixed("board", number === "" ? null : (_, data, row) =>
       table.row(row).node().dataset.b === number);
     table.draw();

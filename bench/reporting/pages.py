@@ -44,7 +44,7 @@ def write_pages(
     figures: set[Path] = set()
     for suite, inside in _by_suite(records):
         boards = leaderboard.boards(inside)
-        images = {}
+        images: dict[Group, str] = {}
         for board in boards:
             panels = pareto.panels(board.rows, styles)
             sections.append(html.Section(suite.name, board, panels))
@@ -52,9 +52,8 @@ def write_pages(
             figures.add(folder / path)
             write_atomic(folder / path, svg.sheet(panels, path.stem))
             images[board.group] = _image(board, path)
-        text = leaderboard.tables(
-            boards, markdown, suite.average, link, lambda board, of=images: of[board.group]
-        )
+        figure = partial(_of_group, images)
+        text = leaderboard.tables(boards, markdown, suite.average, link, figure)
         path = folder / f"{suite.name}.md"
         legends = LEGEND + pareto.LEGEND + costs.LEGEND
         write_atomic(path, f"# {suite.name}\n\n{suite.description}\n\n{text}\n\n{legends}")
@@ -106,6 +105,10 @@ def _file_of(suite: Suite, group: Group) -> Path:
     if budget != "default" or overrides:
         parts.append(hashlib.sha256(canonical([budget, overrides])).hexdigest()[:6])
     return Path(FIGURES, ".".join(parts) + ".svg")
+
+
+def _of_group(images: dict[Group, str], board: Board) -> str:
+    return images[board.group]
 
 
 def _image(board: Board, path: Path) -> str:

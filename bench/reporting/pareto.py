@@ -17,7 +17,7 @@ from bench import registry
 from bench.cell import REFERENCE
 from bench.record import Record
 from bench.reporting import costs
-from bench.reporting.rows import Key, Row, higher, mean, name
+from bench.reporting.rows import Key, Row, higher, mean, name, number
 from bench.reporting.svg import Panel, Point, Series
 from bench.reporting.table import human
 
@@ -145,11 +145,11 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
     found = [
         Cost(
             "trainable parameters, without the head",
-            lambda r: r[0].params and r[0].params.trainable.body,
+            lambda r: number(r[0], "params.trainable.body"),
         ),
-        Cost("MACs, effective", lambda r: r[0].macs and r[0].macs.effective),
-        Cost("MACs, realizable", lambda r: r[0].macs and r[0].macs.realizable),
-        Cost("bytes stored", lambda r: r[0].bytes and r[0].bytes.stored),
+        Cost("MACs, effective", lambda r: number(r[0], "macs.effective")),
+        Cost("MACs, realizable", lambda r: number(r[0], "macs.realizable")),
+        Cost("bytes stored", lambda r: number(r[0], "bytes.stored")),
     ]
     for machine in sorted({costs.hardware(r) for r in records}):
         here = [r for r in records if costs.hardware(r) == machine]

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape as _escape
 
+from bench.cell import REFERENCE
 from bench.reporting.scale import Scale
 from bench.reporting.table import human, printable
 
@@ -129,9 +130,9 @@ def panel(p: Panel) -> tuple[str, float]:
     if p.log_y:
         ys = [y for y in ys if y > 0]
     ys += [] if p.reference is None else [p.reference]
-    ends = (TOP, bottom) if p.falling else (bottom, TOP)
+    low, high = (TOP, bottom) if p.falling else (bottom, TOP)
     x = Scale(xs, LEFT, right, p.log_x, inset=12)
-    y = Scale(ys, *ends, p.log_y, inset=8)
+    y = Scale(ys, low, high, p.log_y, inset=8)
     parts = [*_axes(p, x, y, right, bottom)]
     if p.front:
         steps = [f"M{x(p.front[0][0]):.1f} {y(p.front[0][1]):.1f}"]
@@ -230,7 +231,7 @@ def _ends(
     if p.reference is not None:
         at = y(p.reference)
         parts.append(f'<path class="ref" d="M{LEFT} {at:.1f}H{right}"/>')
-        wanted.append((at, right, Series("dense", -1, "mark", ())))
+        wanted.append((at, right, Series(REFERENCE, -1, "mark", ())))
     wanted.sort(key=lambda w: w[0])
     places: list[float] = []
     for at, _, _ in wanted:
@@ -263,8 +264,8 @@ def _beside(p: Panel, x: Scale, y: Scale, right: float, bottom: float) -> list[s
         a, b, wide = x(q.x), y(q.y), _wide(q.label)
         # Off the point's height a label could be that of a neighbour: for the frontier only.
         for dx, dy in _ASIDE if q.front else _ASIDE[:2]:
-            dx = dx if dx > 0 else dx - wide
-            box = (a + dx, b + dy - 5.5, a + dx + wide, b + dy + 5.5)
+            left = a + dx if dx > 0 else a + dx - wide
+            box = (left, b + dy - 5.5, left + wide, b + dy + 5.5)
             if box[0] < LEFT + 2 or box[2] > right or box[1] < TOP - 8 or box[3] > bottom:
                 continue
             if any(_overlap(box, other) for other in taken):
