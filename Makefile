@@ -18,12 +18,12 @@ SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task
 	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench plan report check claims compare list fetch speed test test-real lint clean
+.PHONY: help bench plan report check claims compare list fetch speed test test-browser test-real lint clean
 
 help:
 	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines, print the table"
 	@echo "make plan               what would be run"
-	@echo "make report             write reports/ from results/"
+	@echo "make report             write reports/ (Markdown, figures, index.html) from results/"
 	@echo "make check              run the tiny suite and hold it against its baseline (ARGS=--update renews it)"
 	@echo "make claims             what the papers say beside what was found, in reports/claims.md"
 	@echo "make compare A=pst B=gmp  where each wins, what both cost"
@@ -31,6 +31,7 @@ help:
 	@echo "make fetch              download what the suite needs"
 	@echo "make speed              training-step time of every method relative to dense"
 	@echo "make test               lint, types, unit, contract and fault tests"
+	@echo "make test-browser       the HTML page in Chromium"
 	@echo "make test-real          slower checks on real weights and data"
 	@echo "variables: METHOD TASK MODEL SUITE SPARSITY PATTERN SEEDS JOBS, and ARGS for any other flag"
 
@@ -92,6 +93,10 @@ lint: $(VENV)/.dev
 test: lint
 	$(BIN)/pytest $(ARGS)
 	@$(MAKE) --no-print-directory check ARGS=
+
+test-browser: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/pytest -m browser $(ARGS)
 
 test-real: $(VENV)/.dev
 	$(BIN)/pytest -m real $(ARGS)

@@ -20,7 +20,7 @@ from bench.cli import say
 from bench.plan import Planned
 from bench.record import parse
 from bench.registry import Suite
-from bench.reporting import leaderboard
+from bench.reporting import leaderboard, pages
 from bench.reporting.rows import verified
 from bench.store import Store, disk_error
 
@@ -78,10 +78,10 @@ def run_cells(options: argparse.Namespace) -> int:
     done = [store.get(c) for c in cells if store.state(c, versions(c)) == "done"]
     if found := [record for record in done if record is not None]:
         say(leaderboard.table(found, average=suite.average))
-    pages = _write_pages(store, options.reports)
+    written = _write_pages(store, options.reports)
     say(
         f"\n{len(done)} of {len(cells)} cells done; "
-        f"records in {options.results}/, pages: {pages[0]}"
+        f"records in {options.results}/, pages: {written[0]}"
     )
     return 1 if failures else 0
 
@@ -228,7 +228,7 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 def _write_pages(store: Store, folder: Path) -> list[Path]:
     records, problems = submissions.with_own(store)
     try:
-        return leaderboard.write_pages(records, problems, folder, store.root)
+        return pages.write_pages(records, problems, folder, store.root)
     except OSError as error:
         raise disk_error(folder, error) from error
 

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from bench import plan
 from bench.record import Record
 from bench.reporting import costs
-from bench.reporting.rows import name, ordered, verified
+from bench.reporting.rows import name, number, ordered, verified
 from bench.reporting.table import printable
 
 Value = str | int | float | bool | None
@@ -117,17 +117,10 @@ def _row(record: Record) -> dict[str, Value]:
         "higher_is_better": scores.higher_is_better,
         "score": scores.value,
         "items": scores.n,
-        **{place: _at(record, place) for place in _COUNTS},
+        **{place: number(record, place) for place in _COUNTS},
         "hardware": costs.hardware(record),
         "data": f"{record.data.repo} {record.data.fingerprint[:12]}" if record.data else "",
         "subset": record.data.subset if record.data else "",
         "git": record.code.git,
         "time": record.time,
     }
-
-
-def _at(record: Record, place: str) -> int | float | None:
-    found = record
-    for part in place.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[return-value]
