@@ -27,7 +27,7 @@ class Scale:
         known = known or [1.0]
         low, high = (self._in(f(known)) for f in (min, max))
         if high - low < 1e-9 * max(abs(high), 1):  # one value stands in the middle
-            margin = 0.5 if log else 0.05 * abs(high) or 1.0
+            margin = 0.5 if log else max(0.05 * abs(high), 1e-6)
             low, high = low - margin, high + margin
         inward = math.copysign(inset, end - start)
         first = start + inward * (3.5 if self.zeros else 1)
