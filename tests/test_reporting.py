@@ -220,7 +220,7 @@ def test_ranks_are_among_equals_in_level_and_shared_where_no_test_tells():
         for m, v, w in (("gmp", 0.9, 1), ("pst", 0.5, 2), ("wanda", 0.501, 3))
         for s in (1, 2, 3)
     ]
-    assert ranks(found) == {"gmp": "1†", "pst": "2=†", "wanda": "2=†"}
+    assert ranks(found) == {"gmp": "1†", "pst": "2–3†", "wanda": "2–3†"}
     assert ranks([*found, *seeded({"ast": 0.7}, pattern="2:4")])["gmp"] == "1†"
 
 

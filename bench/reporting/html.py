@@ -115,9 +115,9 @@ def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[st
 
 
 def _order(rank: str) -> str:
-    """What a rank sorts by: `2=†` → `2`; the last place where there is none."""
-    digits = re.match(r"\d+", rank)
-    return digits[0] if digits else "9999"
+    """What a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
+    ends = re.findall(r"\d+", rank) or ["9999"]
+    return f"{ends[0]}.{ends[-1]:>03}"
 
 
 def _label(section: Section) -> str:

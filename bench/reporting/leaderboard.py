@@ -35,9 +35,10 @@ HEADER = (
 
 LEGEND = """\
 **rank**: among rows of the same pattern, sparsity and quantizer, on common seeds, three at least.
-Rows that share a rank (=) have not all been told apart by a paired test at 5 %, Holm-adjusted over
-all pairs of these rows; tested over seeds × items, or over seeds alone (†) where the metric is no
-mean of items. **unverified**: records that someone sent in; they are shown and not ranked.
+`2–5`: one row is better and up to four may be, by paired tests at 5 %, Holm-adjusted over all pairs
+of these rows, so that all ranges hold at once. Rows share the ranks in which their ranges overlap.
+Tested over seeds × items, or over seeds alone (†) where the metric is no mean of items.
+**unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
@@ -231,7 +232,7 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
 
 
 def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
-    """Every row's rank as printed: `1`, `2=` where shared, † where tested over seeds alone."""
+    """Every row's rank as printed: `1`, `2–5` where not told, † where tested over seeds alone."""
     columns: dict[Key, list[Row]] = defaultdict(list)
     for key, records in rows:
         _, pattern, sparsity, overrides, checked = key
@@ -242,8 +243,8 @@ def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
         places, basis = paired.ranks([records for _, records in inside])
         for (key, _), place in zip(inside, places, strict=True):
             if place is not None:
-                shared = "=" if places.count(place) > 1 else ""
-                found[key] = f"{place}{shared}{'†' if basis == 'seeds' else ''}"
+                told = "–".join(map(str, sorted(set(place))))
+                found[key] = f"{told}{'†' if basis == 'seeds' else ''}"
     return found
 
 

@@ -56,7 +56,10 @@ class Scale:
             found = [v for v in found if low <= math.log10(v) <= high]
             if len(found) >= 3:
                 return zero + found
-        return zero + [float(f"{10**v:.3g}") for v in round_numbers(low, high)]
+        found = [10**v for v in round_numbers(low, high)]
+        short = [float(f"{v:.3g}") for v in found]
+        inside = [low <= math.log10(v) <= high for v in short]
+        return zero + [s if fits else v for s, v, fits in zip(short, found, inside, strict=True)]
 
     def _in(self, value: float) -> float:
         return math.log10(value) if self.log else value
