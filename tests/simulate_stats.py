@@ -23,6 +23,8 @@ NOISE = {
     "seeds most of all": (0.2, 0.3, 0.3),
     "no seed moves anything": (0.3, 0.0, 0.0),
 }
+
+
 def draw(rng, methods, seeds, items, noise, gain=0.0, accuracy=0.85):
     """0/1 outcomes (methods, seeds, items); the first method is better by `gain` on average."""
     by_item, by_seed, by_both = noise
