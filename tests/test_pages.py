@@ -59,8 +59,8 @@ def test_every_cost_is_a_panel_and_every_row_a_point():
         "MACs, effective",
         "MACs, realizable",
         "bytes stored",
-        "ms a pass, 1 × 64 tokens, float32",
-        "ms a pass, 32 × 64 tokens, float32",
+        "time / dense's, 1 × 64 tokens, float32",
+        "time / dense's, 32 × 64 tokens, float32",
         "seconds to train and prune",
     ]
     rows = len(ordered(records))

@@ -155,7 +155,7 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
         here = [r for r in records if costs.hardware(r) == machine]
         for setting in sorted({costs.setting(s) for r in here for s in r.speed}):
             batch, length, dtype = setting
-            label = f"ms a pass, {batch} × {length} tokens, {dtype}"
+            label = f"time / dense's, {batch} × {length} tokens, {dtype}"
             found.append(Cost(label, partial(_latency, machine, setting), machine))
         found.append(Cost("seconds to train and prune", partial(_seconds, machine), machine))
     return found
@@ -164,9 +164,14 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
 def _latency(
     machine: str, setting: tuple[int, int, str], records: Sequence[Record]
 ) -> float | None:
-    """Median milliseconds on one machine; None where a seed lacks it."""
+    """Median time of a pass as a share of the dense model's in the same run, on one machine.
+
+    Milliseconds of different cells would compare what else the machine did. None where a seed
+    lacks it.
+    """
     here = [r for r in records if costs.hardware(r) == machine]
-    taken = [s.ms_p50 for r in here for s in r.speed if costs.setting(s) == setting]
+    found = [s for r in here for s in r.speed if costs.setting(s) == setting]
+    taken = [s.ms_p50 / s.dense_ms_p50 for s in found]
     return statistics.median(taken) if taken and len(taken) == len(here) else None
 
 

@@ -262,8 +262,9 @@ def _beside(p: Panel, x: Scale, y: Scale, right: float, bottom: float) -> list[s
         if not q.label or (style in done and not q.front):
             continue
         a, b, wide = x(q.x), y(q.y), _wide(q.label)
-        # Off the point's height a label could be that of a neighbour: for the frontier only.
-        for dx, dy in _ASIDE if q.front else _ASIDE[:2]:
+        # Off the point's height a label could be that of a neighbour: for the frontier only, whose
+        # line runs at that height.
+        for dx, dy in [*_ASIDE[2:], *_ASIDE[:2]] if q.front else _ASIDE[:2]:
             left = a + dx if dx > 0 else a + dx - wide
             box = (left, b + dy - 5.5, left + wide, b + dy + 5.5)
             if box[0] < LEFT + 2 or box[2] > right or box[1] < TOP - 8 or box[3] > bottom:
