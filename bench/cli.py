@@ -29,7 +29,9 @@ COMMANDS = {
     "speed": "model_commands.speed_table",
     "latency": "model_commands.latency_table",
     "count": "model_commands.count_model",
+    "verify": "commands.verify",
     "check": "reporting.commands.check",
+    "submit": "reporting.commands.submit",
     "compare": "reporting.commands.compare_methods",
     "claims": "reporting.commands.check_claims",
     "table": "reporting.commands.export_table",
@@ -187,6 +189,10 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), help="realizable there; by default this machine's"
     )
     count.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    verify = commands.add_parser("verify", help="run a submitted record's cell and compare")
+    verify.add_argument("record", type=Path, metavar="RECORD", help="a record's file")
+    verify.add_argument("--rerun", action="store_true", help="also where the cell was run here")
+    _folders(verify)
     _judging(commands)
     return top
 
@@ -205,6 +211,10 @@ def _judging(commands: Any) -> None:
     check.add_argument("--update", action="store_true", help="write the baseline, show its diff")
     check.add_argument("--out", **out)
 
+    submit = commands.add_parser("submit", help="file records from elsewhere as unverified")
+    submit.add_argument("submission", type=Path, metavar="DIR", help="laid out as results/ is")
+    submit.add_argument("--results", **results)
+
     compare = commands.add_parser("compare", help="two methods, cell by cell, with tests")
     compare.add_argument("a", metavar="A", help="a method as tables name it: pst, 'pst lr=0.001'")
     compare.add_argument("b", metavar="B")
@@ -219,7 +229,7 @@ def _judging(commands: Any) -> None:
     claims.add_argument("--out", **out)
 
     table = commands.add_parser("table", help="all records as a table for other programs")
-    table.add_argument("--format", choices=("csv", "json", "latex"), default="csv")
+    table.add_argument("--format", choices=("csv", "json", "latex", "parquet"), default="csv")
     table.add_argument("--results", **results)
     table.add_argument("--out", **out)
 

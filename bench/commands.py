@@ -11,17 +11,20 @@ import contextlib
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import plan, registry
+from bench import gate, plan, registry, submissions
 from bench.api import BenchError, Cell
 from bench.cell import QUANTIZE
 from bench.cli import say
 from bench.plan import Planned
+from bench.record import parse
 from bench.registry import Suite
-from bench.reporting import leaderboard
+from bench.reporting import leaderboard, pages
+from bench.reporting.rows import verified
 from bench.store import Store, disk_error
 
 if TYPE_CHECKING:
@@ -74,44 +77,54 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.dry_run:
         _show_plan(planned, store)
         return 0
-    todo = [p.cell for p in planned if p.todo]
-    if todo:
-        from bench import isolate
-
-        missing = _prepare(todo)
-        for line in sorted(set(missing.values())):
-            say(f"sparsebench: {line}", sys.stderr)
-        for cell, line in missing.items():
-            store.put(isolate.failed(cell, "offline", line))
-        _run([cell for cell in todo if cell not in missing], store, options)
-        if len(missing) == len(cells):  # nothing could be had: the line above says it all
-            return 2
+    cannot = _run(planned, store, partial(_engine, options), options.fail_fast)
+    if cannot == len(cells):  # nothing could be had: the lines above say it all
+        return 2
     states = {cell: store.state(cell, plan.versions_of(cell)) for cell in cells}
     done = [store.get(cell) for cell in cells if states[cell] == "done"]
     if found := [record for record in done if record is not None]:
         say(leaderboard.table(found, average=suite.average))
-    pages = _write_pages(store, options.reports)
+    written = _write_pages(store, options.reports)
     others = _counted([state for state in states.values() if state != "done"])
     say(
         f"\n{len(done)} of {len(cells)} cells done{others}; "
-        f"records in {options.results}/, pages: {pages[0]}"
+        f"records in {options.results}/, pages: {written[0]}"
     )
     return 0 if len(done) == len(cells) else 1
 
 
-def _run(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> None:
-    """Runs cells and keeps their records; with --fail-fast up to the first that fails."""
-    from bench import engines, progress
+def _run(
+    planned: Sequence[Planned],
+    store: Store,
+    engine: Callable[[OnProgress], Engine],
+    fail_fast: bool = False,
+) -> int:
+    """Runs what is to be run into the store, with `fail_fast` up to the first that fails.
+
+    Returns:
+        Cells whose data or weights cannot be had.
+    """
+    todo = [p.cell for p in planned if p.todo]
+    if not todo:
+        return 0
+    from bench import engines, isolate, progress
     from bench.claims import Claims
 
-    with Claims(store) as claims, progress.bars(len(cells)) as bars:
-        records = engines.drive(cells, _engine(options, bars.step), claims)
+    missing = _prepare(todo)
+    for line in sorted(set(missing.values())):
+        say(f"sparsebench: {line}", sys.stderr)
+    for cell, line in missing.items():
+        store.put(isolate.failed(cell, "offline", line))
+    ready = [cell for cell in todo if cell not in missing]
+    with Claims(store) as claims, progress.bars(len(ready)) as bars:
+        records = engines.drive(ready, engine(bars.step), claims)
         with contextlib.closing(records):  # ends what still runs
             for record in records:
                 store.put(record)
                 bars.done(record)
-                if options.fail_fast and record.status == "failed":
-                    return
+                if fail_fast and record.status == "failed":
+                    break
+    return len(missing)
 
 
 def _engine(options: argparse.Namespace, on_progress: OnProgress) -> Engine:
@@ -124,6 +137,29 @@ def _engine(options: argparse.Namespace, on_progress: OnProgress) -> Engine:
     from bench import cluster
 
     return cluster.Dask(options.scheduler, cluster.security(options), options.timeout)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Runs the cell of a record from elsewhere, and compares what the project found."""
+    from bench import engines
+
+    try:
+        submitted = parse(options.record.read_bytes(), str(options.record))
+    except OSError as error:
+        raise BenchError(f"{options.record}: {error.strerror}") from None
+    if submitted.status != "done" or verified(submitted):
+        what = "the project's own record" if verified(submitted) else "the record of a failure"
+        raise BenchError(f"{options.record} is {what}; verify takes a submission")
+    cell, store = submitted.cell, Store(options.results)
+    plan.budget_of(cell)
+    _run(_planned(options, store, [cell]), store, partial(engines.Local, 1))
+    own = store.get(cell)
+    if own is None or own.status == "failed":
+        return 1
+    moved = submissions.differences(submitted, own, store.records()[0])
+    say(gate.report(moved, 1, str(options.record), "Verification"))
+    _write_pages(store, options.reports)
+    return int(any(change.fails for change in moved))
 
 
 def report(options: argparse.Namespace) -> int:
@@ -182,7 +218,8 @@ def _resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Cell]]:
 
 
 def _planned(options: argparse.Namespace, store: Store, cells: Sequence[Cell]) -> list[Planned]:
-    return plan.plan(cells, store, getattr(options, "rerun", False), options.retry_failed)
+    flags = (getattr(options, name, False) for name in ("rerun", "retry_failed"))
+    return plan.plan(cells, store, *flags)
 
 
 def _show_plan(planned: Sequence[Planned], store: Store) -> None:
@@ -242,9 +279,9 @@ def _prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
 
 
 def _write_pages(store: Store, folder: Path) -> list[Path]:
-    records, problems = store.records()
+    records, problems = submissions.with_own(store)
     try:
-        return leaderboard.write_pages(records, problems, folder, store.root)
+        return pages.write_pages(records, problems, folder, store.root)
     except OSError as error:
         raise disk_error(folder, error) from error
 

@@ -146,11 +146,11 @@ def changes(baseline: Mapping[str, Row], found: Mapping[str, Row]) -> list[Chang
     return listed
 
 
-def report(listed: Sequence[Change], rows: int, source: str) -> str:
+def report(listed: Sequence[Change], rows: int, source: str, title: str = "Gate") -> str:
     """The verdict in a line, then a table of what moved, in Markdown."""
     failing = [change for change in listed if change.fails]
     verdict = "failed" if failing else "passed"
-    text = f"# Gate {verdict}\n\n{rows} rows of {escape(source)}: "
+    text = f"# {title} {verdict}\n\n{rows} rows of {escape(source)}: "
     text += f"{len(failing)} changes fail" if failing else "nothing moved that must not"
     if passing := len(listed) - len(failing):
         text += f"; {passing} to note"

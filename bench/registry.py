@@ -67,6 +67,11 @@ def names(kind: Kind) -> list[str]:
     return list(_entries(kind))
 
 
+def builtin(kind: Kind) -> list[str]:
+    """Names that ship with the project, whatever else is installed."""
+    return list(importlib.import_module(f"{kind}s").BUILTIN)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
     """One line: the name, the nearest known ones, or how to list them."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)

@@ -149,8 +149,8 @@ class Store:
             return True
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces `path` by a file with `text`, durably, or leaves it as it was.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by a file with `content`, durably, or leaves it as it was.
 
     Raises:
         OSError: as the file system gives it; no temporary file stays behind.
@@ -158,8 +158,8 @@ def write_atomic(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

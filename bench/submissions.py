@@ -1,20 +1,27 @@
-"""Records that someone else sends: whether they are well-formed and consistent with themselves.
+"""Records that someone else sends: whether they can be true, where they are kept, and verifying.
 
-That a number was measured cannot be seen from a file; that it contradicts its neighbours can. A
-submission stays `unverified` in every table until the project has run the cell itself.
+That a number was measured cannot be seen from a file; that it contradicts its neighbours, or what
+the method must train and multiply on that model, can. Accepted records lie in a tree of their own,
+`results/submissions/<origin>/`, and tables show them as unverified until the project has run the
+cell itself: then its own record takes their place.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import plan, registry
+from bench import gate, plan, registry
 from bench.api import BenchError
-from bench.record import Record
+from bench.cell import REFERENCE
+from bench.record import Record, Trainable
 from bench.reporting.rows import verified
-from bench.store import Store
+from bench.store import Store, path_of, slug, write_atomic
+
+FOLDER = "submissions"
+"""Inside the tree of records."""
 
 LARGEST = 16 * 2**20
 """Bytes of a file that is read at all; the largest records here have a tenth of it."""
@@ -23,8 +30,8 @@ _ROUNDING = 2e-6
 """Records hold six digits."""
 
 
-def validate(folder: Path) -> tuple[int, list[str]]:
-    """How many records a folder holds, and a line for everything wrong with it.
+def validate(folder: Path) -> tuple[list[Record], list[str]]:
+    """A folder's records, and a line for everything wrong with them.
 
     Raises:
         BenchError: there is no such folder.
@@ -47,14 +54,71 @@ def validate(folder: Path) -> tuple[int, list[str]]:
                 continue
             records.append(record)
             lines += [f"{where}: {line}" for line in problems(record)]
-    return len(records), lines
+    return records, lines
+
+
+def accept(records: Sequence[Record], results: Path) -> list[Path]:
+    """Files valid records below `results`; what the sender sent before is replaced.
+
+    Raises:
+        OSError: as the file system gives it.
+    """
+    written = []
+    for record in records:
+        path = results / FOLDER / _folder(record) / path_of(record.cell)
+        write_atomic(path, record.to_json())
+        written.append(path)
+    return written
+
+
+def with_own(store: Store) -> tuple[list[Record], list[str]]:
+    """The project's records and the submissions of cells that it has not run; what is neither."""
+    records, lines = store.records()
+    own = {record.cell for record in records if verified(record)}
+    for folder in sorted((store.root / FOLDER).glob("*")):
+        sent, broken = Store(folder).records()
+        lines += broken
+        for record in sent:
+            if verified(record) or _folder(record) != folder.name:
+                place = Path(FOLDER, folder.name, path_of(record.cell))
+                lines.append(f"{place}: its origin is {record.origin!r}")
+            elif record.cell not in own:
+                records.append(record)
+    return records, lines
+
+
+def differences(
+    submitted: Record, rerun: Record, known: Sequence[Record] = ()
+) -> list[gate.Change]:
+    """Where the project's own run of a cell departs from a submission, as `bench.gate` has it.
+
+    Args:
+        submitted: the record to verify.
+        rerun: the project's record of the same cell.
+        known: the project's records; seeds of the same task and model say how far a score may move.
+    """
+    baseline = gate.rows_of([submitted])
+    found = gate.rows_of([rerun])
+    row = path_of(rerun.cell).parent
+    rest = gate.rows_of(r for r in known if path_of(r.cell).parent != row)
+    moved = gate.changes(baseline | rest, found | rest)
+    # The sizes of formats depend on where the zeros fall, which training decides.
+    return [change for change in moved if not change.what.startswith("bytes.formats")]
+
+
+def _folder(record: Record) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", slug(record.origin))
 
 
 def problems(record: Record) -> list[str]:
     """What is wrong with a record that parses; a line each."""
     found = list(_origin(record))
     if record.status == "done":
-        found += [*_counts(record), *_scores(record), *_registered(record)]
+        found += [*_counts(record), *_scores(record)]
+        cell = record.cell
+        if cell.task in registry.names("task") and cell.method in registry.names("method"):
+            found += _registered(record)
+            found += [] if found else _closed_forms(record)  # of a cell that could be run here
     return found
 
 
@@ -119,10 +183,8 @@ def _scores(record: Record) -> Iterator[str]:
 
 
 def _registered(record: Record) -> Iterator[str]:
-    """What the project knows of the cell's task and method, where it knows them."""
+    """What the project knows of the cell's task and method."""
     cell = record.cell
-    if cell.task not in registry.names("task") or cell.method not in registry.names("method"):
-        return
     try:
         if record.budget != plan.budget_of(cell):
             yield f"budget is not the task's {cell.budget!r}"
@@ -136,3 +198,39 @@ def _registered(record: Record) -> Iterator[str]:
     assert scores is not None
     if (scores.metric, scores.higher_is_better) != (task.metric, task.higher_is_better):
         yield f"scores.metric is {scores.metric!r}, the task's is {task.metric!r}"
+
+
+def _closed_forms(record: Record) -> Iterator[str]:
+    """What the method must train and multiply, counted on the model without weights."""
+    from bench import accounting, targets, weightless  # load torch
+
+    cell, params, macs, budget = record.cell, record.params, record.macs, record.budget
+    assert params and macs and budget  # noqa: PT018  # of a done record
+    if not weightless.ships(cell.model):
+        return
+    task, method = registry.task(cell.task), registry.method(cell.method)
+    config = weightless.config_of(cell.model)
+    if task.head == "classification":
+        config.num_labels = task.labels
+    try:
+        kind = weightless.class_of(config, task.head)
+        made = method(method.Params(**plan.hyper_of(cell)))
+        row = accounting.account(made, cell, budget, kind, config, kernel=False)
+    except BenchError as error:
+        yield str(error)
+        return
+    held = row.trainable
+    if cell.method == REFERENCE and not task.finetunes:  # the pretrained model, as it is
+        held = Trainable(body=0, head=0)
+    dense = weightless.empty(kind, config)
+    prunable = sum(math.prod(target.shape) for target in targets.prunable(dense))
+    counted = {
+        "params.prunable": (params.prunable, prunable),
+        "params.trainable.body": (params.trainable.body, held.body),
+        "params.trainable.head": (params.trainable.head, held.head),
+        "macs.tokens": (macs.tokens, budget.length),
+        "macs.dense": (macs.dense, row.dense),
+    }
+    for name, (said, found) in counted.items():
+        if said != found:
+            yield f"{name} is {said:,}; {cell.method} on {cell.model} has {found:,}"

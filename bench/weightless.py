@@ -50,11 +50,10 @@ def config_of(name: str) -> PreTrainedConfig:
         BenchError: nothing of that name, or no config of a known architecture.
     """
     place, path = models.PLACES.get(name), Path(name).expanduser()
-    shipped = CONFIGS / f"{name}.json"
     config: PreTrainedConfig
     try:
-        if "/" not in name and shipped.is_file():
-            config = AutoConfig.for_model(**json.loads(shipped.read_text()))
+        if ships(name):
+            config = AutoConfig.for_model(**json.loads((CONFIGS / f"{name}.json").read_text()))
         elif place is not None and place.tiny is not None:
             config = AutoConfig.for_model(place.repo, **place.tiny)
         elif path.is_file() or (path / "config.json").is_file():
@@ -86,10 +85,16 @@ def _fetched(name: str) -> PreTrainedConfig:
     return config
 
 
-def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that carries the head the architecture is made for: encoders classify."""
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    head = "classification" if encoder and not config.is_decoder else "causal-lm"
+def ships(name: str) -> bool:
+    """Whether the config of a slug lies beside this module."""
+    return "/" not in name and (CONFIGS / f"{name}.json").is_file()
+
+
+def class_of(config: PreTrainedConfig, head: str | None = None) -> type[PreTrainedModel]:
+    """The class with a head of `models.CLASSES`; by default encoders classify, others write."""
+    if head is None:
+        encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        head = "classification" if encoder and not config.is_decoder else "causal-lm"
     try:
         with torch.device("meta"):
             return type(models.CLASSES[head].from_config(config))

@@ -1,4 +1,7 @@
-"""A valid record to vary."""
+"""A valid record to vary, and a whole study of records that look like real ones."""
+
+import math
+import random
 
 from bench.api import Budget, Cell
 from bench.record import (
@@ -13,9 +16,11 @@ from bench.record import (
     Record,
     ScoresPart,
     Sparsity,
+    Speed,
     Trainable,
     Versions,
 )
+from methods import BUILTIN
 
 
 def record(value=0.85, failed=False, items="", **cell):
@@ -54,3 +59,76 @@ def record(value=0.85, failed=False, items="", **cell):
         model=Model(source="m", revision="1", weights_sha256="w"),
         **common,
     )
+
+
+MACHINE = "some CPU of 2 cores"
+ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt", "owl", "ria")
+LEVELS = (("unstructured", 0.5), ("unstructured", 0.9), ("2:4", 0.5))
+
+
+def study(
+    task="reviews", model="minilm-l6", seeds=(1, 2, 3), levels=LEVELS, items=300, falls=False
+):
+    """Records of all built-in methods, with scores and costs that look like real ones.
+
+    Pure: the same arguments give the same records.
+    """
+    rng = random.Random(f"{task} {model}")
+    found = []
+    for number, method in enumerate(BUILTIN):
+        skill, full = rng.gauss(0, 0.02), method in ("dense", "gmp", "movement", "l0", "platon")
+        for pattern, sparsity in (("dense", 0.0),) if method == "dense" else levels:
+            lost = sparsity**4 * (0.3 if method in ONE_SHOT else 0.12) + (pattern == "2:4") * 0.01
+            share = 0 if method in ONE_SHOT else 1 if full else 0.002 * (number + 1)
+            for seed in seeds:
+                value = 0.865 + (sparsity > 0) * skill - lost + rng.gauss(0, 0.006)
+                found.append(
+                    _costly(
+                        record(
+                            20 * math.exp(8 * (0.865 - value)) if falls else value,
+                            items="".join(rng.choices("01", (1 - value, value), k=items)),
+                            task=task, model=model, method=method,
+                            pattern=pattern, sparsity=sparsity, seed=seed,
+                        ),
+                        share, number, falls,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def _costly(made, share, number, falls):
+    total, prunable, macs = 22_700_000, 10_600_000, 1_400_000_000
+    kept = 1 - made.cell.sparsity
+    nonzero = round(prunable * kept)
+    stored = total - prunable + nonzero
+    fast = 0.7 if made.cell.pattern == "2:4" else 1.0
+    jitter = 1 + 0.02 * math.sin(number + made.cell.seed)
+    metric = {"metric": "perplexity", "higher_is_better": False, "items": ""} if falls else {}
+    update = {
+        "scores": {"n": len(made.scores.items) or 300, **metric},
+        "params": {
+            "total": total, "prunable": prunable, "nonzero": nonzero, "stored": stored,
+            "trainable": Trainable(body=round(total * share), head=770),
+        },
+        "sparsity": dict.fromkeys(("overall", "min_layer", "max_layer"), 1 - kept),
+        "macs": {
+            "dense": macs, "effective": round(macs * (0.05 + 0.95 * kept)),
+            "realizable": round(macs * fast), "train": round(3 * macs * (1 + share)), "tokens": 64,
+        },
+        "bytes": {"dense": 4 * total, "stored": round(4 * stored * 1.03)},
+        "cost": {
+            "train_s": 40.0 * jitter + 9 * number if share else 0.0,
+            "prune_s": 0.0 if share else 2.0 + number, "dense_s": 0.0 if share else 40.0 * jitter,
+        },
+    }  # fmt: skip
+    parts = {name: getattr(made, name).model_copy(update=new) for name, new in update.items()}
+    speed = [
+        Speed(
+            hardware=MACHINE, dtype="float32", form="2:4 kernel" if fast < 1 else "dense",
+            batch=batch, length=64, ms_p50=ms * fast * jitter, ms_p95=1.2 * ms * jitter,
+            dense_ms_p50=ms,
+        )
+        for batch, ms in ((1, 6.0), (32, 120.0))
+    ]  # fmt: skip
+    env = {"cpu": MACHINE, "threads": 2, "train_dtype": "float32"}
+    return made.model_copy(update={**parts, "speed": speed, "env": env})

@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +7,10 @@ from bench import cli
 from bench.api import BenchError
 from bench.reporting import claims, published
 from bench.reporting.rows import ordered
+from bench.store import Store
 from tests.samples import record
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def claim(**fields):
@@ -180,3 +184,11 @@ def test_the_command_needs_no_record(capsys, tmp_path):
     page = capsys.readouterr().out
     assert "1.451" in page
     assert "219 published numbers have no cell here" in page
+
+
+def test_the_committed_claims_are_those_of_the_committed_records():
+    page = ROOT / "reports" / "claims.md"
+    if not page.exists():
+        pytest.skip("no claims are committed")
+    records, _ = Store(ROOT / "results").records()
+    assert page.read_text(encoding="utf-8") == claims.report(records) + "\n", "make claims"

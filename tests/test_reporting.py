@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from bench.record import Speed
-from bench.reporting import leaderboard
+from bench.reporting import leaderboard, pages
 from bench.reporting.table import escape, human, markdown, percent, plain
 from tests.samples import record
 
@@ -82,10 +82,11 @@ def test_a_changed_parameter_is_a_row_of_its_own():
 def test_pages_are_deterministic_and_name_what_was_left_out(tmp_path):
     records = [dense(0.8), record(0.4)]
     for name in ("a", "b"):
-        leaderboard.write_pages(records, ["x.json: corrupt | record"], tmp_path / name)
-    texts = [{p.name: p.read_text() for p in (tmp_path / n).iterdir()} for n in "ab"]
+        pages.write_pages(records, ["x.json: corrupt | record"], tmp_path / name)
+    texts = [{p.name: p.read_text() for p in (tmp_path / n).rglob("*.*")} for n in "ab"]
     assert texts[0] == texts[1]
-    assert set(texts[0]) == {"README.md", "quick.md"}
+    figure = "quick.reviews.minilm-l6.svg"
+    assert set(texts[0]) == {"README.md", "quick.md", "index.html", figure}
     assert "x.json: corrupt \\| record" in texts[0]["README.md"]
 
 
@@ -219,7 +220,7 @@ def test_ranks_are_among_equals_in_level_and_shared_where_no_test_tells():
         for m, v, w in (("gmp", 0.9, 1), ("pst", 0.5, 2), ("wanda", 0.501, 3))
         for s in (1, 2, 3)
     ]
-    assert ranks(found) == {"gmp": "1†", "pst": "2=†", "wanda": "2=†"}
+    assert ranks(found) == {"gmp": "1†", "pst": "2–3†", "wanda": "2–3†"}
     assert ranks([*found, *seeded({"ast": 0.7}, pattern="2:4")])["gmp"] == "1†"
 
 
@@ -239,7 +240,7 @@ def test_a_submission_is_marked_and_has_no_rank():
 
 
 def test_scores_link_to_their_records(tmp_path):
-    leaderboard.write_pages([dense(0.8)], [], tmp_path / "reports", tmp_path / "results")
+    pages.write_pages([dense(0.8)], [], tmp_path / "reports", tmp_path / "results")
     page = (tmp_path / "reports" / "quick.md").read_text()
     assert "[80.00](../results/reviews/minilm-l6/dense/dense-0.00)" in page
     assert "](" not in leaderboard.table([dense(0.8)])

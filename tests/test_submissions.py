@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import pandas
 import pytest
 
 from bench import cli, gate, submissions
@@ -236,7 +237,26 @@ def test_rows_are_tidy_and_deterministic():
     assert tidy.to_csv([]) == "\n"
 
 
-@pytest.mark.parametrize("name", sorted(tidy.FORMATS))
+def test_parquet_has_the_rows_with_their_types(tmp_path):
+    found = [record(0.85), record(0.83, seed=2)]
+    (tmp_path / "t.parquet").write_bytes(tidy.to_parquet(found))
+    table = pandas.read_parquet(tmp_path / "t.parquet")
+    assert table["score"].tolist() == [0.85, 0.83]
+    assert table["seed"].dtype.kind == "i"
+    assert list(table.columns) == list(tidy.rows(found)[0])
+
+
+def test_parquet_is_no_text_to_print(capsys, tmp_path):
+    folder = put(tmp_path / "r", good())
+    code, _, err = run(capsys, "table", "--format", "parquet", "--results", str(folder))
+    assert (code, err.count("\n")) == (2, 1)
+    out = str(tmp_path / "t.parquet")
+    flags = ("--format", "parquet", "--results", str(folder), "--out", out)
+    assert run(capsys, "table", *flags)[0] == 0
+    assert pandas.read_parquet(out)["method"].tolist() == ["theirs"]
+
+
+@pytest.mark.parametrize("name", sorted(set(tidy.FORMATS) - {"parquet"}))
 def test_the_table_command(capsys, tmp_path, name):
     folder = put(tmp_path / "r", good(), record(0.5))
     code, out, _ = run(capsys, "table", "--format", name, "--results", str(folder))

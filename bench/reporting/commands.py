@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import gate, submissions
@@ -21,10 +22,12 @@ def check(options: argparse.Namespace) -> int:
     With a submission, that is checked instead.
     """
     if options.submission:
-        return _check_submission(options)
+        if options.baseline or options.update:
+            raise BenchError("a submission has no baseline: check DIR, or --baseline FILE")
+        return int(_checked(options.submission, options.out) is None)
     if options.update and not options.baseline:
         raise BenchError("--update needs --baseline FILE, the file to write")
-    records, problems = _records(options.results)
+    records, problems = _store(options.results).records()
     listed = [f"* {escape(line)}" for line in problems]
     parts = []
     if problems:
@@ -46,23 +49,40 @@ def check(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _check_submission(options: argparse.Namespace) -> int:
-    if options.baseline or options.update:
-        raise BenchError("a submission has no baseline: check DIR, or --baseline FILE")
-    records, lines = submissions.validate(options.submission)
+def submit(options: argparse.Namespace) -> int:
+    """Files records from elsewhere as unverified, all of them or, where one is refused, none."""
+    records = _checked(options.submission, out=None)
+    if records is None:
+        return 1
+    try:
+        for path in submissions.accept(records, options.results):
+            say(str(path))
+    except OSError as error:
+        raise disk_error(options.results, error) from error
+    say("unverified until `sparsebench verify FILE` has run the cell; see `sparsebench report`")
+    return 0
+
+
+def _checked(folder: Path, out: Path | None) -> list[Record] | None:
+    """The records of a submission, after a report on them; None where one is refused."""
+    records, lines = submissions.validate(folder)
     if not records and not lines:
-        raise BenchError(f"{options.submission}: no records")
+        raise BenchError(f"{folder}: no records")
     verdict = "refused" if lines else "accepted, unverified"
     listed = "".join(f"\n* {escape(line)}" for line in lines)
-    text = f"# Submission {verdict}\n\n{records} records, {len(lines)} problems.\n{listed}"
-    _deliver(text.rstrip(), options.out)
-    return int(bool(lines))
+    text = f"# Submission {verdict}\n\n{len(records)} records, {len(lines)} problems.\n{listed}"
+    _deliver(text.rstrip(), out)
+    return None if lines else records
 
 
 def export_table(options: argparse.Namespace) -> int:
     """Writes all records as one table."""
-    text = tidy.FORMATS[options.format](_valid(options.results))
-    _deliver(text.rstrip("\n"), options.out)
+    records, problems = submissions.with_own(_store(options.results))
+    _name_left_out(problems)
+    table = tidy.FORMATS[options.format](records)
+    if options.out is None and isinstance(table, bytes):
+        raise BenchError(f"--format {options.format} is no text: name a file with --out")
+    _deliver(table.rstrip("\n") if isinstance(table, str) else table, options.out)
     return 0
 
 
@@ -86,26 +106,30 @@ def check_claims(options: argparse.Namespace) -> int:
 
 
 def _valid(folder: Path) -> list[Record]:
-    """The records of a tree; what is none is named on the error stream."""
-    records, problems = _records(folder)
-    for line in problems:
-        say(f"sparsebench: left out: {line}", sys.stderr)
+    """The project's records of a tree; what is none is named on the error stream."""
+    records, problems = _store(folder).records()
+    _name_left_out(problems)
     return records
 
 
-def _records(folder: Path) -> tuple[list[Record], list[str]]:
+def _name_left_out(problems: Sequence[str]) -> None:
+    for line in problems:
+        say(f"sparsebench: left out: {line}", sys.stderr)
+
+
+def _store(folder: Path) -> Store:
     if not folder.is_dir():
         raise BenchError(f"{folder}: no such folder; --results DIR is where the records are")
-    return Store(folder).records()
+    return Store(folder)
 
 
-def _deliver(text: str, out: Path | None) -> None:
+def _deliver(content: str | bytes, out: Path | None) -> None:
     """Prints a report, or writes it and says where."""
     if out is None:
-        say(text)
+        say(str(content))
         return
     try:
-        write_atomic(out, text + "\n")
+        write_atomic(out, content + "\n" if isinstance(content, str) else content)
     except OSError as error:
         raise disk_error(out, error) from error
     say(str(out))

@@ -31,7 +31,7 @@ def tables(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> lis
             machines[machine].append((key, [r for r in records if hardware(r) == machine]))
     parts = []
     for machine, inside in sorted(machines.items()):
-        settings = sorted({_setting(s) for _, rs in inside for r in rs for s in r.speed})
+        settings = sorted({setting(s) for _, rs in inside for r in rs for s in r.speed})
         header = [*NAME, *(f"MACs {kind}" for kind in _COUNTS), "stored"]
         for batch, length, dtype in settings:
             header += [clean(f"ms {batch}×{length} {dtype}"), "faster"]
@@ -47,7 +47,14 @@ def hardware(record: Record) -> str:
     return str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
 
 
-def _setting(speed: Speed) -> tuple[int, int, str]:
+def seconds(record: Record) -> float:
+    """Wall-clock seconds to the pruned model, with the dense training that it started from."""
+    assert record.cost is not None
+    return record.cost.train_s + record.cost.prune_s + record.cost.dense_s
+
+
+def setting(speed: Speed) -> tuple[int, int, str]:
+    """What a latency was taken of: batch, length, dtype."""
     return speed.batch, speed.length, speed.dtype
 
 
@@ -57,13 +64,12 @@ def _row(
     first = records[0]
     assert first.macs is not None
     assert first.bytes is not None
-    seconds = [r.cost.train_s + r.cost.prune_s + r.cost.dense_s for r in records if r.cost]
     cells = [*name(key, clean), *(human(getattr(first.macs, kind)) for kind in _COUNTS)]
     cells.append("–" if first.bytes.stored is None else mib(first.bytes.stored))
-    for setting in settings:
-        taken = [s for r in records for s in r.speed if _setting(s) == setting]
+    for one in settings:
+        taken = [s for r in records for s in r.speed if setting(s) == one]
         cells += _latency(taken, clean) if len(taken) == len(records) else ["–", "–"]
-    cells.append(f"{statistics.fmean(seconds):.1f}")
+    cells.append(f"{statistics.fmean(map(seconds, records)):.1f}")
     cells.append(gib(max(r.cost.peak_bytes for r in records if r.cost)))
     return cells
 

@@ -7,23 +7,18 @@ better. In Markdown every score links to its records.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
-from bench import plan, registry
-from bench.cell import QUANTIZE, REFERENCE, quantization_of
+from bench import plan
+from bench.cell import REFERENCE, quantization_of
 from bench.record import Record
-from bench.registry import Suite
 from bench.reporting import costs, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
 from bench.reporting.table import escape, human, markdown, percent, plain, printable
-from bench.store import path_of, write_atomic
 
 HEADER = (
     *NAME,
@@ -40,9 +35,10 @@ HEADER = (
 
 LEGEND = """\
 **rank**: among rows of the same pattern, sparsity and quantizer, on common seeds, three at least.
-Rows that share a rank (=) have not all been told apart by a paired test at 5 %, Holm-adjusted over
-all pairs of these rows; tested over seeds × items, or over seeds alone (†) where the metric is no
-mean of items. **unverified**: records that someone sent in; they are shown and not ranked.
+`2–5`: one row is better and up to four may be, by paired tests at 5 %, Holm-adjusted over all pairs
+of these rows, so that all ranges hold at once. Rows share the ranks in which their ranges overlap.
+Tested over seeds × items, or over seeds alone (†) where the metric is no mean of items.
+**unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
 standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
 / score where lower is better. **sparsity**: exact zeros in the target set of the exported,
@@ -58,75 +54,81 @@ Link = Callable[[str, Sequence[Record]], str]
 """Makes a score's text lead to the records that it comes from."""
 
 Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
+"""Task, model, budget and what departs from it."""
 
 
-def table(
-    records: Iterable[Record],
-    render: Callable[..., str] = plain,
-    average: Sequence[str] = (),
-    link: Link = lambda text, _: text,
-) -> str:
-    """One table a task and model, with a line above it that says what is in it.
+@dataclass(frozen=True)
+class Board:
+    """One table: the rows of a group, in order, with all that takes the others to know.
 
-    Where records hold several tasks of `average`, a last table has their scores and the mean.
+    Attributes:
+        ranks: as printed; `–` where there is none.
+        recovery: fraction of the dense score, None where a dense record is missing.
     """
+
+    group: Group
+    rows: list[Row]
+    ranks: dict[Key, str]
+    recovery: dict[Key, float | None]
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all rows."""
+        return [record for _, inside in self.rows for record in inside]
+
+
+Figure = Callable[[Board], str]
+"""The Markdown of a board's figure."""
+
+
+def boards(records: Iterable[Record]) -> list[Board]:
+    """The tables of records, by task, model and budget."""
     found = list(records)
     dense = {r.cell: r for r in found if r.cell.method == REFERENCE}
     groups: dict[Group, list[Record]] = defaultdict(list)
     for record in found:
         groups[_group(record)].append(record)
-    parts = []
+    made = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
-        clean = escape if render is markdown else printable
         rows = ordered(groups[group])
-        title = _title(groups[group], render is markdown)
-        places = _ranks(rows)
-        body = [_row(*row, places[row[0]], dense, clean, link) for row in rows]
-        parts.append(f"{title}\n\n{render(HEADER, body)}")
-        parts += costs.tables(rows, clean, render)
-        header, scores = _every_score(rows, clean)
+        recovery = {key: _recovery(inside, dense) for key, inside in rows}
+        made.append(Board(group, rows, _ranks(rows), recovery))
+    return made
+
+
+def table(
+    records: Iterable[Record], render: Callable[..., str] = plain, average: Sequence[str] = ()
+) -> str:
+    """One table a task and model, with a line above it that says what is in it.
+
+    Where records hold several tasks of `average`, a last table has their scores and the mean.
+    """
+    return tables(boards(records), render, average)
+
+
+def tables(
+    found: Sequence[Board],
+    render: Callable[..., str] = plain,
+    average: Sequence[str] = (),
+    link: Link = lambda text, _: text,
+    figure: Figure = lambda _: "",
+) -> str:
+    """Boards as text, each with its costs, its figure and all scores."""
+    clean = escape if render is markdown else printable
+    parts = []
+    for board in found:
+        parts.append(_title(board.records, render is markdown))
+        parts.append(
+            render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
+        )
+        parts += [drawn] if (drawn := figure(board)) else []
+        parts += costs.tables(board.rows, clean, render)
+        header, scores = _every_score(board.rows, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
-    parts += _averages(found, average, render, link)
+    records = [record for board in found for record in board.records]
+    parts += _averages(records, average, render, link)
     return "\n\n".join(parts)
-
-
-def write_pages(
-    records: Sequence[Record],
-    problems: Sequence[str],
-    folder: Path,
-    results: Path | None = None,
-) -> list[Path]:
-    """`README.md` (the index) and a page a suite that has records; the rest is `other.md`.
-
-    Scores link to their records where `results`, the root of the tree, is given.
-    """
-    link: Link = (lambda text, _: text) if results is None else partial(_linked, results, folder)
-    pages: list[tuple[Suite, list[Record]]] = []
-    rest = list(records)
-    for suite in map(registry.suite, registry.suite_names()):
-        if inside := [r for r in records if belongs(r, suite)]:
-            pages.append((suite, inside))
-            rest = [r for r in rest if not belongs(r, suite)]
-    if rest:
-        pages.append((Suite("other", "Cells that belong to no suite.", (), ()), rest))
-    written = []
-    index = ["# Reports", ""]
-    for suite, inside in pages:
-        about = suite.description
-        tables = table(inside, markdown, suite.average, link)
-        path = folder / f"{suite.name}.md"
-        write_atomic(path, f"# {suite.name}\n\n{about}\n\n{tables}\n\n{LEGEND}{costs.LEGEND}")
-        written.append(path)
-        index.append(f"* [{suite.name}]({suite.name}.md): {about} {len(inside)} records.")
-    if not pages:
-        index.append("No records yet: `make bench METHOD=pst` makes the first.")
-    index += ["", "Generated by `make report` from `results/`; do not edit."]
-    if problems:
-        index += ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
-    path = folder / "README.md"
-    write_atomic(path, "\n".join(index) + "\n")
-    return [path, *written]
 
 
 def _averages(
@@ -142,7 +144,7 @@ def _averages(
         if record.cell.task in average:
             groups[_group(record)[1:]].append(record)
     parts = []
-    for (model, budget, overrides), inside in sorted(groups.items(), key=str):
+    for (model, budget, overrides), inside in sorted(groups.items(), key=lambda item: str(item[0])):
         tasks = [name for name in average if any(r.cell.task == name for r in inside)]
         if len(tasks) < 2:
             continue
@@ -170,18 +172,6 @@ def _task_means(
     overall = f"{statistics.fmean(means.values()):.2f}" if whole else "–"
     each = [link(f"{means[t]:.2f}", by_task[t]) if t in means else "–" for t in tasks]
     return [*each, overall]
-
-
-def belongs(record: Record, suite: Suite) -> bool:
-    """Whether a record's cell is one of a suite's, whatever its method, level, seed, quantizer."""
-    cell = record.cell
-    return (
-        cell.task in suite.tasks
-        and cell.model in suite.models
-        and cell.budget == suite.budget
-        and [o for o in cell.overrides if not o[0].startswith(QUANTIZE)]
-        == [o for o in suite.overrides if not o[0].startswith(QUANTIZE)]
-    )
 
 
 def _group(record: Record) -> Group:
@@ -241,14 +231,8 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
     return [*NAME, *map(clean, metrics)], table
 
 
-def _linked(results: Path, folder: Path, text: str, records: Sequence[Record]) -> str:
-    """`text` as a link to the folder of a row's records."""
-    place = results / path_of(records[0].cell).parent
-    return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"
-
-
 def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
-    """Every row's rank as printed: `1`, `2=` where shared, † where tested over seeds alone."""
+    """Every row's rank as printed: `1`, `2–5` where not told, † where tested over seeds alone."""
     columns: dict[Key, list[Row]] = defaultdict(list)
     for key, records in rows:
         _, pattern, sparsity, overrides, checked = key
@@ -259,16 +243,15 @@ def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
         places, basis = paired.ranks([records for _, records in inside])
         for (key, _), place in zip(inside, places, strict=True):
             if place is not None:
-                shared = "=" if places.count(place) > 1 else ""
-                found[key] = f"{place}{shared}{'†' if basis == 'seeds' else ''}"
+                told = "–".join(map(str, sorted(set(place))))
+                found[key] = f"{told}{'†' if basis == 'seeds' else ''}"
     return found
 
 
 def _row(
     key: Key,
     records: Sequence[Record],
-    rank: str,
-    dense: dict[Any, Record],
+    board: Board,
     clean: Clean,
     link: Link,
 ) -> list[str]:
@@ -281,8 +264,8 @@ def _row(
         *name(key, clean),
         str(len(records)),
         link(f"{statistics.fmean(values):.2f}{spread}", records),
-        percent(_recovery(records, dense), 1),
-        rank,
+        percent(board.recovery[key], 1),
+        board.ranks[key],
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),
         human(trainable.body),
         human(trainable.head),

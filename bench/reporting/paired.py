@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from bench.record import Record, ScoresPart
-from bench.reporting.stats import MIN_SEEDS, Floats, pairwise, shared_ranks
+from bench.reporting.stats import MIN_SEEDS, Floats, pairwise, rank_ranges
 
 Basis = Literal["mean", "log", "seeds"]
 """How a score follows from its items: mean, exponential of the mean, or not at all."""
@@ -81,14 +81,14 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
     return Test(shown, low, high, p, ratio, len(blocks), items)
 
 
-def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[int | None], Basis]:
-    """Shared ranks of a column's rows, and what they were tested over.
+def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[tuple[int, int] | None], Basis]:
+    """The ranks that a column's rows may have, first and last, and what they were tested over.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
     `MIN_SEEDS` of them, has no rank, and neither has a row that is alone.
     """
     blocks = [frozenset(_blocks(row)) for row in rows]
-    ranked: list[int | None] = [None] * len(rows)
+    ranked: list[tuple[int, int] | None] = [None] * len(rows)
     candidates = {a & b for a in set(blocks) for b in set(blocks)}
     chosen = max(
         (c for c in candidates if len(c) >= MIN_SEEDS),
@@ -101,9 +101,9 @@ def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[int | None], Basis]:
     basis, x = _outcomes([rows[i] for i in inside], sorted(chosen))
     rises = basis != "log" and _scores(rows[inside[0]][0]).higher_is_better
     means = x.mean(axis=(1, 2))
-    found = shared_ranks(means if rises else -means, pairwise(x).p)
-    for i, rank in zip(inside, found, strict=True):
-        ranked[i] = rank
+    found = rank_ranges(means if rises else -means, pairwise(x).p)
+    for i, ends in zip(inside, found, strict=True):
+        ranked[i] = ends
     return ranked, basis
 
 

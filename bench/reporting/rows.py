@@ -69,3 +69,11 @@ def higher(records: Sequence[Record]) -> bool:
 def mean(records: Sequence[Record]) -> float:
     """Mean primary score, as the task returned it."""
     return statistics.fmean(r.scores.value for r in records if r.scores)
+
+
+def number(record: Record, place: str) -> int | float | None:
+    """A number of a record by its place, as `macs.effective`; None where it was not counted."""
+    found: Any = record
+    for part in place.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]

@@ -18,6 +18,8 @@ for each of eight mixtures of noise; the lowest and the highest rate):
 | t over items, seeds averaged | 4.6 to 74.0 % | 4.8 to 71.5 % |
 | t over seeds alone | 4.2 to 93.2 % | 4.0 to 93.3 % |
 
+Of columns of six equal methods, 1.0 to 4.3 % have any rank but 1–6 (1,000 each, the same mixtures).
+
 The price is power, which is the seeds' noise to give: of two methods 2 points apart, 5 seeds × 500
 items find 90 % where one method's seeds differ by 0.7 points (standard deviation), 79 % by 0.9,
 61 % by 1.1 and 19 % by 2.5; 3 seeds find 44, 33, 26 and 8 %.
@@ -106,11 +108,12 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
-def shared_ranks(means: Floats, p: Floats) -> list[int]:
-    """Ranks from 1, highest mean first; methods that cannot be told apart share one.
+def rank_ranges(means: Floats, p: Floats) -> list[tuple[int, int]]:
+    """The ranks that each method may have, from 1, highest mean first.
 
-    A rank ends where every method above is told from every one below, so two methods with
-    different ranks always differ. Holm's adjustment is over all pairs; NaN tells nothing.
+    A method is behind those that the test finds better and ahead of those that it finds worse; the
+    rest may be on either side. With Holm's adjustment over all pairs, all ranges hold at once with
+    95 % (Mogstad et al. 2024, Review of Economic Studies 91: 476–518). NaN tells nothing.
 
     Args:
         means: (methods,).
@@ -120,17 +123,8 @@ def shared_ranks(means: Floats, p: Floats) -> list[int]:
     upper = np.triu_indices(n, 1)
     adjusted = np.ones((n, n))
     adjusted[upper] = holm(np.nan_to_num(p[upper], nan=1.0))
-    order = np.argsort(-means, kind="stable")
-    alike = (np.minimum(adjusted, adjusted.T) >= ALPHA)[np.ix_(order, order)]
-    # The last place, of all methods so far, that one of them cannot be told from.
-    reach = np.maximum.accumulate(n - 1 - np.argmax(alike[:, ::-1], axis=1))
-    ranks = [0] * n
-    rank = 1
-    for place, method in enumerate(order):
-        if place and reach[place - 1] < place:
-            rank = place + 1
-        ranks[int(method)] = rank
-    return ranks
+    better = (np.minimum(adjusted, adjusted.T) < ALPHA) & (means[:, None] > means[None, :])
+    return [(int(b) + 1, n - int(w)) for b, w in zip(better.sum(0), better.sum(1), strict=True)]
 
 
 def _distances(rows: Floats) -> Floats:

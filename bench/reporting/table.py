@@ -14,6 +14,10 @@ _TEXT = frozenset(
 )
 """Columns of words; all others hold numbers."""
 
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -54,8 +58,8 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without control characters."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", " ", text)
+    """One line without control characters, turns of direction and what XML cannot hold."""
+    return _UNPRINTABLE.sub(" ", text)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""`sparsebench table`: all records as CSV or JSON, one a row, or their means as LaTeX.
+"""`sparsebench table`: all records as CSV, JSON or Parquet, one a row, or their means as LaTeX.
 
 What stands in a record may come from a stranger: no cell of the CSV is a formula, no LaTeX command
 survives, and a row says whether the project ran the cell itself.
@@ -19,7 +19,7 @@ from tabulate import tabulate
 from bench import plan
 from bench.record import Record
 from bench.reporting import costs
-from bench.reporting.rows import name, ordered, verified
+from bench.reporting.rows import name, number, ordered, verified
 from bench.reporting.table import printable
 
 Value = str | int | float | bool | None
@@ -74,10 +74,18 @@ def to_latex(records: Sequence[Record]) -> str:
     return tabulate(lines, header, tablefmt="latex", disable_numparse=True) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Record]], str]] = {
+def to_parquet(records: Iterable[Record]) -> bytes:
+    """The columns of the CSV with their types; texts are as the records have them."""
+    import pandas  # takes a second to load
+
+    return bytes(pandas.DataFrame(rows(records)).to_parquet(index=False))
+
+
+FORMATS: dict[str, Callable[[Sequence[Record]], str | bytes]] = {
     "csv": to_csv,
     "json": to_json,
     "latex": to_latex,
+    "parquet": to_parquet,
 }
 
 
@@ -109,17 +117,10 @@ def _row(record: Record) -> dict[str, Value]:
         "higher_is_better": scores.higher_is_better,
         "score": scores.value,
         "items": scores.n,
-        **{place: _at(record, place) for place in _COUNTS},
+        **{place: number(record, place) for place in _COUNTS},
         "hardware": costs.hardware(record),
         "data": f"{record.data.repo} {record.data.fingerprint[:12]}" if record.data else "",
         "subset": record.data.subset if record.data else "",
         "git": record.code.git,
         "time": record.time,
     }
-
-
-def _at(record: Record, place: str) -> int | float | None:
-    found = record
-    for part in place.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[return-value]

@@ -1,0 +1,174 @@
+"""`reports/index.html`: every board in one file that needs no network and no server.
+
+Scripts and styles are inline and admitted by their hash; everything else is forbidden. The table is
+plain HTML that DataTables (from the package `itables`) makes sortable; the figures lie compressed
+beside it, a board each, and are drawn when their board is chosen.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import statistics
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from bench.api import BenchError
+from bench.cell import REFERENCE
+from bench.record import Record
+from bench.reporting import costs, pareto, svg
+from bench.reporting.leaderboard import LEGEND, Board
+from bench.reporting.rows import Key, name, number
+from bench.reporting.svg import Panel
+from bench.reporting.table import printable
+
+Number = float | None
+
+
+class Section(NamedTuple):
+    """A board on the page, and the suite that it belongs to."""
+
+    suite: str
+    board: Board
+    panels: Sequence[Panel]
+
+
+_WORDS = ("method", "pattern", "table")
+_RANK = "rank"
+_NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
+    "score": lambda _b, _k, rs: f"{statistics.fmean(_scores(rs)):.2f}",
+    "±\u00a0sd": lambda _b, _k, rs: f"{statistics.stdev(_scores(rs)):.2f}" if len(rs) > 1 else "",
+    "seeds": lambda _b, _k, rs: str(len(rs)),
+    _RANK: lambda b, k, _: b.ranks[k],
+    "recovery %": lambda b, k, _: _scaled(b.recovery[k], 0.01, 1),
+    "zeros %": lambda _b, _k, rs: _scaled(
+        statistics.fmean(r.sparsity.overall for r in rs if r.sparsity), 0.01, 2
+    ),
+    "trainable, k": lambda _b, _k, rs: _scaled(number(rs[0], "params.trainable.body"), 1e3),
+    "MACs effective, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.effective"), 1e6),
+    "MACs realizable, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.realizable"), 1e6),
+    "stored, MiB": lambda _b, _k, rs: _scaled(number(rs[0], "bytes.stored"), 2**20),
+    "train + prune, s": lambda _b, _k, rs: f"{statistics.fmean(map(costs.seconds, rs)):.1f}",
+}
+"""Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
+
+
+def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str, int]) -> str:
+    """The page's text.
+
+    Args:
+        sections: boards in the order of the page.
+        problems: a line for each file that was left out.
+        styles: a number for each method (`pareto.style_numbers`), as in the figures.
+
+    Raises:
+        BenchError: the installed `itables` is not the library that this was written for.
+    """
+    script = f"{_library()}\n{_own('page.js')}"
+    style = svg.css() + _own("page.css")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # by default a name that ends in .j2 would turn it off
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["line"] = printable
+    legends = (LEGEND, pareto.LEGEND, costs.LEGEND)
+    return environment.get_template("page.html.j2").render(
+        policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+        "base-uri 'none'; form-action 'none'",
+        script=Markup(script),
+        style=Markup(style),
+        words=_WORDS,
+        numbers=[*_NUMBERS],
+        boards=[_label(section) for section in sections],
+        figures=[_figure(section.panels) for section in sections],
+        rows=[row for i, section in enumerate(sections) for row in _rows(i, section, styles)],
+        legends=[Markup(_emphasis(legend)) for legend in legends],
+        problems=problems,
+    ) + "\n"  # fmt: skip
+
+
+def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[str, Any]]:
+    found = []
+    for key, records in section.board.rows:
+        numbers = [(c, of(section.board, key, records)) for c, of in _NUMBERS.items()]
+        method, *level = name(key, str)
+        found.append(
+            {
+                "board": number,
+                "style": -1 if key[0] == REFERENCE else styles[key[0]],
+                "words": [method, ", ".join(p for p in level if p != "–")],
+                "numbers": [(cell, _order(cell) if c == _RANK else None) for c, cell in numbers],
+            }
+        )
+    return found
+
+
+def _order(rank: str) -> str:
+    """What a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
+    ends = re.findall(r"\d+", rank) or ["9999"]
+    return f"{ends[0]}.{ends[-1]:>03}"
+
+
+def _label(section: Section) -> str:
+    task, model, budget, overrides = section.board.group
+    parts = [section.suite, task, model] + ([budget] if budget != "default" else [])
+    return " · ".join([*parts, *(f"{key}={value}" for key, value in overrides)])
+
+
+def _figure(panels: Sequence[Panel]) -> str:
+    drawn = "\n".join(svg.panel(panel)[0] for panel in panels)
+    return base64.b64encode(zlib.compress(drawn.encode(), 9)).decode()
+
+
+def _scores(records: Sequence[Record]) -> list[float]:
+    return [r.scores.unit * r.scores.value for r in records if r.scores]
+
+
+def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:
+    """A number in its column's unit, with that many decimals or four significant digits."""
+    if value is None:
+        return ""
+    scaled = value / unit
+    if digits is None:
+        return f"{scaled:.4g}" if 0.001 <= scaled < 10_000 else f"{scaled:.0f}"
+    return f"{scaled:.{digits}f}"
+
+
+def _emphasis(legend: str) -> str:
+    """Our own legends' Markdown as HTML."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(Markup.escape(legend)), flags=re.DOTALL)
+    return re.sub(r"\*(.+?)\*", r"<i>\1</i>", text, flags=re.DOTALL)
+
+
+@cache
+def _library() -> str:
+    """DataTables as a script in which the page's own code can follow."""
+    package = find_spec("itables")  # found and not imported: that would take longer than the page
+    if package is None or package.origin is None:
+        raise BenchError("the package itables is missing; install sparsebench's requirements")
+    text = Path(package.origin).with_name("html").joinpath("dt_bundle.js").read_text("utf-8")
+    exported = re.search(r"export\s*\{[^}]*?([\w$]+) as default[^}]*\};?", text)
+    if exported is None or "</script" in text.lower():
+        raise BenchError("itables: its bundle is not what it was; install by constraints.txt")
+    return f"{text[: exported.start()]}const DataTable={exported[1]};{text[exported.end() :]}"
+
+
+@cache
+def _own(file: str) -> str:
+    return Path(__file__).with_name(file).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    """A script or style as the policy admits it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
