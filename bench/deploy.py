@@ -35,7 +35,7 @@ def slice_dead_units(model: PreTrainedModel) -> str:
     """Takes dead heads and neurons out, if there are any, and returns the form: sliced or dense."""
     try:
         groups = [group for pair in slicing.units(model) for group in pair]
-    except BenchError:  # an architecture whose heads and neurons are unknown is left as it is
+    except BenchError:  # unknown makes, and low-rank branches, are left as they are
         return DENSE
     if any(len(group.alive()) < group.count for group in groups):
         slicing.slice_units(model)

@@ -106,8 +106,6 @@ def export(
             own.embeddings.name if embeddings is None and own.embeddings else embeddings,
         )
     if sliced:
-        if any(isinstance(module, branch.Branch) for module in model.modules()):
-            raise BenchError(f"{name} has low-rank branches, which cannot be sliced")
         slicing.slice_units(model)
     matrices = _matrices(source, chosen)
     rounded = chosen.quantization.embeddings if chosen.quantization else None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.api import BenchError
+from bench.branch import Branch
 from bench.targets import Target, blocks, prunable
 
 # Attention: what makes q, k, v and what reads the heads. FFN: what makes neurons, what reads them.
@@ -93,8 +94,11 @@ def units(model: PreTrainedModel) -> list[tuple[Units, Units]]:
     """Heads and neurons of every block.
 
     Raises:
-        BenchError: a block of an unknown make.
+        BenchError: a block of an unknown make, or a low-rank branch: where the weight is zero, that
+            still reads and writes.
     """
+    if any(isinstance(module, Branch) for module in model.modules()):
+        raise BenchError("a model with low-rank branches cannot be sliced")
     names = {id(module): name for name, module in model.named_modules()}
     targets = {t.name: t for t in prunable(model)}
     return [_units(model, names[id(block)], targets) for block in blocks(model)]

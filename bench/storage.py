@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench import branch, slicing
+from bench import slicing
 from bench.api import BenchError
 from bench.cell import Quantization, Quantizer
 from bench.packing import GROUPS, Layout, Matrix, dense, lay, zeros_of
@@ -144,9 +144,7 @@ def bytes_of(model: PreTrainedModel, pattern: str, quantization: Quantization | 
 
 
 def _removable(model: PreTrainedModel) -> int:
-    """Elements in dead heads and neurons; none where a branch adds to them, or of unknown make."""
-    if any(isinstance(module, branch.Branch) for module in model.modules()):
-        return 0
+    """Elements in dead heads and neurons; none where these cannot be told or taken out."""
     try:
         return slicing.removable(model)
     except BenchError:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bench import branch, count, models, targets
+from bench import branch, count, deploy, models, slicing, targets
+from bench.api import BenchError
 from bench.record import Trainable
 from tests import helpers
 
@@ -59,3 +60,15 @@ def test_it_counts_as_parameters_and_macs_but_is_no_target(name):
     pruned = sum(t.weight.numel() for t in ctx.targets)
     found = count.macs(model, 20)
     assert found.dense - found.effective == 20 * pruned  # the branches' products are all left
+
+
+@every
+def test_what_a_branch_reads_or_writes_is_not_taken_out(name):
+    model, _ = branched(name)
+    for target in targets.prunable(model):
+        target.write(torch.zeros(target.shape))  # only the branches are left
+    made, form = deploy.deployed(model, torch.float32)
+    assert form == "dense"
+    assert torch.equal(helpers.logits(made), helpers.logits(model))
+    with pytest.raises(BenchError, match="low-rank branches"):
+        slicing.slice_units(model)

@@ -82,10 +82,13 @@ def test_rows_are_sorted_by_a_click_on_a_column(written, visit):
     shown = [float(text) for text in column(page, 3)]
     assert len(shown) == 49
     score.click()
+    page.wait_for_selector("th[aria-sort=ascending]")
     assert [float(text) for text in column(page, 3)] == sorted(shown)
     score.click()
+    page.wait_for_selector("th[aria-sort=descending]")
     assert [float(text) for text in column(page, 3)] == sorted(shown, reverse=True)
     page.locator("#rows thead th", has_text="trainable").click()
+    page.wait_for_selector("th[aria-sort=ascending]")
     counts = [float(text) for text in column(page, 9)]
     assert counts == sorted(counts)
     assert max(counts) > 30 * min(c for c in counts if c)

@@ -214,7 +214,7 @@ def _costs(made: Sequence[Line]) -> str:
                 _ratio([_count(r, path) for r in line.a], [_count(r, path) for r in line.b])
             )
         rows.append([*cells, _seconds(line), _latency(line)])
-    return markdown(("cell", *_COUNTS, "train s", "ms"), rows)
+    return markdown(("cell", *_COUNTS, "train s", "time of a pass"), rows)
 
 
 def _count(record: Record, path: str) -> float | None:
@@ -245,11 +245,14 @@ def _seconds(line: Line) -> str:
 
 
 def _latency(line: Line) -> str:
-    """Ratios of median milliseconds in the settings that both have, on one machine only."""
+    """Ratios of the time of a pass in the settings that both have, on one machine only.
+
+    Each is relative to the dense model of its own run: what else the machine did cancels.
+    """
     a, b = (
         {
             (s.hardware, s.dtype, s.batch, s.length): statistics.median(
-                t.ms_p50
+                t.ms_p50 / t.dense_ms_p50
                 for r in side
                 for t in r.speed
                 if (t.hardware, t.dtype, t.batch, t.length)
