@@ -32,6 +32,7 @@ try:
     import dask
     from distributed import Client, KilledWorker, Nanny, Security, get_worker
     from distributed.comm.addressing import get_address_host
+    from distributed.worker import WORKER_ANY_RUNNING
 except ImportError:
     raise BenchError("many machines need dask: pip install 'sparsebench[cluster]'") from None
 
@@ -131,7 +132,7 @@ def run_job(job: Json) -> Json:
 
 @contextlib.contextmanager
 def _while_wanted() -> Iterator[None]:
-    """Ends this worker's cell when its driver has gone or given up.
+    """Ends this worker's cell when its driver or its scheduler has gone.
 
     The worker has one thread for tasks, so all cells below this process belong to this task.
     """
@@ -141,7 +142,8 @@ def _while_wanted() -> Iterator[None]:
     def watch() -> None:
         while not over.wait(LOOK_S):
             task = worker.state.tasks.get(key)
-            if task is None or task.state == "cancelled":
+            closing = worker.status not in WORKER_ANY_RUNNING
+            if task is None or task.state == "cancelled" or closing:
                 isolate.kill_all()
 
     threading.Thread(target=watch, daemon=True).start()

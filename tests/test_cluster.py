@@ -173,7 +173,8 @@ def test_a_lost_scheduler_ends_the_driver_and_the_cells(machines):
     (line,) = machines.err("driver").splitlines()[-1:]
     assert line.startswith(f"sparsebench: the scheduler at {machines.address} is lost")
     assert "Traceback" not in machines.err("driver")
-    assert list((machines.place / "driver" / "results").rglob("*.*")) == []  # no claim, no record
+    left = [p for p in (machines.place / "driver" / "results").rglob("*") if p.is_file()]
+    assert left == []  # no claim, no record
     gone(machines, cells)
     assert machines.finished(worker) == 1
 

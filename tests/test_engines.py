@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 
@@ -166,18 +166,13 @@ def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
         assert mine.take(cells(("pst", 1))[0])
 
 
-def options(tmp_path, **more):
-    given = {"jobs": 1, "timeout": None, "fail_fast": False, "engine": "local"} | more
-    return SimpleNamespace(results=tmp_path / "results", **given)
-
-
 def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wanted = cells(("pst", 13), ("pst", 1), ("pst", 2))
     store = Store(tmp_path / "results")
-    commands._run(wanted, store, options(tmp_path, fail_fast=True))
+    wanted = plan.plan(cells(("pst", 13), ("pst", 1), ("pst", 2)), store)
+    commands._run(wanted, store, partial(engines.Local, 1), fail_fast=True)
     assert [run[1] for run in ran] == [13]
-    commands._run(wanted, store, options(tmp_path))
+    commands._run(wanted, store, partial(engines.Local, 1))
     assert [run[1] for run in ran] == [13, 13, 1, 2]
 
 
