@@ -90,8 +90,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A process a core: tiny models gain nothing from several threads.
 test: lint
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(ARGS)
 	@$(MAKE) --no-print-directory check ARGS=
 
 test-browser: $(VENV)/.dev

@@ -127,37 +127,46 @@ def sweep(
             scores = current[c:d].square().mul_(scale[c:d, None])
             return select(scores, a + c, a + d)
 
-        _block(current, R, levels, group, choose, quantize)
+        _Block(current, R, group, choose, quantize).sweep(0, len(current), levels)
         torch.sub(columns[corner], current, out=moved[corner])
         columns[corner] = current
     return columns.t().contiguous()
 
 
-def _block(current: Tensor, R: Tensor, levels, group, choose, quantize) -> None:
-    """The published steps inside one block, on columns `current`: (columns, out), in place."""
-    steps = R / R.diagonal()[:, None]
-    changes = torch.empty_like(current)
-    pruned = torch.empty_like(current)  # 1 where pruned
+class _Block:
+    """The published steps inside one block, on columns `current`: (columns, out), in place.
 
-    def nested(low: int, high: int, sizes: list[int]) -> None:
+    A class, as a nested function that calls itself lives, with all it has seen, until the garbage
+    collector finds it: memory would grow with depth.
+    """
+
+    def __init__(self, current: Tensor, R: Tensor, group: int, choose, quantize) -> None:
+        self.current, self.group, self.choose, self.quantize = current, group, choose, quantize
+        self.steps = R / R.diagonal()[:, None]
+        self.changes = torch.empty_like(current)
+        self.pruned = torch.empty_like(current)  # 1 where pruned
+
+    def sweep(self, low: int, high: int, sizes: list[int]) -> None:
+        """Columns `low` to `high`, in pieces of the first size, these in ones of the next."""
         size, *inner = sizes
+        current, changes = self.current, self.changes
         for c in range(low, high, size):
             d = min(c + size, high)
             if c > low:
-                current[c:d].addmm_(steps[low:c, c:d].t(), changes[low:c], alpha=-1)
-            if size == group:
-                pruned[c:d] = choose(c, d)
+                current[c:d].addmm_(self.steps[low:c, c:d].t(), changes[low:c], alpha=-1)
+            if size == self.group:
+                self.pruned[c:d] = self.choose(c, d)
             if inner:
-                nested(c, d, inner)
-                continue
-            column, change = current[c], changes[c]
-            if quantize is None:
-                torch.mul(column, pruned[c], out=change)
+                self.sweep(c, d, inner)
             else:
-                torch.addcmul(column, quantize(column), 1.0 - pruned[c], value=-1, out=change)
-            column.sub_(change)
+                self._column(current[c], changes[c], self.pruned[c])
 
-    nested(0, len(current), levels)
+    def _column(self, column: Tensor, change: Tensor, pruned: Tensor) -> None:
+        if self.quantize is None:
+            torch.mul(column, pruned, out=change)
+        else:
+            torch.addcmul(column, self.quantize(column), 1.0 - pruned, value=-1, out=change)
+        column.sub_(change)
 
 
 def _levels(group: int, blocksize: int) -> list[int]:

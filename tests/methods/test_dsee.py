@@ -384,7 +384,7 @@ def test_coefficients_choose_heads_and_neurons_and_are_folded(model):
     before = helpers.logits(other)
     method.step(sparse, THIRD)
     assert [removed(units) for block in method.blocks for units in block] == expected
-    assert not any(_is_scale(m) for m in sparse.modules())
+    assert all(m.folded for m in sparse.modules() if _is_scale(m))
     assert not any(base(units.columns).requires_grad for b in method.blocks for units in b)
     assert torch.allclose(helpers.logits(sparse), before, atol=1e-5)
 
