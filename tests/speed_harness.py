@@ -52,13 +52,11 @@ def cells(count, folder):
 
 def write_records(store, count):
     """Records as a sweep leaves them: nine sparsities, five methods, four tasks, many seeds."""
-    points = itertools.product(
-        itertools.count(1),
-        ("glue/rte", "glue/sst2", "glue/cola", "reviews"),
-        ("dense", "wanda", "magnitude", "pst", "gmp"),
-        range(1, 10),
-    )
-    for seed, task, method, level in itertools.islice(points, count):
+    tasks = ("glue/rte", "glue/sst2", "glue/cola", "reviews")
+    methods = ("dense", "wanda", "magnitude", "pst", "gmp")
+    points = list(itertools.product(tasks, methods, range(1, 10)))
+    for i in range(count):
+        seed, (task, method, level) = 1 + i // len(points), points[i % len(points)]
         dense = method == "dense"  # its nine budgets make nine cells of it
         record = samples.record(
             value=0.5 + level / 100,
