@@ -128,6 +128,9 @@ class Method(ABC):
             cannot promise it). This and `needs_dense` may be properties of the instance where the
             parameters decide.
         uniform: whether that holds for every matrix, or only for all of them together.
+        shardable: whether it can train where every process holds a part of each weight (FSDP):
+            outside the model's forward it then touches no weight, and it keeps nothing of training
+            but its parameters.
         max_grad_norm: gradient clipping, 0 for none.
         published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
@@ -140,6 +143,7 @@ class Method(ABC):
     needs_dense: ClassVar[bool] = True
     promises_sparsity: ClassVar[bool] = True
     uniform: ClassVar[bool] = True
+    shardable: ClassVar[bool] = False
     max_grad_norm: ClassVar[float] = 1.0
     published: ClassVar[Published | None] = None
 

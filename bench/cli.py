@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
         "--slots", type=_positive, metavar="N", help="cells at a time (one a GPU; without GPUs, 1)"
     )
     worker.add_argument(
+        "--devices", type=_positive, default=1, metavar="N", help="GPUs a cell, or processes (1)"
+    )
+    worker.add_argument(
         "--listen", metavar="HOST", help="this machine's address for others (loopback only)"
     )
     _tls(worker)

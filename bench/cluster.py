@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +27,7 @@ from bench import engines, isolate
 from bench.api import BenchError, Cell
 from bench.cli import say
 from bench.isolate import failed
+from bench.parallel import ALONE, Means
 from bench.record import Record
 
 try:
@@ -51,15 +53,22 @@ class Dask(engines.Engine):
         address: the scheduler's, as `tcp://host:8786` or `tls://…`.
         security: certificates for TLS.
         timeout_s: after which a cell is stopped; by default its budget says.
+        means: what cells are run with.
 
     Raises:
         BenchError: nobody answers there.
     """
 
-    def __init__(self, address: str, security: Security, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        security: Security,
+        timeout_s: float | None = None,
+        means: Means = ALONE,
+    ) -> None:
         for name in ("distributed", "distributed.client"):  # both have a handler of their own
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.address, self.timeout_s = address, timeout_s
+        self.address, self.timeout_s, self.means = address, timeout_s, means
         try:
             self.client = Client(
                 address, security=security, timeout=CONNECT_S, set_as_default=False
@@ -86,7 +95,11 @@ class Dask(engines.Engine):
             finally:
                 remote.release()  # a result kept on a worker would be computed again with its loss
 
-        job = {"cell": cell.model_dump(mode="json"), "timeout_s": self.timeout_s}
+        job = {
+            "cell": cell.model_dump(mode="json"),
+            "timeout_s": self.timeout_s,
+            "means": asdict(self.means),
+        }
         self.client.submit(run_job, job, pure=False).add_done_callback(done)
         return future
 
@@ -122,10 +135,10 @@ class Dask(engines.Engine):
 
 
 def run_job(job: Json) -> Json:
-    """Runs a cell on a worker: `{cell, timeout_s}` → its record."""
-    cell = Cell.model_validate(job["cell"])
+    """Runs a cell on a worker: `{cell, timeout_s, means}` → its record."""
+    cell, means = Cell.model_validate(job["cell"]), Means(**job["means"])
     with _while_wanted():
-        record = engines.run_here(cell, lambda *_: None, job["timeout_s"])
+        record = engines.run_here(cell, lambda *_: None, job["timeout_s"], means=means)
     answer: Json = json.loads(record.to_json())
     return answer
 
@@ -154,7 +167,7 @@ def _while_wanted() -> Iterator[None]:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Runs the cells of a scheduler until it goes: one process a GPU, or `--slots` on the CPU."""
+    """Runs the cells of a scheduler until it goes: one at a time a GPU, or `--slots`."""
     import torch
 
     host = options.listen
@@ -165,7 +178,8 @@ def work(options: argparse.Namespace) -> int:
                 f"{options.address} is another machine: say --listen HOST, the address of this one "
                 "that it can reach. Who reaches it can run code here, so use TLS or a private net."
             )
-    shares = engines.shares(options.slots or max(1, torch.cuda.device_count()))
+    slots = options.slots or max(1, torch.cuda.device_count() // options.devices)
+    shares = engines.shares(slots, options.devices)
     try:
         asyncio.run(_serve(options.address, shares, host, security(options)))
     except OSError as error:

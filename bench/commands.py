@@ -20,6 +20,7 @@ from bench import gate, plan, registry, submissions
 from bench.api import BenchError, Cell
 from bench.cell import QUANTIZE
 from bench.cli import say
+from bench.parallel import Means
 from bench.plan import Planned
 from bench.record import parse
 from bench.registry import Suite
@@ -77,7 +78,7 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.dry_run:
         _show_plan(planned, store)
         return 0
-    cannot = _run(planned, store, partial(_engine, options), options.fail_fast)
+    cannot = _run(planned, store, partial(_engine, options, suite.means), options.fail_fast)
     if cannot == len(cells):  # nothing could be had: the lines above say it all
         return 2
     states = {cell: store.state(cell, plan.versions_of(cell)) for cell in cells}
@@ -127,16 +128,17 @@ def _run(
     return len(missing)
 
 
-def _engine(options: argparse.Namespace, on_progress: OnProgress) -> Engine:
+def _engine(options: argparse.Namespace, means: Means, on_progress: OnProgress) -> Engine:
     from bench import engines
 
     if options.engine == "local":
-        return engines.Local(options.jobs, on_progress, options.timeout)
+        return engines.Local(options.jobs, on_progress, options.timeout, means)
     if not options.scheduler:
         raise BenchError("--engine dask needs --scheduler ADDRESS, as tcp://host:8786")
     from bench import cluster
 
-    return cluster.Dask(options.scheduler, cluster.security(options), options.timeout)
+    security = cluster.security(options)
+    return cluster.Dask(options.scheduler, security, options.timeout, means)
 
 
 def verify(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import time
@@ -16,6 +17,7 @@ from bench import isolate, plan
 from bench.api import BenchError, Cell
 from bench.claims import Claims
 from bench.isolate import failed
+from bench.parallel import ALONE, Means
 from bench.record import Record
 from bench.store import path_of
 
@@ -111,16 +113,23 @@ class Local(Engine):
         slots: cells at a time.
         on_progress: called with (cell, phase, done, all).
         timeout_s: after which a cell is stopped; by default its budget says.
+        means: what cells are run with.
     """
 
     slots = 0
 
-    def __init__(self, slots: int, on_progress: OnProgress, timeout_s: float | None = None) -> None:
-        self.slots = slots
+    def __init__(
+        self,
+        slots: int,
+        on_progress: OnProgress,
+        timeout_s: float | None = None,
+        means: Means = ALONE,
+    ) -> None:
+        self.slots, self.means = slots, means
         self.on_progress, self.timeout_s = on_progress, timeout_s
         self.pool = ThreadPoolExecutor(slots)
         self.shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for share in shares(slots):
+        for share in shares(slots, means.processes):
             self.shares.put(share)
 
     def submit(self, cell: Cell) -> Future[Record]:
@@ -135,7 +144,7 @@ class Local(Engine):
     def _run(self, cell: Cell) -> Record:
         share = self.shares.get()
         try:
-            return run_here(cell, self.on_progress, self.timeout_s, share)
+            return run_here(cell, self.on_progress, self.timeout_s, share, self.means)
         except (BenchError, OSError) as error:
             return failed(cell, getattr(error, "kind", "error"), str(error))
         finally:
@@ -147,6 +156,7 @@ def run_here(
     on_progress: OnProgress,
     timeout_s: float | None = None,
     env: dict[str, str] | None = None,
+    means: Means = ALONE,
 ) -> Record:
     """Runs a cell on this machine, in a process of its own.
 
@@ -158,6 +168,7 @@ def run_here(
         on_progress: called with (cell, phase, done, all).
         timeout_s: after which a cell is stopped; by default its budget says.
         env: additions to the process's environment.
+        means: what the cell is run with.
     """
 
     def run(cell: Cell) -> Record:
@@ -167,6 +178,7 @@ def run_here(
             LOGS / path_of(cell).with_suffix(".log"),
             lambda phase, done, all_: on_progress(cell, phase, done, all_),
             {"TOKENIZERS_PARALLELISM": "false", **(env or {})},
+            means,
         )
 
     if plan.needs_reference(cell):
@@ -181,15 +193,24 @@ def run_here(
     return run(cell)
 
 
-def shares(slots: int) -> list[dict[str, str]]:
-    """What the environment of each slot says of its part of the machine: a GPU, or some cores."""
+def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:
+    """What the environment of each slot says of its part of the machine: GPUs, or some cores.
+
+    Args:
+        slots: cells at a time.
+        processes: that train a cell together, a GPU each.
+    """
     import torch
 
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(count)]
-        return [{"CUDA_VISIBLE_DEVICES": names[i % count]} for i in range(slots)]
-    if slots == 1:
+        turns = itertools.cycle(names)
+        return [
+            {"CUDA_VISIBLE_DEVICES": ",".join(itertools.islice(turns, processes))}
+            for _ in range(slots)
+        ]
+    if slots * processes == 1:
         return [{}]  # the libraries decide
-    cores = str(max(1, (os.cpu_count() or 1) // slots))
+    cores = str(max(1, (os.cpu_count() or 1) // (slots * processes)))
     return [{"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores} for _ in range(slots)]

@@ -11,7 +11,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
-from bench import branch, count, measure, models, packed, plan, prune, registry, run, slicing
+from bench import (
+    branch,
+    count,
+    fitting,
+    measure,
+    models,
+    packed,
+    plan,
+    prune,
+    registry,
+    run,
+    slicing,
+)
 from bench.api import BenchError
 from bench.cell import Quantization, Quantizer
 from bench.packing import Matrix, lay, zeros_of
@@ -223,7 +235,7 @@ def _of_record(record: Record, name: str) -> Source:
     else:
         if plan.needs_reference(cell) and not plan.trained_dir(reference).is_dir():
             run.run_cell(reference, _silent)
-        fitted = run.fit_cell(cell, _silent)
+        fitted = fitting.fit_cell(cell, _silent)
         loaded, model = fitted.loaded, fitted.model
         if loaded.source.weights_sha256 != record.model.weights_sha256:
             notes.append("the method started from other weights than the record's")

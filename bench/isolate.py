@@ -20,14 +20,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from bench import plan, provenance, registry
+from bench import parallel, plan, provenance, registry
 from bench.api import BenchError, Cell, Outcome
+from bench.parallel import ALONE, Means
 from bench.record import Failure, Record
 
+T = TypeVar("T")
 OnProgress = Callable[[str, int, int], None]
+COMMAND = [sys.executable, "-m", "bench.isolate"]
 
 _live: set[subprocess.Popen[str]] = set()
 
@@ -38,10 +42,11 @@ def run_isolated(
     log: Path,
     on_progress: OnProgress,
     env: Mapping[str, str] | None = None,
+    means: Means = ALONE,
 ) -> Record:
     """Runs a cell in a process group of its own and returns its record, done or failed.
 
-    A training that runs out of memory gets one more try, with its batches in two pieces.
+    A training that runs out of memory gets one more try, with its batches in twice the pieces.
 
     Args:
         cell: what to run.
@@ -49,6 +54,7 @@ def run_isolated(
         log: file that takes what the child prints.
         on_progress: called with (phase, done, all).
         env: additions to the child's environment.
+        means: batches in pieces, several devices.
     """
     phases = [""]
 
@@ -57,11 +63,12 @@ def run_isolated(
         on_progress(phase, done, all_)
 
     end = time.monotonic() + timeout_s
-    record = _try(cell, 1, timeout_s, log, watch, env)
+    record = _try(cell, means, timeout_s, log, watch, env)
     oom = record.error is not None and record.error.kind == "oom"
-    if not oom or phases[-1] != "train" or plan.budget_of(cell).batch == 1:
+    if not oom or phases[-1] != "train" or plan.budget_of(cell).batch <= means.processes:
         return record
-    record = _try(cell, 2, end - time.monotonic(), log, watch, env)
+    halved = replace(means, accumulate=2 * means.accumulate)
+    record = _try(cell, halved, end - time.monotonic(), log, watch, env)
     if record.error is None:
         return record
     message = f"{record.error.message} (the second try, after an oom, with batches in two pieces)"
@@ -70,16 +77,16 @@ def run_isolated(
 
 def _try(
     cell: Cell,
-    accumulate: int,
+    means: Means,
     timeout_s: float,
     log: Path,
     on_progress: OnProgress,
     env: Mapping[str, str] | None,
 ) -> Record:
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w" if accumulate == 1 else "a", encoding="utf-8") as sink:
+    with open(log, "w" if means.accumulate == 1 else "a", encoding="utf-8") as sink:
         child = subprocess.Popen(
-            [sys.executable, "-m", "bench.isolate"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sink,
@@ -102,16 +109,17 @@ def _try(
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            job = {"cell": cell.model_dump(mode="json"), "accumulate": accumulate}
+            job = {"cell": cell.model_dump(mode="json"), "means": asdict(means), "rank": 0}
             child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()
         for line in child.stdout:
             event = json.loads(line)
             if "record" in event:
                 outcome = Record.model_validate_json(event["record"])
-            else:
-                on_progress(event["phase"], event["done"], event["all"])
-        child.wait()
+                break  # one of several processes may have failed, and the others wait for it
+            on_progress(event["phase"], event["done"], event["all"])
+        else:
+            child.wait()
     finally:
         timer.cancel()
         _kill(child)
@@ -178,31 +186,46 @@ def child_main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "methods", "tasks"):
         logging.getLogger(package).setLevel(logging.INFO)
-    record = _guarded(
-        cell, lambda phase, done, all_: _send(events, phase, done, all_), job["accumulate"]
-    )
-    events.write(json.dumps({"record": record.to_json()}) + "\n")
-    events.flush()
+    means = Means(**job["means"])
+    if means.processes > 1 and job["rank"] == 0:
+        parallel.start_others(job, means.processes, COMMAND, events)
+    record = _first(cell, events, means) if job["rank"] == 0 else _other(cell, means)
+    if record is not None:
+        events.write(json.dumps({"record": record.to_json()}) + "\n")
+        events.flush()
     return 0
 
 
-def _guarded(cell: Cell, emit: OnProgress, accumulate: int) -> Record:
+def _first(cell: Cell, events: IO[str], means: Means) -> Record:
+    from bench.fitting import clear_scratch
     from bench.measure import reuse_freed_memory
-    from bench.run import clear_scratch
+    from bench.run import run_cell
+
+    def emit(phase: str, done: int, all_: int) -> None:
+        events.write(json.dumps({"phase": phase, "done": done, "all": all_}) + "\n")
 
     reuse_freed_memory()
-    record = _attempt(cell, emit, accumulate)
+    record = _attempt(cell, lambda: run_cell(cell, emit, means))
     # A process that is killed leaves its checkpoints; with a full disk they may serve again, too.
     if record.error is not None and record.error.kind != "disk":
         clear_scratch(cell)
     return record
 
 
-def _attempt(cell: Cell, emit: OnProgress, accumulate: int) -> Record:
-    from bench.run import run_cell
+def _other(cell: Cell, means: Means) -> Record | None:
+    """What the other processes of a cell do: they train along, and tell only what goes wrong."""
+    from bench.fitting import fit_cell
 
+    found = _attempt(cell, lambda: fit_cell(cell, lambda *_: None, True, means))
+    if not isinstance(found, Record) or found.error is None:
+        return None
+    # Short enough to be written in one go, into the pipe that the first process writes to.
+    return failed(cell, found.error.kind, found.error.message[:500])
+
+
+def _attempt(cell: Cell, work: Callable[[], T]) -> T | Record:
     try:
-        return run_cell(cell, emit, accumulate)
+        return work()
     except BenchError as error:
         return failed(cell, error.kind, str(error))
     except Exception as error:
@@ -226,10 +249,6 @@ def _kind(error: Exception) -> Outcome:
 
 def _trace() -> str:
     return traceback.format_exc()[-4000:]
-
-
-def _send(events: IO[str], phase: str, done: int, all_: int) -> None:
-    events.write(json.dumps({"phase": phase, "done": done, "all": all_}) + "\n")
 
 
 def _die_with_driver() -> Any:

@@ -139,10 +139,10 @@ def latency_table(options: argparse.Namespace) -> int:
 
 def count_model(options: argparse.Namespace) -> int:
     """Prints what methods train, store and multiply."""
-    from bench import accounting, count, run
+    from bench import accounting, count, fitting
 
     # A GPU that is not here is taken for one of compute capability 8.0.
-    kernel = count.has_kernel(run.device_of()) if options.device is None else False
+    kernel = count.has_kernel(fitting.device_of()) if options.device is None else False
     say(
         accounting.report(
             options.model,

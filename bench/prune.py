@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
-from bench import assets, count, models, plan, registry, run, seeds, targets, windows
+from bench import assets, count, fitting, models, plan, registry, run, seeds, targets, windows
 from bench.api import BenchError, Budget, Cell, Context, Method
 from bench.cell import Scalar
 from bench.record import Sparsity
@@ -85,7 +85,7 @@ def prune(
             batches = _calibration(calibration, tok, config, budget, seed)
         model = load_complete(folder, kind, name)
         dtype = model.dtype
-        device = run.device_of()
+        device = fitting.device_of()
         model.float().to(device).eval()
         seeds.seed_all(seeds.derive("method", seed))
         made.attach(model, _context(cell, budget, model, batches, folder, kind, name))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from bench.api import BenchError, Method, Pattern, Task
 from bench.cell import Scalar
+from bench.parallel import ALONE, Means
 
 Kind = Literal["method", "task"]
 
@@ -33,6 +34,7 @@ class Suite:
         baselines: methods that are always run along, whatever `--method` says.
         methods: what is run without `--method`; empty means every registered method.
         patterns: a method takes those it can make, else its own first one.
+        means: what its cells are run with, of the table `[trainer]`.
         average: tasks whose mean score the tables state, as a paper's average does.
     """
 
@@ -46,6 +48,7 @@ class Suite:
     sparsities: tuple[float, ...] = (0.5,)
     seeds: tuple[int, ...] = (1,)
     average: tuple[str, ...] = ()
+    means: Means = ALONE
     budget: str = "default"
     overrides: tuple[tuple[str, Scalar], ...] = ()
 
@@ -125,10 +128,11 @@ def suite(name: str) -> Suite:
         raise unknown("suite", name, suite_names())
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        means = Means.of(fields.pop("trainer", {}))
         lists: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
         lists["overrides"] = tuple(sorted(fields.get("overrides", {}).items()))
-        return Suite(name=path.stem, **lists)
+        return Suite(name=path.stem, means=means, **lists)
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise BenchError(f"{path}: not a suite: {error}") from None

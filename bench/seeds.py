@@ -31,7 +31,7 @@ def states() -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    return found | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+    return found | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def set_states(found: dict[str, Any]) -> None:
@@ -44,4 +44,4 @@ def set_states(found: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(found["torch"])
     if "cuda" in found:
-        torch.cuda.set_rng_state_all(found["cuda"])
+        torch.cuda.set_rng_state(found["cuda"])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench import measure, models, plan, precision, registry, run
+from bench import fitting, measure, models, plan, precision, registry
 from bench.api import BenchError, Cell
 from bench.cell import REFERENCE, makes
 from bench.reporting.table import plain
@@ -130,7 +130,7 @@ def _update(
     model = loaded.model.to(device)  # type: ignore[arg-type]
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     method = method_class(method_class.Params(**plan.hyper_of(cell)))
-    ctx = run.context(cell, plan.budget_of(cell), task, loaded, device)
+    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, device)
     method.attach(model, ctx._replace(teacher=lambda: teacher))
     optimizer = method.optimizer(method.param_groups(model))
     method.step(model, 1.0)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,10 +24,11 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from bench import precision, seeds
+from bench import parallel, precision, provenance, seeds
 from bench.api import BenchError, Budget, Method, Task
 from bench.checkpoint import Checkpoints
 from bench.losses import micro_batches, smoothed_loss
+from bench.parallel import ALONE, Means
 from bench.record import Trainable
 from bench.targets import head_parameters
 
@@ -41,12 +44,14 @@ class Trained:
         dtype: `bf16-autocast` or `float32`.
         resumed: updates that an earlier, killed process has done.
         earlier_s: seconds that it took for them.
+        weights: all of them, by name, where the model was left in pieces (FSDP).
     """
 
     trainable: Trainable
     dtype: str
     resumed: int = 0
     earlier_s: float = 0.0
+    weights: dict[str, Tensor] | None = None
 
 
 def fit(
@@ -58,7 +63,7 @@ def fit(
     seed: int,
     progress: Progress,
     checkpoints: Checkpoints | None = None,
-    accumulate: int = 1,
+    means: Means = ALONE,
 ) -> Trained:
     """Trains `model` in place for exactly `budget.steps` updates of `budget.batch` sequences.
 
@@ -73,12 +78,13 @@ def fit(
         seed: the cell's.
         progress: called with (updates done, all).
         checkpoints: where to go on from, and where to leave some; None for neither.
-        accumulate: pieces that a batch goes through the model in, to save memory.
+        means: batches in pieces, to save memory; several processes, which all call this.
 
     Raises:
         Unfit: there is a checkpoint, but not of these objects; they are spoilt.
-        BenchError: kind `nan` with the step, as soon as the loss is not finite; label smoothing
-            for a task without a language model.
+        BenchError: kind `nan` with the step, as soon as the loss is not finite; kind `contract`
+            where the processes have come to different weights; label smoothing for a task without
+            a language model.
     """
     if budget.smoothing is not None and task.head != "causal-lm":
         raise BenchError(f"budget.smoothing is for language models; {task.name} has a classifier")
@@ -102,6 +108,7 @@ def fit(
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=not cpu,
+            **means.trainer,
         )
         # One device a cell: transformers would multiply the batch by the GPUs that it sees.
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -109,7 +116,7 @@ def fit(
             method,
             budget.smoothing or 0.0,
             checkpoints,
-            accumulate,
+            means.accumulate,
             model=model,
             args=arguments,
             train_dataset=task.train(tok),
@@ -120,13 +127,21 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         place = checkpoints.latest() if checkpoints else None
         trainer.train(resume_from_checkpoint=str(place) if place else None)
-        # accelerate leaves its autocast around forward; what follows is float32.
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        weights = None
+        if means.sharded:
+            weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        else:
+            # accelerate leaves its autocast around forward; what follows is float32.
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+            if not parallel.same(lambda: provenance.weights_sha256(model.state_dict())):
+                why = "the processes have come to different weights; it trains on one device only"
+                raise BenchError(f"{method.name}: {why}", "contract")
+        parallel.part()
     if trainer.state.global_step != budget.steps:
         raise BenchError(f"trained {trainer.state.global_step} of {budget.steps} steps", "contract")
     model.eval()
     held = trainable(model, trainer.method_groups)
-    return Trained(held, dtype, trainer.resumed, trainer.loaded["seconds"])
+    return Trained(held, dtype, trainer.resumed, trainer.loaded["seconds"], weights)
 
 
 def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
@@ -193,11 +208,31 @@ class _Trainer(Trainer):
             loss = self.method.loss(model, inputs, outputs) * self.share
         return (loss, outputs) if return_outputs else loss
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Whole batches, in the same order in every process; each takes its pieces of them."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size == 1:
+            return loader
+        # accelerate would give every process a batch, and fill an epoch's last one up.
+        whole: Any = loader.batch_sampler
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=whole.batch_sampler,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = torch.zeros((), device=self.args.device)
-        for part, share in micro_batches(inputs, self.accumulate):
-            self.share = share
+        world, rank = self.args.world_size, self.args.process_index
+        parts = list(micro_batches(inputs, world * self.accumulate))
+        for i in range(0, len(parts), world):
+            # Gradients are averaged over the processes. One without a piece joins in with nothing.
+            part, share = parts[i + rank] if i + rank < len(parts) else (parts[0][0], 0.0)
+            self.share = share * world
             loss = loss + super().training_step(model, part)
+        if world > 1:
+            dist.all_reduce(loss)
         self.losses.append(loss)
         self._stop_at_nan()
         return loss
@@ -229,6 +264,8 @@ class _Trainer(Trainer):
         assert self.lr_scheduler is not None
         if self.losses:
             self._stop_at_nan(at_once=True)
+        if self.args.process_index:  # all processes hold the same
+            return
         state = {
             "scheduler": self.lr_scheduler.state_dict(),
             "rng": seeds.states(),
@@ -285,4 +322,10 @@ class _Hooks(TrainerCallback):
         checkpoints = self.trainer.checkpoints
         # After the last update there would be nothing to go on with.
         if checkpoints and state.global_step < state.max_steps:
-            control.should_save = checkpoints.due()
+            control.should_save = self._agreed(checkpoints.due)
+
+    def _agreed(self, due: Callable[[], bool]) -> bool:
+        """Whether a checkpoint is due; several processes ask the first one, every tenth update."""
+        if self.trainer.args.world_size == 1:
+            return due()
+        return self.trainer.state.global_step % 10 == 0 and parallel.agree(due())

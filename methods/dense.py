@@ -14,6 +14,7 @@ class Dense(Method):
     name: ClassVar[str] = "dense"
     patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
     trains: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
 
     @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class LoRA(Method):
     name: ClassVar[str] = "lora"
     patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
     trains: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     published: ClassVar[Published | None] = Published(
         0.8 / 125, "model", "0.8M of 125M, RoBERTa-base with head, r = 8, README"

@@ -1,10 +1,14 @@
 """Small models and contexts that several test files share."""
 
+import os
+import re
+import textwrap
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench import models, plan, registry, run, targets
+from bench import fitting, models, plan, registry, targets
 from bench.api import Cell
 
 ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
@@ -51,7 +55,7 @@ def attached(cell, **changes):
     task = registry.task(cell.task)
     loaded = models.load(cell.model, task, cell.seed)
     loaded.tok.model_max_length = plan.budget_of(cell).length
-    ctx = run.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
     ctx = ctx._replace(**changes)
     kind = registry.method(cell.method)
     method = kind(kind.Params(**plan.hyper_of(cell)))
@@ -100,3 +104,19 @@ def batch(t, size=8, length=12):
 
 def zeros(model):
     return {t.name: int((t.weight == 0).sum()) for t in targets.prunable(model)}
+
+
+def installed(site, source):
+    """Installs a package with methods, as pip would leave it: module and metadata.
+
+    Every class of the source with a docstring is a method, named as the class is, in lower case.
+    Returns a PYTHONPATH on which it and the project are found.
+    """
+    info = site / "othermethods-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "othermethods.py").write_text(textwrap.dedent(source))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermethods\nVersion: 1.0\n")
+    classes = re.findall(r"class (\w+)\(.*\n\s+'''", source)
+    lines = [f"{name.lower()} = othermethods:{name}" for name in classes]
+    (info / "entry_points.txt").write_text("[sparsebench.methods]\n" + "\n".join(lines) + "\n")
+    return os.pathsep.join(filter(None, [str(site), os.getcwd(), os.environ.get("PYTHONPATH")]))

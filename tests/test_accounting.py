@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from bench import accounting, cli, count, record, run, slicing, targets, train, weightless
+from bench import accounting, cli, count, fitting, record, run, slicing, targets, train, weightless
 from bench.api import BenchError, Budget
 from bench.record import Trainable
 from tests import helpers
@@ -299,7 +299,7 @@ def test_what_is_expected_is_what_comes_out(method, slack):
     if cell.method == "magnitude":
         model, made, ctx = helpers.attached(cell)
     else:
-        fitted = run.fit_cell(cell, lambda *_: None)
+        fitted = fitting.fit_cell(cell, lambda *_: None)
         model = fitted.model
         _, made, ctx = helpers.attached(cell)
     zeros = sum(helpers.zeros(model).values())

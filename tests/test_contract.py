@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from bench import branch, models, plan, provenance, registry, run, targets
+from bench import branch, fitting, models, plan, provenance, registry, run, targets
 from bench.api import BenchError
 from bench.cell import makes
 from methods.masks import pruned_count
@@ -26,7 +26,7 @@ def fitted(name, model, seed=1, **more):
     cell = helpers.cell(name, model, seed=seed, **STEPS, **more)
     if plan.needs_reference(cell) and not plan.trained_dir(plan.reference_of(cell)).is_dir():
         run.run_cell(plan.reference_of(cell), quiet)
-    return cell, run.fit_cell(cell, quiet)
+    return cell, fitting.fit_cell(cell, quiet)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -68,24 +67,14 @@ METHODS = """
         def attach(self, model, ctx):
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 """
-NAMES = ("wide", "huge", "bulky")
-
 PATIENCE = 900  # seconds; on a busy machine a start alone may take minutes
 
 
 @pytest.fixture
 def environment(tmp_path):
     """Of a driver: these methods installed, a cache of its own, a checkpoint at every step."""
-    site = tmp_path / "site"
-    info = site / "faultymethods-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "faultymethods.py").write_text(textwrap.dedent(METHODS))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faultymethods\nVersion: 1.0\n")
-    lines = [f"{name} = faultymethods:{name.capitalize()}" for name in NAMES]
-    (info / "entry_points.txt").write_text("[sparsebench.methods]\n" + "\n".join(lines) + "\n")
-    path = os.pathsep.join([str(site), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     return os.environ | {
-        "PYTHONPATH": path,
+        "PYTHONPATH": helpers.installed(tmp_path / "site", METHODS),
         "SPARSEBENCH_CACHE": str(tmp_path / "cache"),
         "SPARSEBENCH_CHECKPOINT_S": "0",
     }

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from bench import cli, models, plan, precision, registry, run, train, windows
+from bench import cli, fitting, models, plan, precision, registry, run, train, windows
 from bench.api import BenchError
 from methods.dense import Dense
 from tasks import wikitext
@@ -170,12 +170,12 @@ def test_the_pretrained_model_is_the_dense_one(model, task):
 def test_an_encoder_is_refused(task):
     line = r"tiny/wikitext needs a causal language model; tiny-bert is an encoder \(bert\)"
     with pytest.raises(BenchError, match=line):
-        run.fit_cell(cell("magnitude", model="tiny-bert"), quiet)
+        fitting.fit_cell(cell("magnitude", model="tiny-bert"), quiet)
 
 
 def test_windows_beyond_the_positions_are_refused():
     with pytest.raises(BenchError, match="length 256: tiny-gpt2 has positions for 128 tokens"):
-        run.fit_cell(cell("dense", budget__length=256), quiet)
+        fitting.fit_cell(cell("dense", budget__length=256), quiet)
     models.check("tiny-gpt2", registry.task("tiny/wikitext"), 128)
 
 

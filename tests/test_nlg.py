@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from bench import losses, plan, registry, run, train
+from bench import fitting, losses, plan, registry, run, train
 from bench.api import BenchError, Budget
 from bench.reporting import leaderboard
 from methods.dense import Dense
@@ -225,7 +225,7 @@ def test_smoothing_is_the_mixture_and_nothing_without_it():
 
 def test_smoothing_is_for_language_models():
     with pytest.raises(BenchError, match=r"budget.smoothing is for language models"):
-        run.fit_cell(cell(model="tiny-bert", task="tiny/reviews", budget__smoothing=0.1), quiet)
+        fitting.fit_cell(cell(model="tiny-bert", task="tiny/reviews", budget__smoothing=0.1), quiet)
     with pytest.raises(BenchError, match="below 1"):
         Budget(steps=1, batch=1, length=1, smoothing=1.0)
     with pytest.raises(BenchError, match=r"budget.beams must be positive"):
@@ -479,7 +479,7 @@ def test_training_learns_the_twin(task):
 def test_an_encoder_is_refused(name):
     line = rf"{name} needs a causal language model; tiny-bert is an encoder \(bert\)"
     with pytest.raises(BenchError, match=line):
-        run.fit_cell(cell(model="tiny-bert", task=name), quiet)
+        fitting.fit_cell(cell(model="tiny-bert", task=name), quiet)
 
 
 def test_the_table_names_the_decoding_and_the_footnotes():

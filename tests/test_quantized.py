@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bench import cli, count, export, plan, run, storage, targets
+from bench import cli, count, export, fitting, plan, run, storage, targets
 from bench.api import BenchError
 from bench.cell import Quantizer
 from bench.quantize import rounded
@@ -56,10 +56,10 @@ def test_quantizing_is_the_last_step(records):
     assert records["dense int4"].cost.dense_s == records["dense"].cost.train_s > 0
     assert not plan.trained_dir(cells["dense int4"]).exists()
     for name in ("dense", "2:4"):
-        plain = run.fit_cell(cells[name], quiet).model
+        plain = fitting.fit_cell(cells[name], quiet).model
         for target in targets.prunable(plain):
             target.write(rounded(target.weight, Quantizer(name="int4")))
-        found = run.fit_cell(cells[f"{name} int4"], quiet).model
+        found = fitting.fit_cell(cells[f"{name} int4"], quiet).model
         for one, two in zip(targets.prunable(plain), targets.prunable(found), strict=True):
             assert torch.equal(one.weight, two.weight)
 
@@ -84,8 +84,8 @@ def test_bytes_are_counted_in_every_format(records):
 
 
 def test_embeddings_are_rounded_with_the_rest(records):
-    plain = run.fit_cell(records["2:4"].cell, quiet).model
-    found = run.fit_cell(records["2:4 all"].cell, quiet).model
+    plain = fitting.fit_cell(records["2:4"].cell, quiet).model
+    found = fitting.fit_cell(records["2:4 all"].cell, quiet).model
     before, after = plain.state_dict(), found.state_dict()
     widths = {f"{t.name}.weight": "int4" for t in targets.prunable(plain)}
     tables = [f"{t.name}.weight" for t in targets.embedding_tables(plain)]
@@ -189,7 +189,7 @@ def test_a_record_is_exported(name, records, capsys, tmp_path):
     found = count.params(again, Trainable(body=0, head=0))
     assert found.nonzero == records[name].params.nonzero
     cell = records[name].cell
-    made, size = run.fit_cell(cell, quiet).model, records[name].bytes.embeddings
+    made, size = fitting.fit_cell(cell, quiet).model, records[name].bytes.embeddings
     assert all(torch.equal(again.state_dict()[n], w) for n, w in made.state_dict().items())
     assert f"embeddings: {size.stored / 1e6:.3f} MB of " in out
     assert f", {size.dense / 1e6:.3f} MB in FP32" in out

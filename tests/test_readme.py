@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import models, plan, registry, run
+from bench import fitting, models, plan, registry
 from bench.api import Method
 from methods.masks import pruned_count
 from tests import helpers
@@ -32,7 +32,7 @@ def test_the_method_example_trains_and_keeps_its_zeros(model, monkeypatch):
     original = registry.method
     monkeypatch.setattr(registry, "method", lambda n: cls if n == cls.name else original(n))
     steps = {"budget__steps": 4, "budget__batch": 4}
-    fit = run.fit_cell(helpers.cell(cls.name, model, 0.7, **steps), lambda *_: None)
+    fit = fitting.fit_cell(helpers.cell(cls.name, model, 0.7, **steps), lambda *_: None)
     sizes = [t.weight.numel() for t in helpers.targets.prunable(fit.model)]
     assert list(helpers.zeros(fit.model).values()) == [pruned_count(n, 0.7) for n in sizes]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import methods
-from bench import checkpoint, plan, precision, provenance, registry, run, snapshot
+from bench import checkpoint, fitting, plan, precision, provenance, registry, run, snapshot
 from bench.objects import Unseen
 from bench.snapshot import Unfit
 from methods.dense import Dense
@@ -49,7 +49,7 @@ def killed(cell, step):
             raise Killed
 
     with pytest.raises(Killed):
-        run.fit_cell(cell, emit, resume=True)
+        fitting.fit_cell(cell, emit, resume=True)
 
 
 def outcome(fit):
@@ -59,10 +59,10 @@ def outcome(fit):
 
 def resumed(cell, step):
     """(what an undisturbed run ends with, what the killed and resumed one does)."""
-    undisturbed = run.fit_cell(cell, quiet)
+    undisturbed = fitting.fit_cell(cell, quiet)
     killed(cell, step)
-    fit = run.fit_cell(cell, quiet, resume=True)
-    run.clear_scratch(cell)
+    fit = fitting.fit_cell(cell, quiet, resume=True)
+    fitting.clear_scratch(cell)
     assert fit.trained.resumed == step
     assert fit.trained.earlier_s > 0
     return outcome(undisturbed), outcome(fit)
@@ -100,25 +100,25 @@ def test_under_autocast(monkeypatch):
 
 def test_twice_killed():
     made = cell("platon")
-    undisturbed = run.fit_cell(made, quiet)
+    undisturbed = fitting.fit_cell(made, quiet)
     for step in (4, 8, 10):
         killed(made, step)
-    assert outcome(run.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
-    run.clear_scratch(made)
+    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    fitting.clear_scratch(made)
 
 
 def test_checkpoints_do_not_change_what_they_record():
     made = cell("gmp")
-    undisturbed = run.fit_cell(made, quiet)
-    assert outcome(run.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    undisturbed = fitting.fit_cell(made, quiet)
+    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
     assert [p.name for p in plan.scratch_dir(made).iterdir()] == [f"checkpoint-{STEPS - 1}"]
-    run.clear_scratch(made)
+    fitting.clear_scratch(made)
 
 
 @pytest.mark.parametrize("how", ["cut", "other", "foreign", "half", "text"])
 def test_what_is_no_checkpoint_of_this_training_is_not_taken(how, monkeypatch):
     made = cell("gmp")
-    undisturbed = run.fit_cell(made, quiet)
+    undisturbed = fitting.fit_cell(made, quiet)
     killed(made, 8)
     (place,) = plan.scratch_dir(made).iterdir()
     state = place / "state.safetensors"
@@ -135,11 +135,11 @@ def test_what_is_no_checkpoint_of_this_training_is_not_taken(how, monkeypatch):
         state.write_bytes(text.replace(_identity(text), _identity(state.read_bytes())))
     else:
         monkeypatch.setattr(provenance, "sources_sha256", lambda: "changed code")
-    fit = run.fit_cell(made, quiet, resume=True)
+    fit = fitting.fit_cell(made, quiet, resume=True)
     assert fit.trained.resumed == 0
     assert outcome(fit) == outcome(undisturbed)
     assert [p.name for p in plan.scratch_dir(made).glob("[!.]*")] == [f"checkpoint-{STEPS - 1}"]
-    run.clear_scratch(made)
+    fitting.clear_scratch(made)
 
 
 def _identity(data):
@@ -240,25 +240,25 @@ def test_a_method_that_does_nothing_special_is_resumed(registered):
 def test_what_cannot_be_resumed_is_told_and_starts_over(registered, caplog, kind, told):
     registered(kind)
     made = cell(kind.name)
-    undisturbed = run.fit_cell(made, quiet)
+    undisturbed = fitting.fit_cell(made, quiet)
     with caplog.at_level(logging.WARNING):
         killed(made, 8)
-        fit = run.fit_cell(made, quiet, resume=True)
+        fit = fitting.fit_cell(made, quiet, resume=True)
     assert fit.trained.resumed == 0
     assert outcome(fit) == outcome(undisturbed)
     assert re.search(told, caplog.text)
-    run.clear_scratch(made)
+    fitting.clear_scratch(made)
 
 
 def test_a_full_disk_costs_the_checkpoint_only(monkeypatch, caplog):
     made = cell("gmp")
-    undisturbed = run.fit_cell(made, quiet)
+    undisturbed = fitting.fit_cell(made, quiet)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.tensorfile, "write", full)
-    assert outcome(run.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
     assert "No space left on device" in caplog.text
     assert list(plan.scratch_dir(made).iterdir()) == []
 

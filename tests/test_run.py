@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
 
 from bench import cli
 from bench.store import Store
+from tests import helpers
 
 METHODS = """
     import os, time
@@ -56,17 +56,8 @@ METHODS = """
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package with methods, as `pip install` would leave it: module and metadata."""
-    site = tmp_path / "site"
-    info = site / "othermethods-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "othermethods.py").write_text(textwrap.dedent(METHODS))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermethods\nVersion: 1.0\n")
-    names = ("lying", "diverging", "hanging", "dying", "half")
-    lines = [f"{name} = othermethods:{name.capitalize()}" for name in names]
-    (info / "entry_points.txt").write_text("[sparsebench.methods]\n" + "\n".join(lines) + "\n")
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    monkeypatch.setenv("PYTHONPATH", path)
+    """A folder to run in, with these methods installed."""
+    monkeypatch.setenv("PYTHONPATH", helpers.installed(tmp_path / "site", METHODS))
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import models, plan, registry, run, targets, train
+from bench import fitting, models, plan, registry, run, targets, train
 from bench.api import BenchError, Budget, Context
 from methods.ast_optimizer import AnnealedAdamW
 from methods.ast_trainer import AST, annealed, slorb
@@ -401,7 +401,7 @@ def with_teacher(cell):
     task = run.registry.task(cell.task)
     loaded = models.load(cell.model, task, cell.seed)
     teacher = models.load(cell.model, task, cell.seed + 1).model.eval().requires_grad_(False)
-    ctx = run.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
     method = AST(AST.Params(**plan.hyper_of(cell)))
     method.attach(loaded.model, ctx._replace(teacher=lambda: teacher))
     return loaded.model, method, ctx
@@ -414,7 +414,7 @@ def test_kd_0_loads_no_teacher():
     cell = helpers.cell("ast", pattern="2:4", kd=0.0)
     task = run.registry.task(cell.task)
     loaded = models.load(cell.model, task, cell.seed)
-    ctx = run.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
     method = AST(AST.Params(kd=0.0))
     method.attach(loaded.model, ctx._replace(teacher=none))
     outputs = loaded.model(**batch())
@@ -470,7 +470,7 @@ def test_slorb_stays_a_trained_branch_beside_a_2_4_weight(model, tmp_path):
     record = run.run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
     assert record.sparsity.overall == pytest.approx(0.5, abs=1e-3)
-    fit = run.fit_cell(cell, lambda *_: None)
+    fit = fitting.fit_cell(cell, lambda *_: None)
     for target in targets.prunable(fit.model):
         initial = slorb(torch.zeros(target.shape), 16, "mean", None)[0]
         assert not torch.equal(target.module.branch.down, initial)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bench import registry, run, slicing, targets, train
+from bench import fitting, registry, slicing, targets, train
 from bench.api import BenchError, Budget, Context
 from methods import grebsmo
 from methods.dsee import DSEE, Update, _Add, base
@@ -426,7 +426,7 @@ def test_at_least_one_head_is_left():
 def test_a_finished_model_is_sliced_to_what_was_kept():
     steps = {"budget__steps": 6, "budget__batch": 4, "omega": "svd"}
     cell = helpers.cell("dsee", "tiny-bert", 0.25, "heads+neurons", **steps)
-    fit = run.fit_cell(cell, lambda *_: None)
+    fit = fitting.fit_cell(cell, lambda *_: None)
     before = helpers.logits(fit.model)
     slicing.slice_units(fit.model)
     assert fit.model.config.sliced == {"heads": [3, 3], "neurons": [96, 96]}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import count, models, run, targets
+from bench import count, fitting, models, run, targets
 from bench.api import BenchError
 from bench.record import Trainable
 from methods.losparse import LoSparse, rank, truncated_svd
@@ -118,7 +118,7 @@ def test_l_r_and_what_is_kept_of_s_are_what_the_sparsity_leaves(model, sparsity)
 
 def test_a_finished_cell_counts_and_comes_back(tmp_path):
     cell = helpers.cell("losparse", "tiny-gpt2", 0.8, budget__steps=6, budget__batch=4)
-    fit = run.fit_cell(cell, lambda *_: None)
+    fit = fitting.fit_cell(cell, lambda *_: None)
     fit.model.save_pretrained(tmp_path)
     again = models.load_folder(tmp_path, type(fit.model))
     found = count.sparsity(again, cell.pattern)

@@ -85,7 +85,7 @@ def test_a_block_with_outlying_inputs_stays_denser():
     with torch.no_grad():
         norm.weight[:2] *= 60.0  # two inputs of block 1 stand out
     budget = helpers.plan.budget_of(cell)
-    ctx = helpers.run.context(cell, budget, task, loaded, torch.device("cpu"))
+    ctx = helpers.fitting.context(cell, budget, task, loaded, torch.device("cpu"))
     method = OWL()
     method.attach(loaded.model, ctx)
     assert method.levels[1] < method.levels[0]

@@ -1,0 +1,163 @@
+"""One cell on several devices: the same training, and one failure is everybody's."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench import engines, fitting, isolate, registry
+from bench.api import BenchError
+from bench.parallel import ALONE, Means
+from tests import helpers
+
+METHODS = """
+    import os
+    import torch
+    from bench import precision
+    from methods.dense import Dense
+
+    RANK = int(os.environ.get("RANK", 0))
+
+    class Exact(Dense):
+        '''In float32 and without dropout, so that all that is left is the order of sums.'''
+        name = "exact"
+        def attach(self, model, ctx):
+            precision.supports_bf16 = lambda device: False
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        def optimizer(self, groups):
+            return torch.optim.SGD(groups, lr=0.05)  # Adam makes much of a tiny gradient's sign
+        def finish(self, model):
+            if RANK == 0 and (folder := os.environ.get("KEEP")):
+                model.save_pretrained(folder)
+
+    class Parting(Dense):
+        '''Its processes go different ways.'''
+        name = "parting"
+        def step(self, model, progress):
+            with torch.no_grad():
+                next(model.parameters()).add_(RANK * 1e-3)
+
+    class Failing(Dense):
+        '''One of its processes fails, while the others wait for it.'''
+        name = "failing"
+        def loss(self, model, inputs, outputs):
+            if RANK == 1:
+                raise RuntimeError("not my day")
+            return outputs.loss
+
+    class Dying(Dense):
+        '''One of its processes is killed.'''
+        name = "dying"
+        def loss(self, model, inputs, outputs):
+            if RANK == 1:
+                os.kill(os.getpid(), 9)
+            return outputs.loss
+
+    class Diverging(Dense):
+        '''One of its processes has a loss that is NaN.'''
+        name = "diverging"
+        n = 0
+        def loss(self, model, inputs, outputs):
+            self.n += 1
+            return outputs.loss * (float("nan") if RANK == 1 and self.n == 3 else 1.0)
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs cells of these methods in processes of their own."""
+    path = helpers.installed(tmp_path / "site", METHODS)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry._entries.cache_clear()
+
+    def run(name, means, model="tiny-bert", env=None, **budget):
+        budget = {"budget__steps": 6, "budget__batch": 10} | budget
+        cell = helpers.cell(name, model, sparsity=0.0, pattern="dense", **budget)
+        env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
+        return isolate.run_isolated(cell, 600, tmp_path / "log", lambda *_: None, env, means)
+
+    yield run
+    registry._entries.cache_clear()
+
+
+def weights(run, place, means, **more):
+    record = run("exact", means, env={"KEEP": str(place)}, **more)
+    assert record.error is None, record.error
+    assert {k: record.env[k] for k in means.told()} == means.told()
+    return load_file(place / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("more", "tried"),
+    [
+        # Eight updates an epoch with batches of 128: the last one has seven rows.
+        ({"budget__batch": 128, "budget__steps": 10}, [Means(2), Means(3, accumulate=2)]),
+        ({"model": "tiny-gpt2", "task": "tiny/nlg"}, [Means(2)]),
+    ],
+)
+def test_processes_share_every_batch(run, tmp_path, more, tried):
+    alone = weights(run, tmp_path / "alone", ALONE, **more)
+    for i, means in enumerate(tried):
+        found = weights(run, tmp_path / str(i), means, **more)
+        for name, value in alone.items():
+            assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        ("parting", "contract", "parting: the processes have come to different weights"),
+        ("failing", "error", "RuntimeError: not my day"),
+        ("dying", "killed", "ended by SIGKILL"),
+        ("diverging", "nan", "the loss is not finite at step 3"),
+    ],
+)
+def test_one_failure_is_everybodys(run, name, kind, told):
+    record = run(name, Means(2))
+    assert record.error.kind == kind
+    assert told in record.error.message
+
+
+def suite(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text('description = "x"\ntasks = ["tiny/reviews"]\nmodels = ["tiny-bert"]\n' + text)
+    return registry.suite(str(path))
+
+
+def test_the_suite_says_how_many(tmp_path):
+    found = suite(tmp_path, "[trainer]\nprocesses = 2\ngradient_checkpointing = true\n")
+    assert found.means == Means(2, trainer={"gradient_checkpointing": True})
+    assert suite(tmp_path, "").means == ALONE
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("learning_rate = 1.0", "learning_rate: it takes processes, "),
+        ("processes = 0", "processes = 0: write a number from 1"),
+        ('processes = "2"', "processes = '2'"),
+        ('fsdp = "full_shard"', "fsdp needs processes = 2 or more"),
+    ],
+)
+def test_what_it_may_not_say(tmp_path, table, told):
+    with pytest.raises(BenchError, match=rf"\[trainer\] {told}"):
+        suite(tmp_path, f"[trainer]\n{table}\n")
+
+
+def test_what_cannot_be_shared_is_told_before_training():
+    def refused(means):
+        made = helpers.cell("pst", budget__batch=2)
+        with pytest.raises(BenchError) as told:
+            fitting.fit_cell(made, lambda *_: None, means=means)
+        return str(told.value)
+
+    assert refused(Means(3)) == "[trainer] 3 processes cannot share a batch of 2"
+    sharded = Means(2, trainer={"fsdp": "full_shard"})
+    assert refused(sharded).startswith("method pst cannot train with fsdp: it works on whole")
+
+
+def test_each_slot_has_its_own_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in engines.shares(2, 2)] == ["3,5", "6,7"]
