@@ -104,9 +104,10 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: Means) -> Fitted:
             means,
         )
         train_s = time.perf_counter() - start + trained.earlier_s
-        if trained.weights is not None:  # what was trained is in pieces, for good
+        if means.sharded:  # what was trained is in pieces; the first process is given the whole
             loaded, method, _ = _attached(cell, emit, trained_dir)
-            loaded.model.load_state_dict(trained.weights)
+            if trained.weights:
+                loaded.model.load_state_dict(trained.weights)
     start = time.perf_counter()
     if method.trains:
         method.step(loaded.model, 1.0)

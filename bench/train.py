@@ -44,7 +44,8 @@ class Trained:
         dtype: `bf16-autocast` or `float32`.
         resumed: updates that an earlier, killed process has done.
         earlier_s: seconds that it took for them.
-        weights: all of them, by name, where the model was left in pieces (FSDP).
+        weights: all of them, by name, where the model is left in pieces (FSDP); in the first
+            process only.
     """
 
     trainable: Trainable
@@ -140,8 +141,7 @@ def fit(
     if trainer.state.global_step != budget.steps:
         raise BenchError(f"trained {trainer.state.global_step} of {budget.steps} steps", "contract")
     model.eval()
-    held = trainable(model, trainer.method_groups)
-    return Trained(held, dtype, trainer.resumed, trainer.loaded["seconds"], weights)
+    return Trained(trainer.held, dtype, trainer.resumed, trainer.loaded["seconds"], weights)
 
 
 def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
@@ -171,15 +171,16 @@ class _Trainer(Trainer):
         self.resumed = 0
         self.loaded: dict[str, Any] = {"seconds": 0.0}
         self.epoch_rng: Any = None
-        self.method_groups: list[dict[str, Any]] = []
+        self.held = Trainable(body=0, head=0)
         self.losses: list[Tensor] = []
         # The mean over micro-batches is ours to take: a method's loss knows no item counts.
         self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.method_groups = self.method.param_groups(self.model)  # type: ignore[arg-type]
-            self.optimizer = self.method.optimizer(self.method_groups)
+            groups = self.method.param_groups(self.model)  # type: ignore[arg-type]
+            self.held = trainable(self.model, groups)  # type: ignore[arg-type]
+            self.optimizer = self.method.optimizer(groups)
         return self.optimizer
 
     def create_scheduler(

@@ -17,6 +17,19 @@ METHODS = """
 
     RANK = int(os.environ.get("RANK", 0))
 
+    if os.environ.get("SHARDED"):
+        # accelerate shards on accelerators only, though gloo could do it, too.
+        from accelerate.state import DistributedType, PartialState
+
+        plain = PartialState.__init__
+
+        def pretend(self, *args, **kwargs):
+            plain(self, *args, **kwargs)
+            if self.distributed_type == DistributedType.MULTI_CPU:
+                self.distributed_type = DistributedType.MULTI_GPU
+
+        PartialState.__init__ = pretend
+
     class Exact(Dense):
         '''In float32 and without dropout, so that all that is left is the order of sums.'''
         name = "exact"
@@ -64,6 +77,9 @@ METHODS = """
 """
 
 
+HELD = {"tiny-bert": (120_832, 130), "tiny-gpt2": (124_992, 0)}
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs cells of these methods in processes of their own."""
@@ -71,9 +87,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
     registry._entries.cache_clear()
 
-    def run(name, means, model="tiny-bert", env=None, **budget):
-        budget = {"budget__steps": 6, "budget__batch": 10} | budget
-        cell = helpers.cell(name, model, sparsity=0.0, pattern="dense", **budget)
+    def run(name, means, env=None, **more):
+        more = {"budget__steps": 6, "budget__batch": 10} | more
+        cell = helpers.cell(name, pattern="dense", **more)
         env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
         return isolate.run_isolated(cell, 600, tmp_path / "log", lambda *_: None, env, means)
 
@@ -82,9 +98,11 @@ def run(tmp_path, monkeypatch):
 
 
 def weights(run, place, means, **more):
-    record = run("exact", means, env={"KEEP": str(place)}, **more)
+    env = {"KEEP": str(place)} | ({"SHARDED": "1"} if means.sharded else {})
+    record = run("exact", means, env=env, **more)
     assert record.error is None, record.error
     assert {k: record.env[k] for k in means.told()} == means.told()
+    assert (record.params.trainable.body, record.params.trainable.head) == HELD[more["model"]]
     return load_file(place / "model.safetensors")
 
 
@@ -92,8 +110,14 @@ def weights(run, place, means, **more):
     ("more", "tried"),
     [
         # Eight updates an epoch with batches of 128: the last one has seven rows.
-        ({"budget__batch": 128, "budget__steps": 10}, [Means(2), Means(3, accumulate=2)]),
-        ({"model": "tiny-gpt2", "task": "tiny/nlg"}, [Means(2)]),
+        (
+            {"model": "tiny-bert", "budget__batch": 128, "budget__steps": 10},
+            [Means(2), Means(3, accumulate=2)],
+        ),
+        (
+            {"model": "tiny-gpt2", "task": "tiny/nlg"},
+            [Means(2, trainer={"fsdp": True, "gradient_checkpointing": True})],
+        ),
     ],
 )
 def test_processes_share_every_batch(run, tmp_path, more, tried):
