@@ -23,7 +23,6 @@ from bench.record import PublishedPart, Trainable
 from bench.registry import Suite
 from bench.reporting.table import gib, human, percent, plain
 from bench.targets import Target, merge, prunable
-from bench.train import trainable
 
 STEPS = 1000
 """Updates of the budget that methods are attached with; no count depends on it."""
@@ -79,7 +78,7 @@ def account(
     held, train, state = Trainable(body=0, head=0), 0, None
     if method.trains:
         groups = method.param_groups(model)
-        held = trainable(model, groups)
+        held = count.trainable(model, groups)
         train = weightless.update_macs(attached)
         moments = 2 * sum(p.numel() * p.element_size() for g in groups for p in g["params"])
         parts = weightless.tensors(model, method)

@@ -242,3 +242,10 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
         model.train(training)
         model.config.use_cache = cache
+
+
+def trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
+    """Elements of the tensors in the optimizer's groups, the task's head apart."""
+    held = {id(p): p.numel() for group in groups for p in group["params"]}
+    head = sum(held.pop(id(p), 0) for _, p in head_parameters(model))
+    return Trainable(body=sum(held.values()), head=head)

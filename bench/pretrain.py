@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from bench import assets, models, registry, seeds, train, windows
 from bench.api import BenchError, Budget
 from bench.cell import REFERENCE
+from bench.trainer import Progress
 
 SLUG = "gpt2-mini"
 END = "<|endoftext|>"
@@ -73,7 +74,7 @@ class _Text:
         }
 
 
-def pretrain(source: str, recipe: Recipe, progress: train.Progress) -> Path:
+def pretrain(source: str, recipe: Recipe, progress: Progress) -> Path:
     """Makes `gpt2-mini` in the cache and returns its folder.
 
     Args:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import targets, train
+from bench import count, targets
 
 GPT2_MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
 
@@ -29,4 +29,4 @@ def trainable(method, model, pattern="unstructured"):
             rng=None,
         )
         method.attach(model, ctx)
-    return train.trainable(model, method.param_groups(model))
+    return count.trainable(model, method.param_groups(model))

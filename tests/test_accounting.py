@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from bench import accounting, cli, count, fitting, record, run, slicing, targets, train, weightless
+from bench import accounting, cli, count, fitting, record, run, slicing, targets, weightless
 from bench.api import BenchError, Budget
 from bench.record import Trainable
 from tests import helpers
@@ -53,7 +53,7 @@ def held(model, method, **params):
     budget = Budget(steps=100, batch=1, length=8)
     found = weightless.attach(made, cell, budget, *architecture(model))
     groups = made.param_groups(found.model) if made.trains else []
-    return made, found.model, train.trainable(found.model, groups)
+    return made, found.model, count.trainable(found.model, groups)
 
 
 def share(model, method, **params):

@@ -95,9 +95,9 @@ def test_one_more_try_after_an_oom_in_training(
     cell = helpers.cell("dense")
     tried = []
 
-    def attempt(cell, accumulate, timeout_s, log, on_progress, env):
+    def attempt(cell, means, timeout_s, log, on_progress, env):
         assert 0 < timeout_s <= 60
-        tried.append(accumulate)
+        tried.append(means.accumulate)
         on_progress(phase, 0, 6)
         kind = outcomes[len(tried) - 1]
         return isolate.failed(cell, kind, f"{kind} here") if kind else record()

@@ -29,7 +29,7 @@ def ran(monkeypatch, tmp_path):
     found = []
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
 
-    def run_isolated(cell, timeout_s, log, on_progress, env):
+    def run_isolated(cell, timeout_s, log, on_progress, env, means):
         found.append((cell.method, cell.seed, timeout_s))
         if cell.method == "dense" and cell.seed != 13:
             plan.trained_dir(cell).mkdir(parents=True)

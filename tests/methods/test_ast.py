@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import fitting, models, plan, registry, run, targets, train
+from bench import count, fitting, models, plan, registry, run, targets
 from bench.api import BenchError, Budget, Context
 from methods.ast_optimizer import AnnealedAdamW
 from methods.ast_trainer import AST, annealed, slorb
@@ -500,7 +500,7 @@ def meta(kind, **params):
     ctx = Context(cell, budget, found, None, None, None, torch.device("meta"))
     method = AST(AST.Params(kd=0.0, **params))
     method.attach(model, ctx)
-    held = train.trainable(model, method.param_groups(model))
+    held = count.trainable(model, method.param_groups(model))
     return model, held.body + held.head
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bench import fitting, registry, slicing, targets, train
+from bench import count, fitting, registry, slicing, targets
 from bench.api import BenchError, Budget, Context
 from methods import grebsmo
 from methods.dsee import DSEE, Update, _Add, base
@@ -408,7 +408,7 @@ def test_coefficients_count_as_trainable(model):
     counts = {}
     for pattern in DSEE.patterns:
         sparse, method, _ = attached(model, pattern=pattern)
-        counts[pattern] = train.trainable(sparse, method.param_groups(sparse)).body
+        counts[pattern] = count.trainable(sparse, method.param_groups(sparse)).body
     config = sparse.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     ffn = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -487,7 +487,7 @@ def bert_base(n):
 @pytest.mark.parametrize(("n", "adapter"), [(16, 590_208), (64, 591_360), (128, 592_896)])
 def test_bert_base_counts_are_the_papers(n, adapter):
     model, method = bert_base(n)
-    held = train.trainable(model, method.param_groups(model))
+    held = count.trainable(model, method.param_groups(model))
     assert (held.body, held.head) == (adapter, 1_538)
     assert round(100 * (adapter + 1_538) / 109_483_778, 1) == 0.5
 

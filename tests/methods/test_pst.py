@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import targets, train
+from bench import targets
 from bench.api import BenchError
+from bench.count import trainable
 from methods.masks import pruned_count
 from methods.pst import PST, LowRankImportance, _MaskedUpdate
 from methods.schedules import cubic
@@ -155,7 +156,7 @@ def test_sparsity_follows_the_cubic_ramp_over_training():
 
 def test_compat_reference_leaves_the_head_untrained():
     model, method, _ = helpers.attached(helpers.cell("pst", compat="reference"))
-    assert train.trainable(model, method.param_groups(model)).head == 0
+    assert trainable(model, method.param_groups(model)).head == 0
     with pytest.raises(BenchError, match="compat is 'paper' or 'reference'"):
         helpers.attached(helpers.cell("pst", compat="papr"))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import targets, train
+from bench import count, targets
 from bench.api import BenchError
 from methods.lora import LowRankUpdate
 from methods.roles import roles
@@ -148,7 +148,7 @@ def test_without_rank_it_is_sparse_tuning(model):
     assert method.alone == 0
     helpers.learn(sparse, method, STEPS)
     masks = {t.name: support(t) for t in targets.prunable(sparse)}
-    held = train.trainable(sparse, method.param_groups(sparse)).body
+    held = count.trainable(sparse, method.param_groups(sparse)).body
     assert held == sum(int(mask.sum()) for mask in masks.values())
     method.finish(sparse)
     for target in targets.prunable(sparse):
@@ -326,9 +326,9 @@ def test_counts_are_the_papers_with_s_by_its_support(kind, rank, density, body):
 
 def test_what_is_held_does_not_change_with_omega():
     sparse, method, _ = attached()
-    before = train.trainable(sparse, method.param_groups(sparse))
+    before = count.trainable(sparse, method.param_groups(sparse))
     helpers.learn(sparse, method, STEPS)
-    assert train.trainable(sparse, method.param_groups(sparse)) == before
+    assert count.trainable(sparse, method.param_groups(sparse)) == before
 
 
 def test_impossible_parameters_are_refused():
