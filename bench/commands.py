@@ -26,6 +26,7 @@ from bench.record import parse
 from bench.registry import Suite
 from bench.reporting import leaderboard, pages
 from bench.reporting.rows import verified
+from bench.reporting.table import human
 from bench.store import Store, disk_error
 
 if TYPE_CHECKING:
@@ -225,22 +226,29 @@ def _planned(options: argparse.Namespace, store: Store, cells: Sequence[Cell]) -
 
 
 def _show_plan(planned: Sequence[Planned], store: Store) -> None:
-    from bench.estimate import Estimator, spoken
+    from bench.estimate import Estimator, spoken, training_macs
 
     estimator = Estimator(store.records()[0])
-    total, known = 0.0, 0
     todo = [item for item in planned if item.todo]
+    seconds = {item.cell: estimator.seconds(item.cell) for item in todo}
+    macs = {item.cell: training_macs(item.cell) for item in todo}
+
+    def about(times: Sequence[float | None], counts: Sequence[int | None]) -> str:
+        known = [time for time in times if time is not None]
+        counted = [count for count in counts if count]
+        told = [f"{spoken(sum(known))}"] if known else []
+        told += [f"{human(sum(counted))} training MACs"] if counted else []
+        return f"about {', '.join(told)}" if told else ""
+
     for item in planned:
-        seconds = estimator.seconds(item.cell) if item.todo else None
-        if seconds is not None:
-            total, known = total + seconds, known + 1
-        about = "" if seconds is None else f"  about {spoken(seconds)}"
-        say(f"{item.state:8} {'run ' if item.todo else 'keep'} {item.cell}{about}")
+        cost = about([seconds[item.cell]], [macs[item.cell]]) if item.todo else ""
+        say(f"{item.state:8} {'run ' if item.todo else 'keep'} {item.cell}  {cost}".rstrip())
     states = [item.state for item in planned]
     counts = _counted(states) if len(set(states)) > 1 else ""
-    about = f"; about {spoken(total)}, one at a time" if known else ""
-    about += f" and {len(todo) - known} that no record tells of" if 0 < known < len(todo) else ""
-    say(f"{len(todo)} of {len(planned)} cells to run{counts}{about}")
+    total = about(list(seconds.values()), list(macs.values()))
+    unknown = sum(time is None for time in seconds.values())
+    total += f"; no record tells the time of {unknown}" if 0 < unknown < len(todo) else ""
+    say(f"{len(todo)} of {len(planned)} cells to run{counts}{'; ' if total else ''}{total}")
 
 
 def _counted(states: Sequence[str]) -> str:

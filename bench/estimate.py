@@ -1,14 +1,15 @@
-"""How long a cell will take, from the records that there are."""
+"""What a cell will take: seconds by the records that there are, training MACs by counting."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
-from bench import plan, provenance, registry
-from bench.api import Budget, Cell
+from bench import plan, provenance, registry, weightless
+from bench.api import BenchError, Budget, Cell
 from bench.record import Record
 
 
@@ -40,6 +41,30 @@ class Estimator:
             if found := [_scaled(r, budget) for r in self.records if alike(r)]:
                 return statistics.median(found)
         return None
+
+
+@cache
+def _update_macs(cell: Cell) -> int:
+    task, kind = registry.task(cell.task), registry.method(cell.method)
+    config = weightless.config_of(cell.model)
+    if task.head == "classification":
+        config.num_labels = task.labels
+    method, model = kind(kind.Params(**plan.hyper_of(cell))), weightless.class_of(config, task.head)
+    return weightless.update_macs(
+        weightless.attach(method, cell, plan.budget_of(cell), model, config)
+    )
+
+
+def training_macs(cell: Cell) -> int | None:
+    """Multiply-adds of all of a cell's training; None where they cannot be counted from here."""
+    if not plan.trains(cell):
+        return 0
+    budget = plan.budget_of(cell)
+    try:
+        a_sequence = _update_macs(cell.model_copy(update={"seed": 1}))  # alike for all seeds
+    except BenchError:
+        return None
+    return a_sequence * budget.batch * budget.steps
 
 
 def spoken(seconds: float) -> str:

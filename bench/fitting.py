@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from bench import models, plan, provenance, quantize, registry, seeds, targets, train
 from bench.api import BenchError, Budget, Cell, Context, Method, Task
-from bench.cell import REFERENCE, canonical
+from bench.cell import canonical
 from bench.checkpoint import Checkpoints
 from bench.parallel import ALONE, Means
 from bench.record import Trainable
@@ -75,8 +75,7 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: Means) -> Fitted:
     means.check(budget)
     # One-shot methods start from the dense cell's weights, training methods from the pretrained;
     # quantizing the dense cell takes no second training.
-    is_trained = plan.is_quantized_reference(cell)
-    start_trained = task.finetunes and (is_trained or not registry.method(cell.method).trains)
+    start_trained = task.finetunes and not plan.trains(cell)
     trained_dir = plan.trained_dir(plan.reference_of(cell)) if start_trained else None
     loaded, method, prune_s = _attached(cell, emit, trained_dir)
     if means.sharded and not method.shardable:
@@ -84,8 +83,7 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: Means) -> Fitted:
         raise BenchError(f"method {cell.method} cannot train with fsdp: {why}")
     trained = train.Trained(Trainable(body=0, head=0), "float32")
     train_s = 0.0
-    retrains = (task.finetunes and not is_trained) or cell.method != REFERENCE
-    if method.trains and task.trains and retrains:
+    if plan.trains(cell):
         emit("train", 0, budget.steps)
         start = time.perf_counter()
         checkpoints = None

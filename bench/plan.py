@@ -184,6 +184,15 @@ def check_overrides(method: type[Method], overrides: dict[str, Scalar]) -> None:
             raise BenchError(f"{method.name}.{name} takes a {wanted.__name__}, not {value!r}")
 
 
+def trains(cell: Cell) -> bool:
+    """Whether the cell trains: its method and its task do, and it is not only quantized."""
+    task = registry.task(cell.task)
+    if not (registry.method(cell.method).trains and task.trains):
+        return False
+    # Without fine-tuning, the dense model is the pretrained one.
+    return (task.finetunes and not is_quantized_reference(cell)) or cell.method != REFERENCE
+
+
 def versions_of(cell: Cell) -> Versions:
     """Present versions of the cell's method and task."""
     return Versions(

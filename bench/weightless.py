@@ -107,6 +107,8 @@ def empty(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     hf_logging.set_verbosity_error()
     config = copy.deepcopy(config)
     config.use_cache = False
+    if config.pad_token_id is None:  # classifiers on decoders look for the last token that is none
+        config.pad_token_id = 0
     with torch.device("meta"):
         model: PreTrainedModel = kind(config)
     model.set_attn_implementation("eager")

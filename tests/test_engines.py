@@ -9,9 +9,10 @@ from functools import partial
 
 import pytest
 
-from bench import claims, commands, engines, estimate, isolate, plan, provenance
+from bench import claims, commands, engines, estimate, isolate, plan, provenance, run
 from bench.api import Budget
 from bench.claims import Claims
+from bench.reporting.table import human
 from bench.store import Store
 from tests import helpers
 from tests.samples import record as sample
@@ -215,9 +216,21 @@ def test_plan_tells_states_and_time(tmp_path, capsys):
     store.put(made(bad, failed=True))
     commands._show_plan(plan.plan([known, new, bad], store), store)
     lines = capsys.readouterr().out.splitlines()
-    assert f"missing  run  {new}  about 2 min" in lines
+    macs = human(estimate.training_macs(new))
+    assert f"missing  run  {new}  about 2 min, {macs} training MACs" in lines
     assert f"failed   run  {bad}" in lines
     assert lines[-1] == (
         "2 of 3 cells to run (1 done, 1 missing, 1 failed); "
-        "about 2 min, one at a time and 1 that no record tells of"
+        f"about 2 min, {macs} training MACs; no record tells the time of 1"
     )
+
+
+def test_training_macs_are_those_of_the_record():
+    for name in ("dense", "magnitude", "ast", "lora"):
+        cell = helpers.cell(name, "tiny-llama", budget__steps=2, budget__batch=4)
+        if plan.needs_reference(cell) and not plan.trained_dir(plan.reference_of(cell)).is_dir():
+            run.run_cell(plan.reference_of(cell), lambda *_: None)
+        update = run.run_cell(cell, lambda *_: None).macs.train
+        assert estimate.training_macs(cell) == update * 4 * 2
+        assert (update > 0) == (name != "magnitude")
+    assert estimate.training_macs(helpers.cell("dense", "nobody/nothing")) is None
