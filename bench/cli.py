@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 COMMANDS = {
     "list": "commands.what_there_is",
@@ -39,9 +39,16 @@ COMMANDS = {
 """Command → module and function below `bench`."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without listing all that would be right."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sparsebench: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and flags; imports nothing heavy."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="sparsebench", description="A fair benchmark of sparsity methods for language models."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

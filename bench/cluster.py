@@ -171,9 +171,10 @@ def work(options: argparse.Namespace) -> int:
     import torch
 
     host = options.listen
+    here = _is_loopback(options.address)
     if host is None:
         host = "127.0.0.1"
-        if not _is_loopback(options.address):
+        if not here:
             raise BenchError(
                 f"{options.address} is another machine: say --listen HOST, the address of this one "
                 "that it can reach. Who reaches it can run code here, so use TLS or a private net."
@@ -222,6 +223,8 @@ def security(options: argparse.Namespace) -> Security:
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(socket.gethostbyname(get_address_host(address))).is_loopback
+        host = get_address_host(address)
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except (OSError, ValueError):
-        return False
+        what = "no address of a scheduler; write it as tcp://host:8786"
+        raise BenchError(f"{address} is {what}") from None

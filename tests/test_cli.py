@@ -58,6 +58,18 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, line
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), ("nope",), ("run", "--nope"), ("run", "--timeout", "0"), ("worker",)]
+)
+def test_a_wrong_command_line_is_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert line.startswith("sparsebench: ")
+    assert line.endswith(" --help")
+
+
 def test_plan_takes_the_baselines_along(capsys, tmp_path):
     folder = ("--results", str(tmp_path))
     code, out, _ = run(capsys, "plan", "--suite", "quick", "--method", "pst", *folder)

@@ -195,6 +195,8 @@ def test_cells_of_a_driver_that_is_gone_are_ended(machines):
 def test_workers_stay_on_loopback_unless_told(capsys):
     assert cli.main(["worker", "tcp://192.0.2.1:8786"]) == 2
     assert "--listen HOST" in capsys.readouterr().err
+    assert cli.main(["worker", "nonsense", "--listen", "127.0.0.1"]) == 2
+    assert "write it as tcp://host:8786" in capsys.readouterr().err
 
 
 def test_no_scheduler_is_one_line(capsys, tmp_path, monkeypatch):

@@ -159,8 +159,11 @@ def _measured(claim: Claim, line: Line) -> Finding:
         effect, shown = base * effect / 100, "perplexity"
         ends = [base * end / 100 for end in ends]
     verdict: Verdict = UNTESTED if differs else _verdict(claim, ends)
-    interval = f"{ends[0]:+.3g} … {ends[1]:+.3g}"
-    return Finding(f"{effect:+.3g} {shown} worse", interval, where, verdict)
+    word = "worse"
+    if effect < 0:
+        word, effect, ends = "better", -effect, [-end for end in reversed(ends)]
+    interval = f"{ends[0]:.3g} … {ends[1]:.3g}"
+    return Finding(f"{effect:.3g} {shown} {word}", interval, where, verdict)
 
 
 def _lost(value: float, ratio: bool, rises: bool, unit: int) -> float:
