@@ -113,11 +113,12 @@ def _try(
             child.stdin.write(json.dumps(job) + "\n")
             child.stdin.flush()
         for line in child.stdout:
-            event = json.loads(line)
-            if "record" in event:
-                outcome = Record.model_validate_json(event["record"])
+            told = _told(line)
+            if isinstance(told, Record):
+                outcome = told
                 break  # one of several processes may have failed, and the others wait for it
-            on_progress(event["phase"], event["done"], event["all"])
+            if told is not None:
+                on_progress(*told)
         else:
             child.wait()
     finally:
@@ -135,6 +136,17 @@ def _try(
             return failed(cell, "oom", "the kernel ended the cell's process: no memory", tail)
         return failed(cell, "killed", f"the cell's process was ended by {name}", tail)
     return failed(cell, "error", f"the cell's process left with code {child.returncode}", tail)
+
+
+def _told(line: str) -> Record | tuple[str, int, int] | None:
+    """A record, or (phase, done, all); None for what a process that was killed has left unsaid."""
+    try:
+        event = json.loads(line)
+        if "record" in event:
+            return Record.model_validate_json(event["record"])
+        return str(event["phase"]), int(event["done"]), int(event["all"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _kernel_ooms() -> int:

@@ -46,6 +46,9 @@ METHODS = """
         name = "dying"
         def attach(self, model, ctx):
             print("about to die", flush=True)
+            for fd in os.listdir("/proc/self/fd"):  # while it tells its driver something
+                if int(fd) > 2 and "pipe:" in os.path.realpath(f"/proc/self/fd/{fd}"):
+                    os.write(int(fd), b'{"record": "{')
             os.kill(os.getpid(), 9)
 
     class Half(Magnitude):
