@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -34,7 +35,7 @@ class Claims:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.began = time.time()
+        self.before: dict[Path, object] = {}
         self.mine: set[Path] = set()
         self.over = threading.Event()
         self.heart = threading.Thread(target=self._beat, daemon=True)
@@ -78,13 +79,20 @@ class Claims:
         """Gives the claim up, once the record is written."""
         self._drop(self._path(cell))
 
+    def begin(self, cells: Iterable[Cell]) -> None:
+        """Notes the records that there are of these cells, to know later which are new."""
+        self.before = {path: _written(path) for cell in cells for path in self._records(cell)}
+
     def settled(self, cell: Cell) -> Record | None:
-        """The cell's record if another driver has written it since this one began."""
-        for path in (self.store.path(cell), self.store.failed_path(cell)):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime > self.began:
-                    return self.store.load(path)
+        """The cell's record if another driver has written it since `begin`."""
+        for path in self._records(cell):
+            written = _written(path)
+            if written is not None and written != self.before.get(path):
+                return self.store.load(path)
         return None
+
+    def _records(self, cell: Cell) -> tuple[Path, Path]:
+        return self.store.path(cell), self.store.failed_path(cell)
 
     def _path(self, cell: Cell) -> Path:
         place = self.store.path(cell)
@@ -101,6 +109,18 @@ class Claims:
             for path in list(self.mine):
                 with contextlib.suppress(OSError):
                     os.utime(path)
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What is another one for every file that is put there; None without a file.
+
+    Not the time alone: file systems count it in steps of some milliseconds.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _is_stale(path: Path) -> bool:

@@ -67,6 +67,7 @@ def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Re
     """
     waiting = list(cells)
     unfinished = set(cells)
+    claims.begin(cells)
     broken: set[Cell] = set()
     running: dict[Future[Record], Cell] = {}
 

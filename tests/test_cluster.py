@@ -146,6 +146,8 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
     rest.kill()
     before = machines.records()["dense"]
     machines.worker("three")
+    local = ("--suite", "tiny", "--method", "pst", "magnitude", "--set", *SHORT)
+    alone = machines.start("alone", sys.executable, "-m", "bench", "run", *local, *UNHURRIED)
     driver = machines.driver("--method", "magnitude", "--set", *SHORT)
     assert machines.finished(driver) == 0, machines.everything()
     found = machines.records()
@@ -154,9 +156,7 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
     assert (machines.place / "three" / "cache" / "trained" / reference).is_dir()
 
     # The table is that of one machine.
-    local = ("--suite", "tiny", "--method", "pst", "magnitude", "--set", *SHORT)
-    command = [sys.executable, "-m", "bench", "run", *local, *UNHURRIED]
-    assert machines.finished(machines.start("alone", *command)) == 0, machines.everything()
+    assert machines.finished(alone) == 0, machines.everything()
     expected = {r.cell.method: r for r in Store(machines.place / "alone" / "results").records()[0]}
     assert set(expected) == set(found)
     for method, alone in expected.items():

@@ -113,7 +113,8 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
     assert "half       A method of another package: prunes like magnitude." in listed.stdout
 
     bad = ("lying", "diverging", "dying")
-    done = sparsebench(package, "run", "--suite", "tiny", "--method", *bad, "half", *SMALL)
+    wanted = ("--method", *bad, "half", "--jobs", "2")
+    done = sparsebench(package, "run", "--suite", "tiny", *wanted, *SMALL)
     assert done.returncode == 1
     only = ("--method", "hanging", "--timeout", "15")
     done = sparsebench(package, "run", "--suite", "tiny", *only, *SMALL)
