@@ -1,8 +1,9 @@
 """The four nouns of the benchmark: Method, Task, Cell and Record. The page to read first.
 
-A **cell** (`bench.cell`) is one point of the benchmark. Running it (`bench.run`) loads the model,
+A **cell** (`bench.core.cell`) is one point of the benchmark. Running it (`bench.pipeline.run`)
+loads the model,
 lets the **method** make it sparse, asks the **task** for a score and leaves a **record**
-(`bench.record`). A method or a task needs no other names than those of this page. Nothing here
+(`bench.core.record`). A method or a task needs no other names than those of this page. Nothing here
 imports torch at run time, so the command line stays fast.
 """
 
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from bench.cell import BenchError, Budget, Cell, Outcome, Pattern
+from bench.core.cell import Budget, Cell
+from bench.core.errors import BenchError, Outcome
+from bench.core.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bench.targets import Target
+    from bench.weights.targets import Target
 
 __all__ = [
     "BenchError",
@@ -109,12 +112,12 @@ class Method(ABC):
     """A way to make a model sparse. Every hook but `finish` is optional.
 
     A training method freezes and parametrizes in `attach`, a one-shot method prunes there.
-    `finish` leaves plain modules with zeros in the weights; `bench.targets.merge` does that for
-    parametrizations.
+    `finish` leaves plain modules with zeros in the weights; `bench.weights.targets.merge` does
+    that for parametrizations.
 
     A method may keep its state in any attributes, its own or its modules': a killed training goes
-    on with them (`bench.snapshot`). Objects of its own are made in `attach`, where they are made
-    again. What cannot be seen, as an iterator's state, makes training start over.
+    on with them (`bench.training.snapshot`). Objects of its own are made in `attach`, where they
+    are made again. What cannot be seen, as an iterator's state, makes training start over.
 
     Attributes:
         name: the name in the registry.

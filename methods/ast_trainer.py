@@ -2,11 +2,12 @@
 
     m: in each row, of every M consecutive inputs keep the N largest |W|; re-chosen every Δ updates
     y = x (m⊙W)ᵀ + b  [+ (x Xᵀ) Qᵀ]          straight-through: ∂L/∂W := ∂L/∂(m⊙W), dense
-    pruned weights decay by λ(t), which ramps up (methods/ast_optimizer.py)
+    pruned weights decay by λ(t), which ramps up (methods/shared/annealed_adamw.py)
     L = α·KD₂(dense teacher) + (1 − α)·task
 
 The bracket is SLoRB, a low-rank branch that starts as a fit of what was pruned. It cannot be
-merged without filling the zeros, so it stays a branch of the exported module (bench/branch.py).
+merged without filling the zeros, so it stays a branch of the exported module
+(bench/weights/side_branch.py).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench import branch
 from bench.api import BenchError, Method, Pattern, Published
-from bench.targets import head_parameters, merge, normal_form
-from methods.ast_optimizer import AnnealedAdamW
-from methods.distill import distilled
-from methods.masks import keep_masks
+from bench.weights import side_branch
+from bench.weights.targets import head_parameters, merge, normal_form
+from methods.shared.annealed_adamw import AnnealedAdamW
+from methods.shared.distill import distilled
+from methods.shared.masks import keep_masks
 
 
 class AST(Method):
@@ -86,7 +87,7 @@ class AST(Method):
             if p.slorb != "none":
                 pruned = target.weight.masked_fill(normal_form(keep, target.transposed), 0.0)
                 X, Q = slorb(pruned, p.slorb_k, p.slorb, ctx.rng, target.name)
-                branch.add(target.module, X, Q).down.requires_grad_(p.train_projection)
+                side_branch.add(target.module, X, Q).down.requires_grad_(p.train_projection)
             target.parametrize(Masked(keep, target.stored.dtype))
             self.layers.append((target, target.module.parametrizations.weight))
         self.teacher = ctx.teacher() if p.kd else None

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench import slicing
 from bench.api import BenchError, Expected, Method, Pattern, Published
-from bench.precision import without_autocast
-from bench.targets import Target, freeze, merge
-from methods.grebsmo import support
-from methods.masks import keep_largest_global
-from methods.roles import roles
+from bench.weights import slicing
+from bench.weights.precision import without_autocast
+from bench.weights.targets import Target, freeze, merge
+from methods.shared.masks import keep_largest_global
+from methods.shared.roles import roles
+from methods.shared.sparse_support import support
 
 
 class DSEE(Method):

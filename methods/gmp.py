@@ -14,9 +14,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from bench.api import BenchError, Method, Pattern
-from bench.targets import merge, normal_form
-from methods.masks import groups_of, keep_largest, keep_n_m_partly, parse_n_m, pruned_count
-from methods.schedules import cubic
+from bench.weights.targets import merge, normal_form
+from methods.shared.masks import groups_of, keep_largest, keep_n_m_partly, parse_n_m, pruned_count
+from methods.shared.schedules import cubic
 
 
 class GMP(Method):

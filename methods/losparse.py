@@ -9,8 +9,8 @@ over it of Ĩ, without uncertainty; one ranking over the rows of all matrices; r
 What "sparsity" means. As in the paper's tables, 1 − sparsity is the total ratio κ + kept: L and R
 are paid for, and a cell stores what other methods' cells of that sparsity store, or up to one row
 less. The counted sparsity is that of S, which stays the weight with L and R as a branch beside it
-(bench/branch.py): higher than the cell's by what L and R take, about κ. So none is promised. The
-exported model multiplies by all of S; leaving out zero rows is up to who runs it.
+(bench/weights/side_branch.py): higher than the cell's by what L and R take, about κ. So none is
+promised. The exported model multiplies by all of S; leaving out zero rows is up to who runs it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench import branch
 from bench.api import BenchError, Expected, Pattern
-from methods.masks import pruned_count
+from bench.weights import side_branch
 from methods.platon import PLATON
+from methods.shared.masks import pruned_count
 
 
 class LoSparse(PLATON):
@@ -78,7 +78,7 @@ class LoSparse(PLATON):
         for target, r in zip(ctx.targets, ranks, strict=True):
             L, R = truncated_svd(target.weight.float(), r)
             target.write(target.weight - L @ R)
-            branch.add(target.module, R, L)
+            side_branch.add(target.module, R, L)
         # Elements in each row, in the order of the scores.
         widths = [torch.full((o,), i, device=ctx.device) for o, i in shapes]
         self.widths = torch.cat(widths)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bench.api import Method, Pattern
-from methods.masks import keep_masks
+from methods.shared.masks import keep_masks
 
 
 class Magnitude(Method):

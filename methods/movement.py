@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError, Method, Pattern
-from bench.targets import merge
-from methods.distill import distilled
-from methods.masks import keep_largest, pruned_count
-from methods.roles import feed_forward
-from methods.schedules import between_holds, cubic
+from bench.weights.targets import merge
+from methods.shared.distill import distilled
+from methods.shared.masks import keep_largest, pruned_count
+from methods.shared.roles import feed_forward
+from methods.shared.schedules import between_holds, cubic
 
 
 class Movement(Method):

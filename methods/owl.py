@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, Pattern
-from methods import obs
-from methods.calibration import ColumnNorms, OneShot, walk, wanda_scores
-from methods.masks import keep_largest, keep_spread, pruned_count
+from methods.shared import obs
+from methods.shared.blockwise import ColumnNorms, OneShot, walk, wanda_scores
+from methods.shared.masks import keep_largest, keep_spread, pruned_count
 
 CEILING = 0.999  # no block is pruned away
 

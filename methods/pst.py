@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError, Method, Published
-from bench.precision import autocast_dtype, without_autocast
-from bench.targets import freeze, head_parameters, merge, normal_form
-from methods.masks import keep_largest, pruned_count
-from methods.schedules import cubic
+from bench.weights.precision import autocast_dtype, without_autocast
+from bench.weights.targets import freeze, head_parameters, merge, normal_form
+from methods.shared.masks import keep_largest, pruned_count
+from methods.shared.schedules import cubic
 
 
 class PST(Method):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from methods.calibration import ColumnNorms, OneShot
-from methods.masks import keep_largest, keep_n_m, keep_spread
+from methods.shared.blockwise import ColumnNorms, OneShot
+from methods.shared.masks import keep_largest, keep_n_m, keep_spread
 
 
 class RIA(OneShot):

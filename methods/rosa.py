@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError, Method, Pattern, Published
-from bench.targets import freeze, merge, normal_form
-from methods.lora import LowRankUpdate, updated_rows
-from methods.masks import keep_largest
+from bench.weights.targets import freeze, merge, normal_form
+from methods.shared.low_rank import LowRankUpdate, updated_rows
+from methods.shared.masks import keep_largest
 
 
 class RoSA(Method):

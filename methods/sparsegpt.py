@@ -11,8 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from bench.api import BenchError
-from methods import obs
-from methods.calibration import OneShot
+from methods.shared import obs
+from methods.shared.blockwise import OneShot
 
 
 class SparseGPT(OneShot):

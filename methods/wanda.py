@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError
-from methods.calibration import ColumnNorms, OneShot, wanda_scores
-from methods.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
+from methods.shared.blockwise import ColumnNorms, OneShot, wanda_scores
+from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
 
 
 class Wanda(OneShot):

@@ -26,5 +26,5 @@ BUILTIN = {
     "tiny/reviews": "tasks.tiny:TinyReviews",
     "tiny/wikitext": "tasks.tiny:TinyWikitext",
     "tiny/nlg": "tasks.tiny:TinyNlg",
-    "tiny/zero-shot": "tasks.tiny_zero_shot:TinyZeroShot",
+    "tiny/zero-shot": "tasks.tiny:TinyZeroShot",
 }

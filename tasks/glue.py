@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench import assets
 from bench.api import Budget
-from tasks.classification import Classification, Data, Rows, carve
+from bench.sources import hub
+from tasks.shared.classification import Classification, Data, Rows, carve
 
 REPO = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -65,7 +65,7 @@ class Glue(Classification):
         spec = self.spec
         parts, missing = {}, []
         for split, official in zip(("train", spec.validation), spec.rows, strict=True):
-            found, revision = assets.load_split(REPO, self.config, split, REVISION)
+            found, revision = hub.load_split(REPO, self.config, split, REVISION)
             second = None if spec.second is None else list(found[spec.second])
             parts[split] = Rows(list(found[spec.first]), second, list(found["label"]))
             if len(found) < official:

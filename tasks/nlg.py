@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bench import assets
 from bench.api import Budget
-from tasks.data_to_text import DataToText, Items, Splits, carve, group
-from tasks.ngram_metrics import Cider, Nist, RougeL
-from tasks.text_metrics import Bleu, ChrF, Meteor, Ter, TextMetric, words_apart
+from bench.sources import hub
+from tasks.metrics.ngram import Cider, Nist, RougeL
+from tasks.metrics.text import Bleu, ChrF, Meteor, Ter, TextMetric, words_apart
+from tasks.shared.data_to_text import DataToText, Items, Splits, carve, group
 
 # All are loading scripts on the hub, which datasets no longer runs; this branch has the rows.
 REVISION = "refs/convert/parquet"
@@ -194,7 +194,7 @@ def _parts(repo: str, config: str, official: Mapping[str, int]):
     """(rows by split, revision, what is missing against the official numbers)."""
     rows, missing, revision = {}, [], ""
     for split, expected in official.items():
-        rows[split], revision = assets.load_split(repo, config, split, REVISION)
+        rows[split], revision = hub.load_split(repo, config, split, REVISION)
         if len(rows[split]) < expected:
             missing.append(f"{split} {len(rows[split])} of {expected} rows")
     return rows, revision, ", ".join(missing)

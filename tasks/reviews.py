@@ -7,9 +7,9 @@ drawn from, so the two must never be mixed.
 
 from __future__ import annotations
 
-from bench import assets
-from tasks.base import position
-from tasks.classification import Classification, Data, Rows
+from bench.sources import hub, pypi_assets
+from tasks.shared.base import position
+from tasks.shared.classification import Classification, Data, Rows
 
 FILES = ("movieReviewSnippets_GroundTruth.txt", "amazonReviewSnippets_GroundTruth.txt")
 NEUTRAL = 0.25
@@ -37,7 +37,7 @@ class Reviews(Classification):
 
     def _load(self) -> Data:
         repo = "cjhutto/vaderSentiment"
-        folder = assets.fetch(repo)
+        folder = hub.fetch(repo)
         labels: dict[str, int] = {}
         for name in FILES:
             with open(folder / name, encoding="utf-8") as file:
@@ -52,6 +52,6 @@ class Reviews(Classification):
         return Data(
             **rows,
             repo=repo,
-            revision=assets.ASSETS[repo].revision,
+            revision=pypi_assets.ASSETS[repo].revision,
             select_rule=f"hash of the text in [{TEST}, {TEST + SELECT})",
         )

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from bench import assets
 from bench.api import Budget
-from tasks.corpora import c4_sample
-from tasks.language import Language, Texts
+from bench.sources import hub
+from tasks.shared.c4 import c4_sample
+from tasks.shared.language import Language, Texts
 
 REPO, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -46,7 +46,7 @@ class Wikitext(Language):
     def _load(self) -> Texts:
         parts, missing = {}, []
         for split, official in ROWS.items():
-            found, revision = assets.load_split(REPO, CONFIG, split, REVISION)
+            found, revision = hub.load_split(REPO, CONFIG, split, REVISION)
             parts[split] = list(found["text"])
             if len(found) < official:
                 missing.append(f"{split} {len(found)} of {official} rows")
@@ -66,7 +66,7 @@ class WikitextC4(Wikitext):
     """Perplexity on WikiText-2 raw; calibration and retraining text from C4, as in the papers."""
 
     def _load(self) -> Texts:
-        found, revision = assets.load_split(REPO, CONFIG, "test", REVISION)
+        found, revision = hub.load_split(REPO, CONFIG, "test", REVISION)
         c4 = c4_sample()
         return replace(
             c4,

@@ -6,7 +6,7 @@ where the task defines it. `zero-shot` is AST's suite: the mean over seven sets,
 LAMBADA measured too; `zero-shot/<set>` is one set.
 
 The sets have no training data that a method may see: calibration and retraining take the C4 sample
-(`tasks.corpora`), and hyper-parameters are chosen on `wikitext`.
+(`tasks.shared.c4`), and hyper-parameters are chosen on `wikitext`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from bench import provenance
 from bench.api import BenchError, Budget, Scores, Source
-from tasks.corpora import C4, c4_sample
-from tasks.language import Language, Texts
-from tasks.zero_shot_sets import SETS, Found, Set, find
+from bench.core import provenance
+from tasks.shared.c4 import C4, c4_sample
+from tasks.shared.language import Language, Texts
+from tasks.shared.zero_shot_sets import SETS, Found, Set, find
 
 MEAN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven of AST's Table 2 (arXiv 2407.20584)."""
@@ -83,7 +83,7 @@ class ZeroShot(Language):
             raise BenchError(f"{self.name} has no {split} slice; tune on wikitext")
         limit = (budget or self.budgets["default"]).items
         harness = lm_eval()
-        from tasks.likelihood import SharedPrefixLM
+        from tasks.shared.shared_prefix_lm import SharedPrefixLM
 
         dtype = torch.get_autocast_dtype(device.type)
         lm = SharedPrefixLM(

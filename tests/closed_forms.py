@@ -2,8 +2,8 @@
 
 import math
 
-from bench import targets
-from bench.record import Trainable
+from bench.core.record import Trainable
+from bench.weights import targets
 
 
 def _head(model):

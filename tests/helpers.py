@@ -8,8 +8,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench import fitting, models, plan, registry, targets
 from bench.api import Cell
+from bench.core.pattern import DEFAULT_PATTERN
+from bench.pipeline.context import make_context
+from bench.planning import registry
+from bench.planning.job import budget_of, hyper_of
+from bench.sources import loading
+from bench.weights import targets
 
 ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
 TASK = "tiny/reviews"
@@ -17,7 +22,7 @@ TASK = "tiny/reviews"
 
 def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, task=TASK, **overrides):
     declared = registry.method(method).patterns
-    pattern = pattern or plan.DEFAULT_PATTERN.get(declared[0], declared[0])
+    pattern = pattern or DEFAULT_PATTERN.get(declared[0], declared[0])
     return Cell(
         task=task,
         model=model,
@@ -31,7 +36,7 @@ def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, task=TAS
 
 def loaded(model, task, length):
     """(model in eval mode, tokenizer that cuts to `length`)."""
-    found = models.load(model, task, 1)
+    found = loading.load(model, task, 1)
     found.tok.model_max_length = length
     return found.model.eval(), found.tok
 
@@ -53,12 +58,12 @@ def attached(cell, **changes):
     `changes` replace fields of the context.
     """
     task = registry.task(cell.task)
-    loaded = models.load(cell.model, task, cell.seed)
-    loaded.tok.model_max_length = plan.budget_of(cell).length
-    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    loaded = loading.load(cell.model, task, cell.seed)
+    loaded.tok.model_max_length = budget_of(cell).length
+    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
     ctx = ctx._replace(**changes)
     kind = registry.method(cell.method)
-    method = kind(kind.Params(**plan.hyper_of(cell)))
+    method = kind(kind.Params(**hyper_of(cell)))
     method.attach(loaded.model, ctx)
     return loaded.model, method, ctx
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import count, targets
+from bench.costs.parameters import count_trainable
+from bench.weights import targets
 
 GPT2_MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
 
@@ -29,4 +30,4 @@ def trainable(method, model, pattern="unstructured"):
             rng=None,
         )
         method.attach(model, ctx)
-    return count.trainable(model, method.param_groups(model))
+    return count_trainable(model, method.param_groups(model))

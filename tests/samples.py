@@ -4,7 +4,7 @@ import math
 import random
 
 from bench.api import Budget, Cell
-from bench.record import (
+from bench.core.record import (
     Bytes,
     Code,
     Cost,

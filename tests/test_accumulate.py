@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from bench import isolate, registry
-from bench.losses import micro_batches, smoothed_loss
+from bench.engine import isolate
+from bench.engine.messages import failed
+from bench.planning import registry
+from bench.training.losses import micro_batches, smoothed_loss
 from tests import helpers
 from tests.samples import record
 
@@ -100,7 +102,7 @@ def test_one_more_try_after_an_oom_in_training(
         tried.append(means.accumulate)
         on_progress(phase, 0, 6)
         kind = outcomes[len(tried) - 1]
-        return isolate.failed(cell, kind, f"{kind} here") if kind else record()
+        return failed(cell, kind, f"{kind} here") if kind else record()
 
     monkeypatch.setattr(isolate, "_try", attempt)
     found = isolate.run_isolated(cell, 60, tmp_path / "log", lambda *_: None)

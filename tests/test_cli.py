@@ -4,14 +4,15 @@ import sys
 
 import pytest
 
-from bench import cli, plan
-from bench.record import Versions
-from bench.store import Store
+from bench.cli import main
+from bench.core.record import Versions
+from bench.core.store import Store
+from bench.planning.job import versions_of
 from tests.samples import record
 
 
 def run(capsys, *arguments):
-    code = cli.main(arguments)
+    code = main.main(arguments)
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -63,7 +64,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, arguments, line
 )
 def test_a_wrong_command_line_is_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
+        main.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert left.value.code == 2
     assert line.startswith("sparsebench: ")
@@ -87,7 +88,7 @@ def test_plan_takes_the_baselines_along(capsys, tmp_path):
 def test_plan_reuses_records_and_sees_stale_failed_and_corrupt_ones(capsys, tmp_path):
     store = Store(tmp_path)
     made = record(method="pst", sparsity=0.5)
-    store.put(made.model_copy(update={"versions": plan.versions_of(made.cell)}))
+    store.put(made.model_copy(update={"versions": versions_of(made.cell)}))
     store.put(
         record(method="pst", sparsity=0.6).model_copy(
             update={"versions": Versions(method=99, task=1)}
@@ -133,15 +134,16 @@ def test_missing_data_is_one_line_and_every_cell_fails_offline(capsys, tmp_path)
 
 
 def test_a_folder_is_adopted_under_its_content(capsys, tmp_path):
-    from bench import models, registry
+    from bench.planning import registry
+    from bench.sources import catalog, loading
 
-    loaded = models.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    loaded = loading.load("tiny-bert", registry.task("tiny/reviews"), 1)
     folder = tmp_path / "My Model"
     loaded.model.save_pretrained(folder)
     loaded.tok.save_pretrained(folder)
-    slug = models.adopt(str(folder))
+    slug = catalog.adopt(str(folder))
     assert slug.startswith("local/my-model-")
-    again = models.load(slug, registry.task("tiny/reviews"), 1)
+    again = loading.load(slug, registry.task("tiny/reviews"), 1)
     assert again.source.weights_sha256 == loaded.source.weights_sha256
     assert str(tmp_path) not in again.source.model_dump_json()
 
@@ -149,13 +151,14 @@ def test_a_folder_is_adopted_under_its_content(capsys, tmp_path):
 def test_pickled_weights_are_refused(tmp_path):
     import torch
 
-    from bench import models, registry
     from bench.api import BenchError
+    from bench.planning import registry
+    from bench.sources import catalog, loading
 
-    loaded = models.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    loaded = loading.load("tiny-bert", registry.task("tiny/reviews"), 1)
     folder = tmp_path / "pickled"
     loaded.model.config.save_pretrained(folder)
     loaded.tok.save_pretrained(folder)
     torch.save(loaded.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(BenchError, match="holds no safetensors; pickled weights are refused"):
-        models.load(models.adopt(str(folder)), registry.task("tiny/reviews"), 1)
+        loading.load(catalog.adopt(str(folder)), registry.task("tiny/reviews"), 1)

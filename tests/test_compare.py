@@ -3,12 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from bench import cli
-from bench.record import Speed
+from bench.cli import main
+from bench.core.record import Speed
+from bench.core.store import Store
 from bench.reporting import compare
-from bench.store import Store
-from tests.simulate_stats import NOISE, draw
-from tests.test_stats import lower, rows, scored
+from tests.benchmarks.simulate_statistics import NOISE, draw
+from tests.test_statistics import lower, rows, scored
 
 QUIET = NOISE["items and seeds × items"]
 
@@ -122,7 +122,7 @@ def test_foreign_text_is_escaped():
 
 
 def run(capsys, *arguments):
-    code = cli.main(["compare", *arguments])
+    code = main.main(["compare", *arguments])
     return (code, *capsys.readouterr())
 
 

@@ -9,10 +9,17 @@ import re
 import pytest
 import torch
 
-from bench import branch, fitting, models, plan, provenance, registry, run, targets
 from bench.api import BenchError
-from bench.cell import makes
-from methods.masks import pruned_count
+from bench.core import provenance
+from bench.core.pattern import makes
+from bench.pipeline.cache import trained_dir
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import needs_reference, reference_of
+from bench.sources import loading
+from bench.weights import side_branch, targets
+from methods.shared.masks import pruned_count
 from tests import helpers
 from tests.closed_forms import TRAINABLE
 
@@ -24,9 +31,9 @@ quiet = lambda *_: None  # noqa: E731
 def fitted(name, model, seed=1, **more):
     """Runs a cell up to the finished model, its dense cell before it where it needs one."""
     cell = helpers.cell(name, model, seed=seed, **STEPS, **more)
-    if plan.needs_reference(cell) and not plan.trained_dir(plan.reference_of(cell)).is_dir():
-        run.run_cell(plan.reference_of(cell), quiet)
-    return cell, fitting.fit_cell(cell, quiet)
+    if needs_reference(cell) and not trained_dir(reference_of(cell)).is_dir():
+        run_cell(reference_of(cell), quiet)
+    return cell, fit_cell(cell, quiet)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +105,8 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
     cell, fit = once(name, model)
     task = registry.task(cell.task)
     one_shot = not type(fit.method).trains
-    weights = plan.trained_dir(plan.reference_of(cell)) if one_shot else None
-    start = models.load(cell.model, task, cell.seed, weights).model
+    weights = trained_dir(reference_of(cell)) if one_shot else None
+    start = loading.load(cell.model, task, cell.seed, weights).model
     declared = {f"{t.name}.weight" for t in targets.prunable(start)}
     attached, method_, _ = helpers.attached(cell)
     if not one_shot:
@@ -117,12 +124,12 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
 def test_finished_model_survives_saving(name, model, once, tmp_path):
     _, fit = once(name, model)
     fit.model.save_pretrained(tmp_path)
-    again = models.load_folder(tmp_path, type(fit.model))
+    again = loading.load_folder(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(fit.model), helpers.logits(again), atol=1e-5)
     assert not any(hasattr(m, "parametrizations") for m in fit.model.modules())
     fresh, _, _ = helpers.attached(helpers.cell("dense", model))
     # A branch is saved beside its weight; it is all that may be new.
-    plain = [type(m) for m in fit.model.modules() if not isinstance(m, branch.Branch)]
+    plain = [type(m) for m in fit.model.modules() if not isinstance(m, side_branch.Branch)]
     assert plain == [type(m) for m in fresh.modules()]
 
 

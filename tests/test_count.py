@@ -4,9 +4,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import count, targets
 from bench.api import BenchError
-from bench.record import Trainable
+from bench.core.record import Trainable
+from bench.costs import parameters
+from bench.costs.macs import count_macs
+from bench.costs.parameters import count_params, count_sparsity
+from bench.weights import targets
+from bench.weights.patterns import holds
 from tests import helpers
 
 NOTHING = Trainable(body=0, head=0)
@@ -68,7 +72,7 @@ def test_bert_base_macs_are_the_closed_form():
     config = AutoConfig.for_model("bert")
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
-    found = count.macs(model, 128)
+    found = count_macs(model, 128)
     d, layers, T = 768, 12, 128
     blocks = layers * T * (12 * d * d + 2 * T * d)
     assert blocks == 11_173_625_856  # 11.174 G
@@ -86,7 +90,7 @@ def test_macs_of_every_architecture_are_the_closed_form(name):
     T, d, layers = 20, 64, 2
     head = 2 * d * (1 if name == "tiny-bert" else T)  # decoders score every position
     pooler = d * d if name == "tiny-bert" else 0
-    found = count.macs(model, T)
+    found = count_macs(model, T)
     assert found.dense == linear_macs(model, T) + layers * 2 * T * T * d + pooler + head
     assert found.head == head
 
@@ -94,10 +98,10 @@ def test_macs_of_every_architecture_are_the_closed_form(name):
 @pytest.mark.parametrize("name", helpers.ARCHITECTURES)
 def test_effective_macs_leave_out_exactly_the_zeros(name):
     model, _, _ctx = helpers.attached(helpers.cell("magnitude", name, 0.7))
-    found = count.macs(model, 20)
+    found = count_macs(model, 20)
     zeros = sum(helpers.zeros(model).values())
     assert found.dense - found.effective == 20 * zeros
-    params = count.params(model, NOTHING)
+    params = count_params(model, NOTHING)
     assert params.nonzero == params.prunable - zeros
     assert params.stored == params.total - zeros
 
@@ -106,7 +110,7 @@ def test_sparsity_by_layer_and_pattern():
     model, _, ctx = helpers.attached(helpers.cell("dense"))
     first = ctx.targets[0]
     first.write(torch.zeros(first.shape))
-    found = count.sparsity(model, "2:4")
+    found = count_sparsity(model, "2:4")
     sizes = [t.shape[0] * t.shape[1] for t in ctx.targets]
     assert found.overall == pytest.approx(sizes[0] / sum(sizes))
     assert (found.min_layer, found.max_layer) == (0.0, 1.0)
@@ -126,20 +130,20 @@ def test_sparsity_by_layer_and_pattern():
     ],
 )
 def test_patterns(pattern, weight, ok):
-    assert count.holds(torch.tensor(weight, dtype=torch.float32), pattern) is ok
+    assert holds(torch.tensor(weight, dtype=torch.float32), pattern) is ok
 
 
 def test_a_parametrized_model_is_no_export():
     model, _, _ = helpers.attached(helpers.cell("pst"))
     with pytest.raises(BenchError, match="still holds parametrizations"):
-        count.sparsity(model, "unstructured")
+        count_sparsity(model, "unstructured")
 
 
 def test_an_unknown_operator_is_an_error(monkeypatch):
     model, _, _ = helpers.attached(helpers.cell("dense"))
-    monkeypatch.setattr(count, "_FREE", frozenset())
+    monkeypatch.setattr(parameters, "_FREE", frozenset())
     with pytest.raises(BenchError, match="unknown operators aten::"):
-        count.macs(model, 8)
+        count_macs(model, 8)
 
 
 def test_a_language_models_head_is_no_classification_head():

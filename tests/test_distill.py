@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from methods.distill import distilled, kd_loss
+from methods.shared.distill import distilled, kd_loss
 
 
 def by_hand(student, teacher, rows, temperature):

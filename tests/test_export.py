@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from bench import branch, cli, export, models, packed, slicing, targets, tensorfile
 from bench.api import BenchError
-from bench.cell import Quantizer
-from bench.quantize import quantize, rounded
+from bench.cli import main
+from bench.core.overrides import Quantizer
+from bench.export import export, packed_folder
+from bench.formats import safetensors_file
+from bench.formats.quantize import quantize, rounded
+from bench.sources.tiny_models import tiny_tokenizer
+from bench.weights import side_branch, slicing, targets
 from tests import helpers
 from tests.test_slicing import made as sliceable
 from tests.test_slicing import zero
@@ -48,7 +52,7 @@ def pruned(folder, kind, pattern="2:4", dtype=torch.float32, tokenizer=True):
         target.write(weight)
     model.save_pretrained(folder)
     if tokenizer:
-        models.tiny_tokenizer(family).save_pretrained(folder)
+        tiny_tokenizer(family).save_pretrained(folder)
     return model.eval()
 
 
@@ -61,7 +65,7 @@ def same(one, two):
 
 
 def run(capsys, *arguments):
-    code = cli.main(tuple(map(str, arguments)))
+    code = main.main(tuple(map(str, arguments)))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -100,7 +104,7 @@ def test_folders_are_read_one_tensor_at_a_time(kind, tmp_path, monkeypatch):
     assert same(whole, model)
     monkeypatch.setattr(export, "load", None)
     export.export(str(tmp_path / "m"), "csr", tmp_path / "o")
-    assert same(packed.load(tmp_path / "o"), model)
+    assert same(packed_folder.load(tmp_path / "o"), model)
 
 
 def test_other_names_in_the_file_are_left_to_transformers(tmp_path):
@@ -134,7 +138,7 @@ def test_half_precision_comes_back_bit_by_bit(kind, tmp_path):
 def test_the_rest_is_stored_in_the_dtype_asked_for(tmp_path):
     model = pruned(tmp_path / "m", "GPT2LMHeadModel", "unstructured")
     export.export(str(tmp_path / "m"), "bitmap", tmp_path / "o", dtype="fp16")
-    stored = load_file(tmp_path / "o" / packed.FILE)  # any safetensors library reads it
+    stored = load_file(tmp_path / "o" / packed_folder.FILE)  # any safetensors library reads it
     assert stored["transformer.wte.weight"].dtype == torch.float16
     assert stored["transformer.h.0.attn.c_attn.weight.values"].dtype == torch.float32
     assert "lm_head.weight" not in stored
@@ -165,7 +169,7 @@ def test_the_command_line_there_and_back(capsys, tmp_path):
     assert (tmp_path / "back" / "tokenizer.json").is_file()
     text = "".join(p.read_text() for p in (tmp_path / "o").glob("*.json"))
     assert str(tmp_path) not in text
-    assert str(tmp_path).encode() not in (tmp_path / "o" / packed.FILE).read_bytes()
+    assert str(tmp_path).encode() not in (tmp_path / "o" / packed_folder.FILE).read_bytes()
 
 
 def test_a_packed_folder_can_be_packed_otherwise(tmp_path):
@@ -284,7 +288,7 @@ def test_branches_survive(kind, form, tmp_path):
     model = pruned(tmp_path / "plain", kind)
     for target in targets.prunable(model)[::2]:
         rows, columns = target.shape
-        branch.add(target.module, torch.randn(3, columns), torch.randn(rows, 3))
+        side_branch.add(target.module, torch.randn(3, columns), torch.randn(rows, 3))
     model.save_pretrained(tmp_path / "m")
     export.export(str(tmp_path / "m"), form, tmp_path / "o")
     again = export.load(tmp_path / "o")
@@ -343,11 +347,11 @@ class Valid:
         return json.loads(self.data[8 : 8 + length]), self.data[8 + length :]
 
     def load(self, data):
-        (self.folder / packed.FILE).write_bytes(data)
+        (self.folder / packed_folder.FILE).write_bytes(data)
         try:
             return export.load(self.folder)
         finally:
-            (self.folder / packed.FILE).write_bytes(self.data)
+            (self.folder / packed_folder.FILE).write_bytes(self.data)
 
     def load_with(self, tree, body):
         text = json.dumps(tree).encode()
@@ -364,7 +368,7 @@ def valid(tmp_path_factory):
         pruned(place / "m", kind, "2:4" if "n" in form else "unstructured", tokenizer=False)
         rounded = "int8" if form == "int4" else None
         export.export(str(place / "m"), form, place / "o", asymmetric=True, embeddings=rounded)
-        return Valid(place / "o", (place / "o" / packed.FILE).read_bytes())
+        return Valid(place / "o", (place / "o" / packed_folder.FILE).read_bytes())
 
     return {form: made(form) for form in ("bitmap", "csr", "nm-packed", "int4")}
 
@@ -470,17 +474,17 @@ def test_few_bytes_do_not_stand_for_many_weights(tmp_path):
     with torch.device("meta"):
         empty = transformers.LlamaForCausalLM(config)
     matrices = {
-        target.name: packed.Matrix(shape=target.shape, dtype="F32", layout="csr", count=0)
+        target.name: packed_folder.Matrix(shape=target.shape, dtype="F32", layout="csr", count=0)
         for target in targets.prunable(empty)
     }
-    entries = packed.entries_of(empty, matrices)
-    header = packed.Header(dtype="F32", matrices=matrices)
+    entries = packed_folder.entries_of(empty, matrices)
+    header = packed_folder.Header(dtype="F32", matrices=matrices)
     tensors = (
-        (name, torch.zeros(entry.shape, dtype=tensorfile.DTYPES[entry.dtype]))
+        (name, torch.zeros(entry.shape, dtype=safetensors_file.DTYPES[entry.dtype]))
         for name, entry in entries.items()
     )
     metadata = {"sparsebench": header.model_dump_json()}
-    tensorfile.write(tmp_path / packed.FILE, entries, metadata, tensors)
+    safetensors_file.write(tmp_path / packed_folder.FILE, entries, metadata, tensors)
     with pytest.raises(BenchError, match=r"its \d{7} bytes claim to hold \d{12} bytes"):
         export.load(tmp_path)
 

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import plan
 from bench.api import BenchError
-from bench.record import parse
+from bench.core.record import parse
+from bench.core.store import Store
+from bench.planning import plan
+from bench.planning.job import versions_of
 from bench.reporting import leaderboard
-from bench.store import Store
 from tests import helpers
 from tests.samples import record
 from tests.test_run import alive, children_of
@@ -200,7 +201,7 @@ def test_memory_and_disk_that_run_out_cost_their_own_cells_only(tmp_path, enviro
 # so that there is time for many kills.
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["bench.run", "bench.isolate", "tests.helpers"])
+FORKS.set_forkserver_preload(["bench.pipeline.run", "bench.engine.isolate", "tests.helpers"])
 KILLS = 20
 
 
@@ -213,7 +214,7 @@ def child(cell, place):
     """What a cell's process and its driver do: run it, write its record."""
     import torch
 
-    from bench import run
+    from bench.pipeline import run
 
     torch.set_num_threads(1)
     os.environ |= {"SPARSEBENCH_CACHE": str(place / "cache"), "SPARSEBENCH_CHECKPOINT_S": "0"}
@@ -259,7 +260,7 @@ def test_cells_killed_at_random_moments_end_as_if_nothing_had_happened(undisturb
         place = tmp_path / str(turn)
         for cell in cells():
             store = Store(place / "results")
-            while store.state(cell, plan.versions_of(cell)) != "done":
+            while store.state(cell, versions_of(cell)) != "done":
                 process = start(cell, place)
                 process.join(draw.uniform(0, seconds))
                 if process.exitcode is None:

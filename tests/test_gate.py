@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from bench import cli, gate
-from bench.store import Store
+from bench.cli import main
+from bench.core.store import Store
+from bench.review import gate
 from tests.samples import record
 
 SCORES = {1: 0.85, 2: 0.86, 3: 0.845}
@@ -134,7 +135,7 @@ def put(folder, records):
 
 
 def run(capsys, *arguments):
-    code = cli.main(["check", *arguments])
+    code = main.main(["check", *arguments])
     return (code, *capsys.readouterr())
 
 

@@ -7,8 +7,17 @@ from functools import partial
 import pytest
 import torch
 
-from bench import cli, fitting, models, plan, precision, registry, run, train, windows
 from bench.api import BenchError
+from bench.cli import main
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning import plan, registry
+from bench.planning.job import needs_reference
+from bench.planning.suites import load_suite
+from bench.sources import loading, token_windows
+from bench.sources.tiny_models import tiny_tokenizer
+from bench.training import train
+from bench.weights.precision import autocast
 from methods.dense import Dense
 from tasks import wikitext
 from tests import helpers
@@ -57,7 +66,7 @@ def test_perplexity_equals_a_loop_over_tokens(model, length, task):
 def test_batches_are_of_windows_and_do_not_change_the_score(task, monkeypatch):
     net, tok = loaded("tiny-gpt2", task)
     many = task.evaluate(net, tok, CPU)
-    monkeypatch.setattr("tasks.language.EVAL_TOKENS", 1)
+    monkeypatch.setattr("tasks.shared.language.EVAL_TOKENS", 1)
     assert task.evaluate(net, tok, CPU).items == pytest.approx(many.items, rel=1e-5)
 
 
@@ -111,7 +120,7 @@ def test_twins_splits_are_apart(task):
 
 
 def test_calibration_windows_come_from_train_and_are_drawn_by_seed(task):
-    tok = models.tiny_tokenizer("gpt2")
+    tok = tiny_tokenizer("gpt2")
     first, again, other = (task.calibration(tok, 20, 16, seed) for seed in (1, 1, 2))
     assert [len(batch["input_ids"]) for batch in first] == [8, 8, 4]
     ids = torch.cat([batch["input_ids"] for batch in first])
@@ -130,17 +139,20 @@ def windows_of(ids, length):
 
 def test_windows_reach_both_ends():
     ids = torch.arange(10)
-    drawn = windows.draw(ids, 200, 8, 0, "x")
+    drawn = token_windows.draw(ids, 200, 8, 0, "x")
     assert set(drawn[:, 0].tolist()) == {0, 1, 2}
-    assert torch.equal(windows.cut(ids, 4, "x"), torch.arange(8).view(2, 4))
-    assert torch.equal(windows.draw(ids, 1, 10, 0, "x")[0], ids)
-    for cut in (lambda: windows.cut(ids, 11, "x"), lambda: windows.draw(ids, 1, 11, 0, "x")):
+    assert torch.equal(token_windows.cut(ids, 4, "x"), torch.arange(8).view(2, 4))
+    assert torch.equal(token_windows.draw(ids, 1, 10, 0, "x")[0], ids)
+    for cut in (
+        lambda: token_windows.cut(ids, 11, "x"),
+        lambda: token_windows.draw(ids, 1, 11, 0, "x"),
+    ):
         with pytest.raises(BenchError, match="x has 10 tokens, fewer than one window of 11"):
             cut()
 
 
 def test_batches_pad_on_the_right():
-    (batch,) = windows.batches([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    (batch,) = token_windows.batches([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -151,18 +163,18 @@ cell = partial(helpers.cell, model="tiny-gpt2", task="tiny/wikitext")
 @pytest.mark.parametrize("model", DECODERS)
 def test_the_pretrained_model_is_the_dense_one(model, task):
     net, tok = loaded(model, task)
-    dense = run.run_cell(cell("dense", model=model), quiet)
-    with precision.autocast(str(dense.env["eval_dtype"]), CPU):
+    dense = run_cell(cell("dense", model=model), quiet)
+    with autocast(str(dense.env["eval_dtype"]), CPU):
         alone = task.evaluate(net, tok, CPU)
     assert dense.scores.value == pytest.approx(alone.values["perplexity"])
     assert dense.params.trainable.body == dense.cost.train_s == 0
     assert dense.scores.higher_is_better is False
-    assert not plan.needs_reference(cell("magnitude", model=model))
-    pruned = run.run_cell(cell("magnitude", model=model), quiet)
+    assert not needs_reference(cell("magnitude", model=model))
+    pruned = run_cell(cell("magnitude", model=model), quiet)
     assert pruned.model.weights_sha256 == dense.model.weights_sha256
     assert pruned.sparsity.overall == pytest.approx(0.5, abs=1e-4)
     assert pruned.cost.dense_s == 0
-    retrained = run.run_cell(cell("pst", model=model, budget__steps=20), quiet)
+    retrained = run_cell(cell("pst", model=model, budget__steps=20), quiet)
     assert retrained.params.trainable.body > 0
     assert retrained.scores.value < pruned.scores.value
 
@@ -170,13 +182,13 @@ def test_the_pretrained_model_is_the_dense_one(model, task):
 def test_an_encoder_is_refused(task):
     line = r"tiny/wikitext needs a causal language model; tiny-bert is an encoder \(bert\)"
     with pytest.raises(BenchError, match=line):
-        fitting.fit_cell(cell("magnitude", model="tiny-bert"), quiet)
+        fit_cell(cell("magnitude", model="tiny-bert"), quiet)
 
 
 def test_windows_beyond_the_positions_are_refused():
     with pytest.raises(BenchError, match="length 256: tiny-gpt2 has positions for 128 tokens"):
-        fitting.fit_cell(cell("dense", budget__length=256), quiet)
-    models.check("tiny-gpt2", registry.task("tiny/wikitext"), 128)
+        fit_cell(cell("dense", budget__length=256), quiet)
+    loading.check("tiny-gpt2", registry.task("tiny/wikitext"), 128)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +200,7 @@ def test_windows_beyond_the_positions_are_refused():
 )
 def test_what_cannot_be_is_said_before_anything_runs(capsys, tmp_path, more, line):
     folders = ("--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p"))
-    code = cli.main(("run", "--task", "tiny/wikitext", "--method", "magnitude", *more, *folders))
+    code = main.main(("run", "--task", "tiny/wikitext", "--method", "magnitude", *more, *folders))
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert line in err
@@ -196,7 +208,7 @@ def test_what_cannot_be_is_said_before_anything_runs(capsys, tmp_path, more, lin
 
 
 def test_the_suite_is_what_it_says():
-    found = {str(c) for c in plan.expand(registry.suite("perplexity"))}
+    found = {str(c) for c in plan.expand(load_suite("perplexity"))}
     model = "wikitext smollm2-135m-q4"
     assert found == {
         f"{model} dense dense 0 seed 1",

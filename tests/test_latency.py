@@ -5,14 +5,18 @@ import copy
 import pytest
 import torch
 
-from bench import branch, deploy, latency, measure, models, registry, run, slicing
-from bench.cli import main
-from bench.targets import prunable
+from bench.cli.main import main
+from bench.costs import deployed, latency, measure
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.sources import loading
+from bench.weights import side_branch, slicing
+from bench.weights.targets import prunable
 from tests import helpers
 
 
 def tiny(name="tiny-bert"):
-    return models.load(name, registry.task("tiny/reviews"), 1).model.eval()
+    return loading.load(name, registry.task("tiny/reviews"), 1).model.eval()
 
 
 def without_units(model, heads=1, neurons=3):
@@ -29,8 +33,8 @@ def without_units(model, heads=1, neurons=3):
 def test_dead_units_are_sliced_and_logits_stay(name):
     model = without_units(tiny(name))
     before = copy.deepcopy(model.state_dict())
-    made, form = deploy.deployed(model, torch.float32)
-    assert form == deploy.SLICED
+    made, form = deployed.deployed(model, torch.float32)
+    assert form == deployed.SLICED
     ids = torch.randint(5, 200, (2, 9))
     torch.testing.assert_close(made(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
     assert sum(p.numel() for p in made.parameters()) < sum(p.numel() for p in model.parameters())
@@ -43,10 +47,10 @@ def test_unstructured_zeros_stay_dense_and_no_kernel_is_claimed_without_cuda():
         weight = target.weight
         weight[torch.arange(len(weight))[:, None] % 2 == torch.arange(weight.shape[1]) % 2] = 0.0
         target.write(weight)
-    made, form = deploy.deployed(model, torch.bfloat16)
-    assert form == deploy.DENSE
+    made, form = deployed.deployed(model, torch.bfloat16)
+    assert form == deployed.DENSE
     assert made.dtype == torch.bfloat16
-    assert deploy.use_kernel(made) == ""
+    assert deployed.use_kernel(made) == ""
 
 
 def test_models_take_turns():
@@ -76,7 +80,7 @@ def test_percentiles_by_hand():
 
 def test_a_cell_times_its_deployed_form(monkeypatch):
     monkeypatch.setattr(latency, "CELL_SECONDS", 1e9)  # however slow the machine is just now
-    record = run.run_cell(helpers.cell("dense", budget__steps=1), lambda *_: None)
+    record = run_cell(helpers.cell("dense", budget__steps=1), lambda *_: None)
     assert [(s.batch, s.length, s.form, s.dtype) for s in record.speed] == [
         (1, 20, "dense", "float32"),
         (32, 20, "dense", "float32"),
@@ -90,8 +94,8 @@ def test_sliced_models_and_branches_have_a_dense_twin_without_them():
     for model in (without_units(tiny()), tiny()):
         target = prunable(model)[0]
         out, width = target.shape
-        branch.add(target.module, torch.zeros(2, width), torch.zeros(out, 2))
-        twin = deploy.dense_twin(model, torch.float32)
+        side_branch.add(target.module, torch.zeros(2, width), torch.zeros(out, 2))
+        twin = deployed.dense_twin(model, torch.float32)
         shapes = {k: v.shape for k, v in tiny().state_dict().items()}
         assert {k: v.shape for k, v in twin.state_dict().items()} == shapes
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.api import BenchError
-from methods.masks import (
+from methods.shared.masks import (
     keep_largest,
     keep_largest_global,
     keep_largest_per_row,
@@ -16,7 +16,7 @@ from methods.masks import (
     parse_n_m,
     pruned_count,
 )
-from methods.schedules import cubic
+from methods.shared.schedules import cubic
 from tests.oracles.topk import keep_by_sort
 
 

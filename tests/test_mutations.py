@@ -5,11 +5,13 @@ The cells are run for real, in this process; `make check` runs the same ones unb
 
 from pathlib import Path
 
-from bench import count, gate, run
 from bench.api import BenchError, Cell
-from bench.store import path_of
+from bench.core.store import path_of
+from bench.costs import parameters
+from bench.pipeline.run import run_cell
+from bench.review import gate
 from methods import gmp
-from methods.masks import pruned_count
+from methods.shared.masks import pruned_count
 
 BASELINE = Path(__file__).parents[1] / "results" / "baselines" / "tiny.json"
 
@@ -31,7 +33,7 @@ def failing():
     records, kinds = [], []
     for seed in (1, 2, 3):
         try:
-            records.append(run.run_cell(cell(seed), lambda *_: None))
+            records.append(run_cell(cell(seed), lambda *_: None))
         except BenchError as error:
             kinds.append(error.kind)
     row = str(path_of(cell(1)).parent)
@@ -63,7 +65,7 @@ def test_a_mask_that_is_not_applied_at_export(monkeypatch):
 
 
 def test_heads_that_are_counted_wrongly(monkeypatch):
-    monkeypatch.setattr(count, "head_parameters", lambda model: iter(()))
+    monkeypatch.setattr(parameters, "head_parameters", lambda model: iter(()))
     found, _ = failing()
     assert found == {"params.trainable.body", "params.trainable.head", "macs.head"}
 

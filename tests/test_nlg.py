@@ -10,14 +10,21 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from bench import fitting, losses, plan, registry, run, train
 from bench.api import BenchError, Budget
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell, tune_cell
+from bench.planning import plan, registry
+from bench.planning.job import budget_of
+from bench.planning.suites import load_suite
 from bench.reporting import leaderboard
+from bench.training import losses, train
 from methods.dense import Dense
-from tasks import data_to_text, generation, meteor, nlg, tiny
-from tasks.data_to_text import IGNORED, Items, carve, group, sample
-from tasks.generation import Decoding, generate, pad_left
-from tasks.text_metrics import Bleu, Meteor
+from tasks import nlg, tiny
+from tasks.metrics import meteor
+from tasks.metrics.text import Bleu, Meteor
+from tasks.shared import data_to_text, generation
+from tasks.shared.data_to_text import IGNORED, Items, carve, group, sample
+from tasks.shared.generation import Decoding, generate, pad_left
 from tests import helpers, samples
 
 DECODERS = ("tiny-gpt2", "tiny-llama")
@@ -225,11 +232,11 @@ def test_smoothing_is_the_mixture_and_nothing_without_it():
 
 def test_smoothing_is_for_language_models():
     with pytest.raises(BenchError, match=r"budget.smoothing is for language models"):
-        fitting.fit_cell(cell(model="tiny-bert", task="tiny/reviews", budget__smoothing=0.1), quiet)
+        fit_cell(cell(model="tiny-bert", task="tiny/reviews", budget__smoothing=0.1), quiet)
     with pytest.raises(BenchError, match="below 1"):
         Budget(steps=1, batch=1, length=1, smoothing=1.0)
     with pytest.raises(BenchError, match=r"budget.beams must be positive"):
-        plan.budget_of(cell(budget__beams=0))
+        budget_of(cell(budget__beams=0))
 
 
 def test_left_padding():
@@ -449,7 +456,7 @@ def test_calibration_rows_are_drawn_by_seed_and_cut(task):
 
 @pytest.mark.parametrize("model", DECODERS)
 def test_a_cell_from_start_to_record(model):
-    dense = run.run_cell(cell(model=model), quiet)
+    dense = run_cell(cell(model=model), quiet)
     assert dense.scores.metric == "bleu"
     assert dense.scores.value > 0.3
     assert dense.scores.n == len(dense.scores.items) == 60
@@ -458,9 +465,9 @@ def test_a_cell_from_start_to_record(model):
     assert '"beams": 2' in stored
     assert '"items": null' not in stored
     assert '"notes"' not in stored
-    pruned = run.run_cell(cell(method="magnitude", model=model), quiet)
+    pruned = run_cell(cell(method="magnitude", model=model), quiet)
     assert pruned.scores.value < dense.scores.value
-    tuned = run.tune_cell(cell(method="pst", model=model, budget__steps=5, budget__items=10), quiet)
+    tuned = tune_cell(cell(method="pst", model=model, budget__steps=5, budget__items=10), quiet)
     assert set(tuned) == set(dense.scores.all)
 
 
@@ -479,7 +486,7 @@ def test_training_learns_the_twin(task):
 def test_an_encoder_is_refused(name):
     line = rf"{name} needs a causal language model; tiny-bert is an encoder \(bert\)"
     with pytest.raises(BenchError, match=line):
-        fitting.fit_cell(cell(model="tiny-bert", task=name), quiet)
+        fit_cell(cell(model="tiny-bert", task=name), quiet)
 
 
 def test_the_table_names_the_decoding_and_the_footnotes():
@@ -493,7 +500,7 @@ def test_the_table_names_the_decoding_and_the_footnotes():
 
 
 def test_the_suite_is_what_it_says():
-    found = {str(c) for c in plan.expand(registry.suite("nlg"))}
+    found = {str(c) for c in plan.expand(load_suite("nlg"))}
     assert found == {
         f"nlg/{task} smollm2-135m-q4 {rest} seed 1"
         for task in ("e2e", "webnlg")

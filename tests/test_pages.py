@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import itertools
 import re
 import xml.etree.ElementTree as ET
@@ -13,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import registry, submissions
-from bench.reporting import html as html_page
-from bench.reporting import leaderboard, pages, pareto, svg
+from bench.core.store import Store
+from bench.planning import registry
+from bench.reporting import figures, html, leaderboard, pages, pareto
+from bench.reporting.figures import Scale
 from bench.reporting.rows import ordered
-from bench.reporting.scale import Scale
-from bench.store import Store
+from bench.review import submissions
 from tests.samples import record, study
 from tests.test_submissions import HOSTILE, hostile
 
@@ -107,7 +106,9 @@ def test_an_unverified_row_is_drawn_and_never_on_the_frontier():
 def test_built_in_methods_look_different_and_keep_their_look():
     known = [name for name in registry.builtin("method") if name != "dense"]
     styles = pareto.style_numbers(["dense", "theirs"])
-    looks = {(n % svg.COLOURS, n // svg.COLOURS % len(svg.SHAPES)) for n in styles.values()}
+    looks = {
+        (n % figures.COLOURS, n // figures.COLOURS % len(figures.SHAPES)) for n in styles.values()
+    }
     assert len(looks) == len(styles) == len(known) + 1
     assert {k: v for k, v in styles.items() if k != "theirs"} == pareto.style_numbers([])
 
@@ -124,7 +125,7 @@ def test_a_scale_keeps_order_and_stays_inside(values, log, down):
 
 def test_a_sheet_is_xml_and_its_points_are_where_the_numbers_say():
     found = panels(study())
-    tree = ET.fromstring(svg.sheet(found, "t"))
+    tree = ET.fromstring(figures.sheet(found, "t"))
     inner = tree.findall(f"{SVG}svg")
     assert len(inner) == len(found)
     for drawn, panel in zip(inner, found, strict=True):
@@ -142,7 +143,7 @@ def test_a_sheet_is_xml_and_its_points_are_where_the_numbers_say():
 
 
 def test_nothing_in_a_figure_needs_what_the_policy_forbids():
-    text = svg.sheet(panels(study()), "t")
+    text = figures.sheet(panels(study()), "t")
     body = text.partition("</style>")[2]
     assert not re.search(r"\b(style|href|on\w+|src)=|<script|url\(", body)
 
@@ -271,10 +272,10 @@ def test_a_page_without_records_says_so(tmp_path):
 
 
 def test_a_library_of_another_shape_is_refused(monkeypatch):
-    html_page._library.cache_clear()
-    monkeypatch.setattr(html_page, "find_spec", lambda _: None)
-    with pytest.raises(html_page.BenchError, match="itables is missing"):
-        html_page._library()
+    html._library.cache_clear()
+    monkeypatch.setattr(html, "find_spec", lambda _: None)
+    with pytest.raises(html.BenchError, match="itables is missing"):
+        html._library()
 
 
 EVIL = [

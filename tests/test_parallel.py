@@ -4,9 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import engines, fitting, isolate, registry
 from bench.api import BenchError
-from bench.parallel import ALONE, Means
+from bench.core.run_settings import DEFAULTS, RunSettings
+from bench.engine import isolate
+from bench.engine.local import shares
+from bench.pipeline.fit import fit_cell
+from bench.planning import registry
+from bench.planning.suites import load_suite
 from tests import helpers
 
 METHODS = """
@@ -112,16 +116,16 @@ def weights(run, place, means, **more):
         # Eight updates an epoch with batches of 128: the last one has seven rows.
         (
             {"model": "tiny-bert", "budget__batch": 128, "budget__steps": 10},
-            [Means(2), Means(3, accumulate=2)],
+            [RunSettings(2), RunSettings(3, accumulate=2)],
         ),
         (
             {"model": "tiny-gpt2", "task": "tiny/nlg"},
-            [Means(2, trainer={"fsdp": True, "gradient_checkpointing": True})],
+            [RunSettings(2, trainer={"fsdp": True, "gradient_checkpointing": True})],
         ),
     ],
 )
 def test_processes_share_every_batch(run, tmp_path, more, tried):
-    alone = weights(run, tmp_path / "alone", ALONE, **more)
+    alone = weights(run, tmp_path / "alone", DEFAULTS, **more)
     for i, means in enumerate(tried):
         found = weights(run, tmp_path / str(i), means, **more)
         for name, value in alone.items():
@@ -138,7 +142,7 @@ def test_processes_share_every_batch(run, tmp_path, more, tried):
     ],
 )
 def test_one_failure_is_everybodys(run, name, kind, told):
-    record = run(name, Means(2))
+    record = run(name, RunSettings(2))
     assert record.error.kind == kind
     assert told in record.error.message
 
@@ -146,13 +150,13 @@ def test_one_failure_is_everybodys(run, name, kind, told):
 def suite(tmp_path, text):
     path = tmp_path / "mine.toml"
     path.write_text('description = "x"\ntasks = ["tiny/reviews"]\nmodels = ["tiny-bert"]\n' + text)
-    return registry.suite(str(path))
+    return load_suite(str(path))
 
 
 def test_the_suite_says_how_many(tmp_path):
     found = suite(tmp_path, "[trainer]\nprocesses = 2\ngradient_checkpointing = true\n")
-    assert found.means == Means(2, trainer={"gradient_checkpointing": True})
-    assert suite(tmp_path, "").means == ALONE
+    assert found.means == RunSettings(2, trainer={"gradient_checkpointing": True})
+    assert suite(tmp_path, "").means == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -173,15 +177,15 @@ def test_what_cannot_be_shared_is_told_before_training():
     def refused(means):
         made = helpers.cell("pst", budget__batch=2)
         with pytest.raises(BenchError) as told:
-            fitting.fit_cell(made, lambda *_: None, means=means)
+            fit_cell(made, lambda *_: None, means=means)
         return str(told.value)
 
-    assert refused(Means(3)) == "[trainer] 3 processes cannot share a batch of 2"
-    sharded = Means(2, trainer={"fsdp": "full_shard"})
+    assert refused(RunSettings(3)) == "[trainer] 3 processes cannot share a batch of 2"
+    sharded = RunSettings(2, trainer={"fsdp": "full_shard"})
     assert refused(sharded).startswith("method pst cannot train with fsdp: it works on whole")
 
 
 def test_each_slot_has_its_own_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in engines.shares(2, 2)] == ["3,5", "6,7"]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in shares(2, 2)] == ["3,5", "6,7"]

@@ -4,9 +4,14 @@ import json
 
 import pytest
 
-from bench import cli, models, plan, registry, run, targets
 from bench.api import BenchError, Cell
-from bench.pretrain import Recipe, pretrain
+from bench.cli import main
+from bench.pipeline.pretrain import Recipe, pretrain
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import budget_of
+from bench.sources import catalog, loading
+from bench.weights import targets
 
 RECIPE = Recipe(
     layers=2, width=32, heads=2, positions=64, vocabulary=300, steps=4, batch=4, length=16
@@ -38,7 +43,7 @@ def test_the_same_recipe_gives_the_same_bytes(texts):
 
 def test_it_is_a_model_for_every_causal_task(texts):
     pretrain(str(texts), RECIPE, lambda *_: None)
-    loaded = models.load("gpt2-mini", registry.task("tiny/wikitext"), 1)
+    loaded = loading.load("gpt2-mini", registry.task("tiny/wikitext"), 1)
     assert all(t.transposed for t in targets.prunable(loaded.model))
     assert loaded.tok("Line 7")["input_ids"]
     cell = Cell(
@@ -49,8 +54,8 @@ def test_it_is_a_model_for_every_causal_task(texts):
         sparsity=0.5,
         overrides=(("budget.length", 32),),
     )
-    assert run.run_cell(cell, lambda *_: None).sparsity.overall == pytest.approx(0.5, abs=1e-3)
-    assert plan.budget_of(cell).length == 32
+    assert run_cell(cell, lambda *_: None).sparsity.overall == pytest.approx(0.5, abs=1e-3)
+    assert budget_of(cell).length == 32
 
 
 def test_a_default_recipe_has_between_5_and_15_million_parameters():
@@ -68,7 +73,7 @@ def test_a_default_recipe_has_between_5_and_15_million_parameters():
     ],
 )
 def test_bad_input_is_one_line(texts, capsys, arguments, line):
-    assert cli.main(("pretrain", *arguments)) == 2
+    assert main.main(("pretrain", *arguments)) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert line in err
@@ -81,4 +86,4 @@ def test_a_folder_without_text_and_a_model_not_made_yet(texts, tmp_path):
     with pytest.raises(
         BenchError, match="gpt2-mini has not been made .* run: sparsebench pretrain"
     ):
-        models.prepare("gpt2-mini")
+        catalog.prepare("gpt2-mini")

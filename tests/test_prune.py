@@ -14,10 +14,13 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from bench import cli, models, registry, targets
 from bench.api import BenchError, Method
+from bench.cli import main
+from bench.planning import registry
+from bench.sources.tiny_models import tiny_tokenizer
+from bench.weights import targets
 from methods.magnitude import Magnitude
-from methods.masks import pruned_count
+from methods.shared.masks import pruned_count
 
 transformers.logging.disable_progress_bar()  # in what the tests save themselves
 
@@ -42,12 +45,12 @@ def make(folder, kind="GPT2LMHeadModel", dtype=torch.float32, tokenizer=True):
     torch.manual_seed(0)
     getattr(transformers, kind)(config).to(dtype).save_pretrained(folder)
     if tokenizer:
-        models.tiny_tokenizer(family).save_pretrained(folder)
+        tiny_tokenizer(family).save_pretrained(folder)
     return folder
 
 
 def run(capsys, *arguments):
-    code = cli.main(("prune", *map(str, arguments)))
+    code = main.main(("prune", *map(str, arguments)))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -245,7 +248,7 @@ def test_a_failure_on_the_way_leaves_nothing(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(transformers.GPT2LMHeadModel, "save_pretrained", full)
-    from bench.prune import prune
+    from bench.export.prune import prune
 
     out = tmp_path / "deep" / "er" / "o"
     with pytest.raises(BenchError, match="cannot write .*No space left") as error:

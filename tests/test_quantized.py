@@ -5,13 +5,21 @@ import math
 import pytest
 import torch
 
-from bench import cli, count, export, fitting, plan, run, storage, targets
 from bench.api import BenchError
-from bench.cell import Quantizer
-from bench.quantize import rounded
-from bench.record import Trainable
+from bench.cli import main
+from bench.core.overrides import Quantizer
+from bench.core.record import Trainable
+from bench.core.store import Store
+from bench.costs.parameters import count_params
+from bench.export import export
+from bench.formats import file_sizes
+from bench.formats.quantize import rounded
+from bench.pipeline.cache import trained_dir
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning.job import needs_reference, reference_of
 from bench.reporting import leaderboard
-from bench.store import Store
+from bench.weights import targets
 from tests import helpers
 from tests.samples import record
 from tests.test_slicing import made as sliceable
@@ -28,7 +36,7 @@ def quiet(*_):
 
 
 def command(capsys, *arguments):
-    code = cli.main(tuple(map(str, arguments)))
+    code = main.main(tuple(map(str, arguments)))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -43,23 +51,23 @@ def records():
         "2:4 int4": helpers.cell("magnitude", pattern="2:4", **SMALL, **INT4),
         "2:4 all": helpers.cell("magnitude", pattern="2:4", **SMALL, **ALL8),
     }
-    return {name: run.run_cell(cell, quiet) for name, cell in cells.items()}
+    return {name: run_cell(cell, quiet) for name, cell in cells.items()}
 
 
 def test_quantizing_is_the_last_step(records):
     cells = {name: r.cell for name, r in records.items()}
     reference = cells["dense"]
-    assert {plan.reference_of(cell) for cell in cells.values()} == {reference}
-    assert [plan.needs_reference(c) for c in cells.values()] == [False] + [True] * 4
+    assert {reference_of(cell) for cell in cells.values()} == {reference}
+    assert [needs_reference(c) for c in cells.values()] == [False] + [True] * 4
     # A quantized dense cell is not trained a second time and leaves no weights.
     assert records["dense int4"].cost.train_s == 0
     assert records["dense int4"].cost.dense_s == records["dense"].cost.train_s > 0
-    assert not plan.trained_dir(cells["dense int4"]).exists()
+    assert not trained_dir(cells["dense int4"]).exists()
     for name in ("dense", "2:4"):
-        plain = fitting.fit_cell(cells[name], quiet).model
+        plain = fit_cell(cells[name], quiet).model
         for target in targets.prunable(plain):
             target.write(rounded(target.weight, Quantizer(name="int4")))
-        found = fitting.fit_cell(cells[f"{name} int4"], quiet).model
+        found = fit_cell(cells[f"{name} int4"], quiet).model
         for one, two in zip(targets.prunable(plain), targets.prunable(found), strict=True):
             assert torch.equal(one.weight, two.weight)
 
@@ -84,8 +92,8 @@ def test_bytes_are_counted_in_every_format(records):
 
 
 def test_embeddings_are_rounded_with_the_rest(records):
-    plain = fitting.fit_cell(records["2:4"].cell, quiet).model
-    found = fitting.fit_cell(records["2:4 all"].cell, quiet).model
+    plain = fit_cell(records["2:4"].cell, quiet).model
+    found = fit_cell(records["2:4 all"].cell, quiet).model
     before, after = plain.state_dict(), found.state_dict()
     widths = {f"{t.name}.weight": "int4" for t in targets.prunable(plain)}
     tables = [f"{t.name}.weight" for t in targets.embedding_tables(plain)]
@@ -108,12 +116,12 @@ def test_embeddings_are_rounded_with_the_rest(records):
 
 def test_bytes_of_dead_heads_are_those_of_the_sliced_model():
     model = sliceable("gpt2")
-    whole = storage.bytes_of(model, "heads", None)
+    whole = file_sizes.bytes_of(model, "heads", None)
     assert "sliced" not in whole.formats
     zero(model)
-    from bench import slicing
+    from bench.weights import slicing
 
-    found = storage.bytes_of(model, "heads", None)
+    found = file_sizes.bytes_of(model, "heads", None)
     slicing.slice_units(model)
     assert found.formats["sliced"] == 4 * sum(p.numel() for p in model.parameters())
 
@@ -187,10 +195,10 @@ def test_a_record_is_exported(name, records, capsys, tmp_path):
     code, out, err = command(capsys, "export", path, "--format", form, "--out", tmp_path / "o")
     assert (code, err) == (0, "")  # nothing differs from the record
     again = export.load(tmp_path / "o")
-    found = count.params(again, Trainable(body=0, head=0))
+    found = count_params(again, Trainable(body=0, head=0))
     assert found.nonzero == records[name].params.nonzero
     cell = records[name].cell
-    made, size = fitting.fit_cell(cell, quiet).model, records[name].bytes.embeddings
+    made, size = fit_cell(cell, quiet).model, records[name].bytes.embeddings
     assert all(torch.equal(again.state_dict()[n], w) for n, w in made.state_dict().items())
     assert f"embeddings: {size.stored / 1e6:.3f} MB of " in out
     assert f", {size.dense / 1e6:.3f} MB in FP32" in out

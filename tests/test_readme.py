@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import fitting, models, plan, registry
 from bench.api import Method
-from methods.masks import pruned_count
+from bench.core.pattern import DEFAULT_PATTERN
+from bench.pipeline.fit import fit_cell
+from bench.planning import registry
+from bench.sources import loading
+from methods.shared.masks import pruned_count
 from tests import helpers
 
 ROOT = Path(__file__).parent.parent
@@ -32,16 +35,16 @@ def test_the_method_example_trains_and_keeps_its_zeros(model, monkeypatch):
     original = registry.method
     monkeypatch.setattr(registry, "method", lambda n: cls if n == cls.name else original(n))
     steps = {"budget__steps": 4, "budget__batch": 4}
-    fit = fitting.fit_cell(helpers.cell(cls.name, model, 0.7, **steps), lambda *_: None)
+    fit = fit_cell(helpers.cell(cls.name, model, 0.7, **steps), lambda *_: None)
     sizes = [t.weight.numel() for t in helpers.targets.prunable(fit.model)]
     assert list(helpers.zeros(fit.model).values()) == [pruned_count(n, 0.7) for n in sizes]
 
 
 def test_the_task_example_is_scored():
-    from tasks.classification import Classification
+    from tasks.shared.classification import Classification
 
     task = defined(BLOCKS[1], Classification)("weather")
-    loaded = models.load("tiny-bert", registry.task(helpers.TASK), 1)
+    loaded = loading.load("tiny-bert", registry.task(helpers.TASK), 1)
     loaded.tok.model_max_length = 8
     assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
     assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
@@ -62,4 +65,4 @@ def test_what_the_readme_names_is_there():
     for task in registry.names("task"):
         assert any(fnmatch(task, pattern) for pattern in patterns), task
     assert set(re.findall(r"^([a-z]+)/ ", README, re.M)) <= {p.name for p in ROOT.iterdir()}
-    assert plan.DEFAULT_PATTERN["N:M"] == "2:4"
+    assert DEFAULT_PATTERN["N:M"] == "2:4"

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import count, models, plan, registry, run, targets
 from bench.api import Cell
-from bench.record import Trainable
+from bench.core.record import Trainable
+from bench.costs.macs import count_macs
+from bench.costs.parameters import count_params
+from bench.pipeline.run import tune_cell
+from bench.planning import registry
+from bench.planning.job import budget_of
+from bench.sources import catalog, loading
+from bench.weights import targets
 
 pytestmark = pytest.mark.real
 NOTHING = Trainable(body=0, head=0)
@@ -35,18 +41,18 @@ def test_reviews_splits_never_move():
 
 
 def test_minilm_is_the_published_model():
-    loaded = models.load("minilm-l6", registry.task("reviews"), 1)
+    loaded = loading.load("minilm-l6", registry.task("reviews"), 1)
     model = loaded.model
     assert sum(p.numel() for p in model.parameters()) == 22_713_216 + 2 * 384 + 2
     assert sum(t.shape[0] * t.shape[1] for t in targets.prunable(model)) == 6 * 12 * 384 * 384
-    found = count.macs(model, 64)
+    found = count_macs(model, 64)
     d, T = 384, 64
     assert found.dense == 6 * T * (12 * d * d + 2 * T * d) + d * d + 2 * d
 
 
 def test_smollm2_loads_runs_and_can_be_counted():
     task = registry.task("reviews")
-    loaded = models.load("smollm2-135m-q4", task, 1)
+    loaded = loading.load("smollm2-135m-q4", task, 1)
     model = loaded.model.eval()
     config = model.config
     d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads
@@ -54,9 +60,9 @@ def test_smollm2_loads_runs_and_can_be_counted():
     block = 2 * d * d + 2 * d * width + 3 * d * f
     assert sum(t.shape[0] * t.shape[1] for t in targets.prunable(model)) == 30 * block
     total = 49152 * d + 30 * (block + 2 * d) + d + 2 * d
-    assert count.params(model, NOTHING).total == total
+    assert count_params(model, NOTHING).total == total
     T = 32
-    assert count.macs(model, T).dense == 30 * T * (block + 2 * T * d) + 2 * d * T
+    assert count_macs(model, T).dense == 30 * T * (block + 2 * T * d) + 2 * d * T
     ids = loaded.tok("A very fine film.", return_tensors="pt")
     with torch.no_grad():
         assert model(**ids).logits.isfinite().all()
@@ -65,8 +71,8 @@ def test_smollm2_loads_runs_and_can_be_counted():
 def test_smollm2_is_a_language_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = models._folder("smollm2-135m-q4")
-    model = models.load_folder(folder, AutoModelForCausalLM)
+    folder = catalog.folder_of("smollm2-135m-q4")
+    model = loading.load_folder(folder, AutoModelForCausalLM)
     tok = AutoTokenizer.from_pretrained(folder)
     ids = tok("The capital of France is", return_tensors="pt")
     with torch.no_grad():
@@ -101,8 +107,8 @@ def test_a_few_steps_beat_the_majority(method):
         sparsity=0.0 if method == "dense" else 0.5,
         overrides=(("budget.steps", 80),),
     )
-    assert plan.budget_of(cell).steps == 80
-    scores = run.tune_cell(cell, lambda *_: None)
+    assert budget_of(cell).steps == 80
+    scores = tune_cell(cell, lambda *_: None)
     assert scores["accuracy"] > scores["majority"] + 0.1
 
 

@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 
-from bench.record import Speed
+from bench.core.record import Speed
+from bench.core.tables import escape, human, markdown, percent, plain
 from bench.reporting import leaderboard, pages
-from bench.reporting.table import escape, human, markdown, percent, plain
 from tests.samples import record
 
 

@@ -12,9 +12,16 @@ import torch
 from torch import nn
 
 import methods
-from bench import checkpoint, fitting, plan, precision, provenance, registry, run, snapshot
-from bench.objects import Unseen
-from bench.snapshot import Unfit
+from bench.core import provenance
+from bench.pipeline.cache import clear_scratch, scratch_dir, trained_dir
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import needs_reference, reference_of
+from bench.training import checkpoint, snapshot
+from bench.training.object_state import Unseen
+from bench.training.snapshot import Unfit
+from bench.weights import precision
 from methods.dense import Dense
 from tests import helpers
 
@@ -36,8 +43,8 @@ def at_every_step(monkeypatch):
 def cell(name, model="tiny-bert", **more):
     more = {"budget__steps": STEPS, "budget__batch": BATCH} | more
     made = helpers.cell(name, model, **more)
-    if plan.needs_reference(made) and not plan.trained_dir(plan.reference_of(made)).is_dir():
-        run.run_cell(plan.reference_of(made), quiet)
+    if needs_reference(made) and not trained_dir(reference_of(made)).is_dir():
+        run_cell(reference_of(made), quiet)
     return made
 
 
@@ -49,7 +56,7 @@ def killed(cell, step):
             raise Killed
 
     with pytest.raises(Killed):
-        fitting.fit_cell(cell, emit, resume=True)
+        fit_cell(cell, emit, resume=True)
 
 
 def outcome(fit):
@@ -59,10 +66,10 @@ def outcome(fit):
 
 def resumed(cell, step):
     """(what an undisturbed run ends with, what the killed and resumed one does)."""
-    undisturbed = fitting.fit_cell(cell, quiet)
+    undisturbed = fit_cell(cell, quiet)
     killed(cell, step)
-    fit = fitting.fit_cell(cell, quiet, resume=True)
-    fitting.clear_scratch(cell)
+    fit = fit_cell(cell, quiet, resume=True)
+    clear_scratch(cell)
     assert fit.trained.resumed == step
     assert fit.trained.earlier_s > 0
     return outcome(undisturbed), outcome(fit)
@@ -100,27 +107,27 @@ def test_under_autocast(monkeypatch):
 
 def test_twice_killed():
     made = cell("platon")
-    undisturbed = fitting.fit_cell(made, quiet)
+    undisturbed = fit_cell(made, quiet)
     for step in (4, 8, 10):
         killed(made, step)
-    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
-    fitting.clear_scratch(made)
+    assert outcome(fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    clear_scratch(made)
 
 
 def test_checkpoints_do_not_change_what_they_record():
     made = cell("gmp")
-    undisturbed = fitting.fit_cell(made, quiet)
-    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
-    assert [p.name for p in plan.scratch_dir(made).iterdir()] == [f"checkpoint-{STEPS - 1}"]
-    fitting.clear_scratch(made)
+    undisturbed = fit_cell(made, quiet)
+    assert outcome(fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    assert [p.name for p in scratch_dir(made).iterdir()] == [f"checkpoint-{STEPS - 1}"]
+    clear_scratch(made)
 
 
 @pytest.mark.parametrize("how", ["cut", "other", "foreign", "half", "text"])
 def test_what_is_no_checkpoint_of_this_training_is_not_taken(how, monkeypatch):
     made = cell("gmp")
-    undisturbed = fitting.fit_cell(made, quiet)
+    undisturbed = fit_cell(made, quiet)
     killed(made, 8)
-    (place,) = plan.scratch_dir(made).iterdir()
+    (place,) = scratch_dir(made).iterdir()
     state = place / "state.safetensors"
     if how == "cut":
         state.write_bytes(state.read_bytes()[:-5000])
@@ -130,16 +137,16 @@ def test_what_is_no_checkpoint_of_this_training_is_not_taken(how, monkeypatch):
         place.rename(place.with_name(".writing-abc"))
     elif how == "foreign":  # complete, but of another method
         killed(cell("lora"), 8)
-        (other,) = plan.scratch_dir(cell("lora")).iterdir()
+        (other,) = scratch_dir(cell("lora")).iterdir()
         text = (other / "state.safetensors").read_bytes()
         state.write_bytes(text.replace(_identity(text), _identity(state.read_bytes())))
     else:
         monkeypatch.setattr(provenance, "sources_sha256", lambda: "changed code")
-    fit = fitting.fit_cell(made, quiet, resume=True)
+    fit = fit_cell(made, quiet, resume=True)
     assert fit.trained.resumed == 0
     assert outcome(fit) == outcome(undisturbed)
-    assert [p.name for p in plan.scratch_dir(made).glob("[!.]*")] == [f"checkpoint-{STEPS - 1}"]
-    fitting.clear_scratch(made)
+    assert [p.name for p in scratch_dir(made).glob("[!.]*")] == [f"checkpoint-{STEPS - 1}"]
+    clear_scratch(made)
 
 
 def _identity(data):
@@ -240,27 +247,27 @@ def test_a_method_that_does_nothing_special_is_resumed(registered):
 def test_what_cannot_be_resumed_is_told_and_starts_over(registered, caplog, kind, told):
     registered(kind)
     made = cell(kind.name)
-    undisturbed = fitting.fit_cell(made, quiet)
+    undisturbed = fit_cell(made, quiet)
     with caplog.at_level(logging.WARNING):
         killed(made, 8)
-        fit = fitting.fit_cell(made, quiet, resume=True)
+        fit = fit_cell(made, quiet, resume=True)
     assert fit.trained.resumed == 0
     assert outcome(fit) == outcome(undisturbed)
     assert re.search(told, caplog.text)
-    fitting.clear_scratch(made)
+    clear_scratch(made)
 
 
 def test_a_full_disk_costs_the_checkpoint_only(monkeypatch, caplog):
     made = cell("gmp")
-    undisturbed = fitting.fit_cell(made, quiet)
+    undisturbed = fit_cell(made, quiet)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.tensorfile, "write", full)
-    assert outcome(fitting.fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
+    assert outcome(fit_cell(made, quiet, resume=True)) == outcome(undisturbed)
     assert "No space left on device" in caplog.text
-    assert list(plan.scratch_dir(made).iterdir()) == []
+    assert list(scratch_dir(made).iterdir()) == []
 
 
 def test_short_runs_write_none_and_writing_takes_its_share_at_most(tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bench import targets
 from bench.api import BenchError
-from methods.roles import feed_forward, roles
+from bench.weights import targets
+from methods.shared.roles import feed_forward, roles
 from tests import meta
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4}

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from bench import cli
-from bench.store import Store
+from bench.cli import main
+from bench.core.store import Store
 from tests import helpers
 
 METHODS = """
@@ -199,14 +199,14 @@ def test_lost_dense_weights_are_made_again_for_the_cells_that_start_from_them(
     monkeypatch.chdir(tmp_path)
     folders = ("--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p"))
     run = ["run", "--suite", "tiny", *SMALL, *folders, "--method"]
-    assert cli.main([*run, "dense"]) == 0
+    assert main.main([*run, "dense"]) == 0
     (dense,) = (tmp_path / "r").rglob("seed1.json")
     before = dense.read_bytes()
-    assert cli.main([*run, "magnitude"]) == 0
+    assert main.main([*run, "magnitude"]) == 0
     (first,) = set((tmp_path / "r").rglob("seed1.json")) - {dense}
     scores = Store(tmp_path / "r").load(first).scores
     first.unlink()
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "other"))
-    assert cli.main([*run, "magnitude"]) == 0
+    assert main.main([*run, "magnitude"]) == 0
     assert Store(tmp_path / "r").load(first).scores == scores
     assert dense.read_bytes() == before

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import count, models, slicing, targets
 from bench.api import BenchError
+from bench.costs.macs import count_macs
+from bench.sources import loading
+from bench.weights import slicing, targets
 from tests import helpers
 
 SMALL = {"vocab_size": 261, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -105,7 +107,7 @@ def test_tied_embeddings_are_tied_again_and_it_generates(tmp_path):
     expected = model.generate(ids, **generate)
     slicing.slice_units(model)
     model.save_pretrained(tmp_path)
-    again = models.load_folder(tmp_path, type(model))
+    again = loading.load_folder(tmp_path, type(model))
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again.generate(ids, **generate), expected)
 
@@ -132,13 +134,13 @@ def test_a_layer_keeps_one_head_and_one_neuron():
 def test_fewer_heads_are_fewer_multiplications():
     model = made("bert")
     zero(model)
-    before = count.macs(model, 16).dense
+    before = count_macs(model, 16).dense
     slicing.slice_units(model)
     removed = 0
     for heads, neurons in GONE:
         # Four matrices of (16, 64) a head and two attention products of 16 · 16 a token.
         removed += len(heads) * 16 * (4 * 16 * 64 + 2 * 16 * 16) + len(neurons) * 16 * 2 * 64
-    assert before - count.macs(model, 16).dense == removed
+    assert before - count_macs(model, 16).dense == removed
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from bench.api import BenchError, Cell
-from bench.record import Versions, parse
-from bench.store import Store, path_of, write_atomic
+from bench.core.files import write_atomic
+from bench.core.record import Versions, parse
+from bench.core.store import Store, path_of
 from tests.samples import record
 
 VERSIONS = Versions(method=1, task=1)

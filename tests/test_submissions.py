@@ -9,12 +9,13 @@ import re
 import pandas
 import pytest
 
-from bench import cli, gate, submissions
-from bench.record import Speed
-from bench.reporting import compare, leaderboard, published, tidy
+from bench.cli import main
+from bench.core.record import Speed
+from bench.core.store import Store
+from bench.core.tables import markdown, plain
+from bench.reporting import compare, export_table, leaderboard
 from bench.reporting.rows import method_name, ordered
-from bench.reporting.table import markdown, plain
-from bench.store import Store
+from bench.review import gate, published, submissions
 from tests.samples import record
 
 
@@ -95,7 +96,7 @@ def put(folder, *records):
 
 
 def run(capsys, *arguments):
-    code = cli.main(arguments)
+    code = main.main(arguments)
     return (code, *capsys.readouterr())
 
 
@@ -203,7 +204,7 @@ def test_no_text_of_a_record_becomes_markup(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_cell_of_the_csv_is_a_formula_and_rows_stay_whole(text):
-    header, row = csv.reader(io.StringIO(tidy.to_csv([hostile(text)])))
+    header, row = csv.reader(io.StringIO(export_table.to_csv([hostile(text)])))
     assert len(header) == len(row)
     for cell in row:
         assert not re.match(r"\s*[=+\-@＝＋－＠\t\r]", cell) or re.fullmatch(r"-?[\d.e+-]+", cell)
@@ -212,38 +213,38 @@ def test_no_cell_of_the_csv_is_a_formula_and_rows_stay_whole(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_latex_json_and_the_terminal_are_safe(text):
-    latex = tidy.to_latex([hostile(text)])
+    latex = export_table.to_latex([hostile(text)])
     assert "\\input" not in latex
     assert "\\write" not in latex
     assert len(latex.splitlines()) == 7
-    assert json.loads(tidy.to_json([hostile(text)]))[0]["metric"] == text
+    assert json.loads(export_table.to_json([hostile(text)]))[0]["metric"] == text
     for shown in (leaderboard.table([hostile(text)]), plain(("a",), [[text]])):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
 
 
 def test_negative_numbers_stay_numbers():
     made = good(-0.05)
-    header, row = csv.reader(io.StringIO(tidy.to_csv([made])))
+    header, row = csv.reader(io.StringIO(export_table.to_csv([made])))
     assert dict(zip(header, row, strict=True))["score"] == "-0.05"
 
 
 def test_rows_are_tidy_and_deterministic():
     found = [good(seed=2), record(0.5, overrides=(("lr", 0.1), ("budget.steps", 10)))]
-    first, second = tidy.rows(found)
+    first, second = export_table.rows(found)
     assert list(first) == list(second)
     assert (first["verified"], second["verified"]) == (False, True)
     assert (second["parameters"], second["shared"]) == ("lr=0.1", "budget.steps=10")
-    assert tidy.to_csv(found) == tidy.to_csv(found)
-    assert tidy.to_csv([]) == "\n"
+    assert export_table.to_csv(found) == export_table.to_csv(found)
+    assert export_table.to_csv([]) == "\n"
 
 
 def test_parquet_has_the_rows_with_their_types(tmp_path):
     found = [record(0.85), record(0.83, seed=2)]
-    (tmp_path / "t.parquet").write_bytes(tidy.to_parquet(found))
+    (tmp_path / "t.parquet").write_bytes(export_table.to_parquet(found))
     table = pandas.read_parquet(tmp_path / "t.parquet")
     assert table["score"].tolist() == [0.85, 0.83]
     assert table["seed"].dtype.kind == "i"
-    assert list(table.columns) == list(tidy.rows(found)[0])
+    assert list(table.columns) == list(export_table.rows(found)[0])
 
 
 def test_parquet_is_no_text_to_print(capsys, tmp_path):
@@ -256,7 +257,7 @@ def test_parquet_is_no_text_to_print(capsys, tmp_path):
     assert pandas.read_parquet(out)["method"].tolist() == ["theirs"]
 
 
-@pytest.mark.parametrize("name", sorted(set(tidy.FORMATS) - {"parquet"}))
+@pytest.mark.parametrize("name", sorted(set(export_table.FORMATS) - {"parquet"}))
 def test_the_table_command(capsys, tmp_path, name):
     folder = put(tmp_path / "r", good(), record(0.5))
     code, out, _ = run(capsys, "table", "--format", name, "--results", str(folder))

@@ -1,13 +1,15 @@
 import pytest
 import torch
 
-from bench import models, registry
 from bench.api import BenchError
+from bench.planning import registry
+from bench.sources import loading
+from bench.sources.tiny_models import tiny_tokenizer
 from tasks import glue, tiny
-from tasks.base import position
-from tasks.classification import Rows, carve
-from tasks.metrics import score
+from tasks.metrics.classification import score
 from tasks.reviews import read
+from tasks.shared.base import position
+from tasks.shared.classification import Rows, carve
 from tests import helpers
 
 
@@ -70,7 +72,7 @@ def test_metrics_by_hand():
 @pytest.mark.parametrize("model", helpers.ARCHITECTURES)
 def test_evaluate_equals_a_loop_over_single_rows(model):
     task = registry.task("tiny/reviews")
-    loaded = models.load(model, task, 1)
+    loaded = loading.load(model, task, 1)
     loaded.tok.model_max_length = 20
     net = loaded.model.eval()
     found = task.evaluate(net, loaded.tok, torch.device("cpu"))
@@ -86,7 +88,7 @@ def test_evaluate_equals_a_loop_over_single_rows(model):
 
 def test_calibration_is_drawn_by_seed_and_cut():
     task = registry.task("tiny/reviews")
-    tok = models.tiny_tokenizer()
+    tok = tiny_tokenizer()
     first, again, other = (task.calibration(tok, 40, 8, seed) for seed in (1, 1, 2))
     assert sum(len(b["input_ids"]) for b in first) == 40
     assert max(b["input_ids"].shape[1] for b in first) == 8
@@ -99,7 +101,7 @@ def test_calibration_is_drawn_by_seed_and_cut():
 
 def test_unpadded_and_padded_batches_train_on_the_same_length_column():
     task = registry.task("tiny/reviews")
-    tok = models.tiny_tokenizer()
+    tok = tiny_tokenizer()
     tok.model_max_length = 10
     rows = task.train(tok)
     assert rows["length"][:50] == [len(ids) for ids in rows["input_ids"][:50]]

@@ -7,12 +7,12 @@ import shutil
 import pytest
 from sacrebleu import corpus_bleu, corpus_chrf, corpus_ter
 
-from bench import assets
 from bench.api import BenchError
-from tasks import meteor, ptb
-from tasks.ngram_metrics import Cider, Nist, RougeL
-from tasks.text_metrics import Bleu, ChrF, Meteor, Ter, words_apart
-from tests.oracles import text as oracle
+from bench.sources import pypi_assets
+from tasks.metrics import meteor, ptb_tokens
+from tasks.metrics.ngram import Cider, Nist, RougeL
+from tasks.metrics.text import Bleu, ChrF, Meteor, Ter, words_apart
+from tests.oracles import text
 
 EVERY = (Bleu, ChrF, Ter, Nist, RougeL, Cider)
 
@@ -42,10 +42,10 @@ def split(made, golds):
 def test_each_equals_brute_force(seed):
     made, golds = corpus(12, seed)
     words = split(made, golds)
-    assert Cider().segments(made, golds) == pytest.approx(oracle.cider(*words))
-    assert Nist().corpus(made, golds) == pytest.approx(oracle.nist(*words))
-    assert Bleu().corpus(made, golds) == pytest.approx(oracle.bleu(*words))
-    expected = [oracle.rouge_l(h, rs) for h, rs in zip(*words, strict=True)]
+    assert Cider().segments(made, golds) == pytest.approx(text.cider(*words))
+    assert Nist().corpus(made, golds) == pytest.approx(text.nist(*words))
+    assert Bleu().corpus(made, golds) == pytest.approx(text.bleu(*words))
+    expected = [text.rouge_l(h, rs) for h, rs in zip(*words, strict=True)]
     assert RougeL().segments(made, golds) == pytest.approx(expected)
     assert RougeL().corpus(made, golds) == pytest.approx(sum(expected) / 12)
 
@@ -61,9 +61,9 @@ def test_bleu_chrf_and_ter_equal_sacrebleu():
         corpus_chrf(made, streams, word_order=2).score
     )
     # One item, one reference: nothing to aggregate, so Tercom's number.
-    for text, gold in zip(made, golds, strict=True):
-        alone = corpus_ter([text], [[gold[0]]]).score
-        assert 100 * Ter().corpus([text], [gold[:1]]) == pytest.approx(alone)
+    for one, gold in zip(made, golds, strict=True):
+        alone = corpus_ter([one], [[gold[0]]]).score
+        assert 100 * Ter().corpus([one], [gold[:1]]) == pytest.approx(alone)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -204,7 +204,7 @@ def test_words_apart():
     ],
 )
 def test_ptb_tokens(text, expected):
-    assert ptb.tokens(text) == expected.split()
+    assert ptb_tokens.tokens(text) == expected.split()
 
 
 @pytest.mark.parametrize("metric", EVERY)
@@ -262,6 +262,6 @@ def test_meteor_is_the_authors_program():
 
 
 def test_the_asset_is_pinned():
-    asset = assets.ASSETS[meteor.REPO]
+    asset = pypi_assets.ASSETS[meteor.REPO]
     assert len(asset.sha256) == 64
     assert set(asset.members.values()) == {"meteor-1.5.jar", "paraphrase-en.gz"}

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from bench import cli, run, submissions
-from bench.store import Store, path_of
+from bench.cli import main
+from bench.core.store import Store, path_of
+from bench.pipeline.run import run_cell
+from bench.review import submissions
 from tests.helpers import cell
 from tests.samples import record
 
@@ -18,7 +20,7 @@ MATRICES = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
 @pytest.fixture(scope="module")
 def sent():
     """What an honest stranger sends: the very cell that the project would run."""
-    made = run.run_cell(CELL, lambda *_: None)
+    made = run_cell(CELL, lambda *_: None)
     return made.model_copy(update={"origin": "A stranger"})
 
 
@@ -29,7 +31,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def call(capsys, *arguments):
-    code = cli.main(list(arguments))
+    code = main.main(list(arguments))
     return (code, *capsys.readouterr())
 
 

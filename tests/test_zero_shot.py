@@ -9,15 +9,19 @@ import sys
 import pytest
 import torch
 
-from bench import assets, commands, models, plan, registry, run
 from bench.api import BenchError, Budget
-from bench.cli import main, parser
+from bench.cli.main import main, parser
+from bench.cli.selection import resolve
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import budget_of
+from bench.sources import hub, loading
+from tasks.shared import zero_shot_sets
+from tasks.shared.zero_shot_sets import SETS
 from tests import helpers
 from tests.test_real import needs_hub
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
-from tasks import zero_shot_sets
-from tasks.zero_shot_sets import SETS
 
 CPU = torch.device("cpu")
 WORDS = [f"w{i}" for i in range(256)]
@@ -72,7 +76,7 @@ def only(*names):
 
 def test_scores_are_those_of_the_command_line(mirror):
     task = only("rte", "boolq", "arc_easy")
-    loaded = models.load("tiny-llama", task, 1)
+    loaded = loading.load("tiny-llama", task, 1)
     found = task.evaluate(loaded.model, loaded.tok, CPU, budget=Budget(1, 1, 64, items=20))
     folder = mirror / "model"
     loaded.model.save_pretrained(folder)
@@ -117,18 +121,18 @@ def test_a_limit_beyond_the_set_is_refused_before_anything_runs(task, limit, lin
 def test_a_limit_is_an_override_of_the_budget():
     (cell,) = cells("--task", "zero-shot/rte", "--limit", "20", "--method", "dense")
     assert cell.overrides == (("budget.items", 20),)
-    assert plan.budget_of(cell).items == 20
+    assert budget_of(cell).items == 20
 
 
 def cells(*arguments):
     options = parser().parse_args(["plan", "--suite", "zero-shot", *arguments])
-    return commands._resolve(options)[2]
+    return resolve(options)[2]
 
 
 def test_the_tiny_twin_is_learnt_from_its_text():
     """A quarter by chance; the chain that makes the right ending is in the training text."""
     chance, learnt = (
-        run.run_cell(
+        run_cell(
             helpers.cell(method, model="tiny-llama", task="tiny/zero-shot"), lambda *_: None
         ).scores
         for method in ("dense", "gmp")
@@ -179,7 +183,7 @@ def test_the_asset_has_the_hubs_rows(name):
     from datasets import load_dataset
 
     found = SETS[name]
-    theirs = load_dataset(str(assets.find(found.repo)), found.config, split=found.split)
+    theirs = load_dataset(str(hub.find(found.repo)), found.config, split=found.split)
     ours = load_dataset(str(zero_shot_sets._embedded(found)), split=found.split)
     assert len(theirs) == len(ours) == found.rows
 

@@ -1,1 +1,1 @@
-"""Records → tables and pages. Nothing here runs a model."""
+"""Tables and pages."""

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from bench import plan
-from bench.api import BenchError
-from bench.cell import QUANTIZE, REFERENCE
-from bench.record import Record
-from bench.reporting import costs, paired
+from bench.core.cell import REFERENCE
+from bench.core.errors import BenchError
+from bench.core.overrides import QUANTIZE, own_overrides
+from bench.core.record import Record
+from bench.core.tables import escape, human, markdown
+from bench.reporting import cost_tables, paired
 from bench.reporting.rows import higher, mean, method_name, name
-from bench.reporting.stats import ALPHA, MIN_SEEDS, holm
-from bench.reporting.table import escape, human, markdown
+from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
 Point = tuple[str, str, str, str, float, tuple[tuple[str, Any], ...]]
 """Task, model, budget, pattern, sparsity, overrides that are not the method's own."""
@@ -139,7 +139,7 @@ def _points(records: Iterable[Record], wanted: str) -> dict[Point, list[Record]]
     for record in records:
         cell = record.cell
         if method_name(cell.method, cell.overrides) == wanted:
-            own = plan.own_overrides(cell.overrides)
+            own = own_overrides(cell.overrides)
             shared = tuple(o for o in cell.overrides if o[0] not in own)
             point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
             found[point].append(record)
@@ -235,7 +235,7 @@ def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:
 
 def _seconds(line: Line) -> str:
     """Ratio of the seconds that it took to get there, on one machine only."""
-    if len({costs.hardware(r) for r in [*line.a, *line.b]}) > 1:
+    if len({cost_tables.hardware(r) for r in [*line.a, *line.b]}) > 1:
         return "other hardware"
     a, b = (
         [r.cost.train_s + r.cost.prune_s + r.cost.dense_s for r in side if r.cost]

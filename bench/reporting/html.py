@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from bench.api import BenchError
-from bench.cell import REFERENCE
-from bench.record import Record
-from bench.reporting import costs, pareto, svg
+from bench.core.cell import REFERENCE
+from bench.core.errors import BenchError
+from bench.core.record import Record, number
+from bench.core.tables import printable
+from bench.reporting import cost_tables, figures, pareto
+from bench.reporting.figures import Panel
 from bench.reporting.leaderboard import LEGEND, Board
-from bench.reporting.rows import Key, name, number
-from bench.reporting.svg import Panel
-from bench.reporting.table import printable
+from bench.reporting.rows import Key, name
 
 Number = float | None
 
@@ -56,7 +56,7 @@ _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
     "MACs effective, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.effective"), 1e6),
     "MACs realizable, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.realizable"), 1e6),
     "stored, MiB": lambda _b, _k, rs: _scaled(number(rs[0], "bytes.stored"), 2**20),
-    "train + prune, s": lambda _b, _k, rs: f"{statistics.fmean(map(costs.seconds, rs)):.1f}",
+    "train + prune, s": lambda _b, _k, rs: f"{statistics.fmean(map(cost_tables.seconds, rs)):.1f}",
 }
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
 
@@ -73,7 +73,7 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
         BenchError: the installed `itables` is not the library that this was written for.
     """
     script = f"{_library()}\n{_own('page.js')}"
-    style = svg.css() + _own("page.css")
+    style = figures.css() + _own("page.css")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # by default a name that ends in .j2 would turn it off
@@ -82,7 +82,7 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
         lstrip_blocks=True,
     )
     environment.filters["line"] = printable
-    legends = (LEGEND, pareto.LEGEND, costs.LEGEND)
+    legends = (LEGEND, pareto.LEGEND, cost_tables.LEGEND)
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -127,7 +127,7 @@ def _label(section: Section) -> str:
 
 
 def _figure(panels: Sequence[Panel]) -> str:
-    drawn = "\n".join(svg.panel(panel)[0] for panel in panels)
+    drawn = "\n".join(figures.panel(panel)[0] for panel in panels)
     return base64.b64encode(zlib.compress(drawn.encode(), 9)).decode()
 
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import plan
-from bench.cell import REFERENCE, quantization_of
-from bench.record import Record
-from bench.reporting import costs, paired
+from bench.core.cell import REFERENCE
+from bench.core.overrides import quantization_of
+from bench.core.record import Record
+from bench.core.tables import escape, human, markdown, percent, plain, printable
+from bench.planning.job import reference_of
+from bench.reporting import cost_tables, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
-from bench.reporting.table import escape, human, markdown, percent, plain, printable
 
 HEADER = (
     *NAME,
@@ -122,7 +123,7 @@ def tables(
             render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
         )
         parts += [drawn] if (drawn := figure(board)) else []
-        parts += costs.tables(board.rows, clean, render)
+        parts += cost_tables.tables(board.rows, clean, render)
         header, scores = _every_score(board.rows, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
@@ -199,7 +200,7 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
         lines.append(f"**{clean(note)}**" if is_markdown else clean(note))
     lines += [clean(n) for n in sorted(_notes(records))]
-    note = f"measured on {'; '.join(sorted({costs.hardware(r) for r in records}))}"
+    note = f"measured on {'; '.join(sorted({cost_tables.hardware(r) for r in records}))}"
     if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
     if (scored := {str(r.env.get("eval_dtype", "float32")) for r in records}) != {"float32"}:
@@ -279,7 +280,7 @@ def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | No
 
     None where a dense record is missing.
     """
-    pairs = [(r, dense.get(plan.reference_of(r.cell))) for r in records]
+    pairs = [(r, dense.get(reference_of(r.cell))) for r in records]
     scores = [(r.scores.value, d.scores.value) for r, d in pairs if r.scores and d and d.scores]
     found, base = sum(s for s, _ in scores), sum(d for _, d in scores)
     if not higher(records):

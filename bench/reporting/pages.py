@@ -12,14 +12,15 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from bench import registry
-from bench.cell import QUANTIZE, canonical
-from bench.record import Record
-from bench.registry import Suite
-from bench.reporting import costs, html, leaderboard, pareto, svg
+from bench.core.cell import canonical
+from bench.core.files import write_atomic
+from bench.core.overrides import QUANTIZE
+from bench.core.record import Record
+from bench.core.store import path_of, slug
+from bench.core.tables import escape, markdown
+from bench.planning.suites import Suite, load_suite, suite_names
+from bench.reporting import cost_tables, figures, html, leaderboard, pareto
 from bench.reporting.leaderboard import LEGEND, Board, Group, Link
-from bench.reporting.table import escape, markdown
-from bench.store import path_of, slug, write_atomic
 
 FIGURES = "figures"
 HTML = "index.html"
@@ -41,7 +42,7 @@ def write_pages(
     index = ["# Reports", ""]
     written: list[Path] = []
     sections: list[html.Section] = []
-    figures: set[Path] = set()
+    drawn: set[Path] = set()
     for suite, inside in _by_suite(records):
         boards = leaderboard.boards(inside)
         images: dict[Group, str] = {}
@@ -49,13 +50,13 @@ def write_pages(
             panels = pareto.panels(board.rows, styles)
             sections.append(html.Section(suite.name, board, panels))
             path = _file_of(suite, board.group)
-            figures.add(folder / path)
-            write_atomic(folder / path, svg.sheet(panels, path.stem))
+            drawn.add(folder / path)
+            write_atomic(folder / path, figures.sheet(panels, path.stem))
             images[board.group] = _image(board, path)
         figure = partial(_of_group, images)
         text = leaderboard.tables(boards, markdown, suite.average, link, figure)
         path = folder / f"{suite.name}.md"
-        legends = LEGEND + pareto.LEGEND + costs.LEGEND
+        legends = LEGEND + pareto.LEGEND + cost_tables.LEGEND
         write_atomic(path, f"# {suite.name}\n\n{suite.description}\n\n{text}\n\n{legends}")
         written.append(path)
         link_to = f"[{suite.name}]({suite.name}.md)"
@@ -68,7 +69,7 @@ def write_pages(
     pages = [folder / "README.md", folder / HTML]
     write_atomic(pages[0], "\n".join(index) + "\n")
     write_atomic(pages[1], html.page(sections, problems, styles))
-    for path in set((folder / FIGURES).glob("*.svg")) - figures:
+    for path in set((folder / FIGURES).glob("*.svg")) - drawn:
         path.unlink()
     return [*pages, *written]
 
@@ -77,7 +78,7 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
     """Suites that have records, and `other` for the rest."""
     found = []
     rest = list(records)
-    for suite in map(registry.suite, registry.suite_names()):
+    for suite in map(load_suite, suite_names()):
         if inside := [r for r in records if belongs(r, suite)]:
             found.append((suite, inside))
             rest = [r for r in rest if not belongs(r, suite)]

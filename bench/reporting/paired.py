@@ -1,4 +1,4 @@
-"""Records → what `bench.reporting.stats` tests: the same items under the same seeds.
+"""Records → what `bench.reporting.statistics` tests: the same items under the same seeds.
 
 Whether a metric is a mean of its items is read off the records: a score that equals its items'
 mean (accuracy), or the exponential of it (perplexity), is tested over seeds × items, perplexity by
@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from bench.record import Record, ScoresPart
-from bench.reporting.stats import MIN_SEEDS, Floats, pairwise, rank_ranges
+from bench.core.record import Record, ScoresPart
+from bench.reporting.statistics import MIN_SEEDS, Floats, pairwise, rank_ranges
 
 Basis = Literal["mean", "log", "seeds"]
 """How a score follows from its items: mean, exponential of the mean, or not at all."""

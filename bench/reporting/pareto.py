@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from bench import registry
-from bench.cell import REFERENCE
-from bench.record import Record
-from bench.reporting import costs
-from bench.reporting.rows import Key, Row, higher, mean, name, number
-from bench.reporting.svg import Panel, Point, Series
-from bench.reporting.table import human
+from bench.core.cell import REFERENCE
+from bench.core.record import Record, number
+from bench.core.tables import human
+from bench.planning import registry
+from bench.reporting import cost_tables
+from bench.reporting.figures import Panel, Point, Series
+from bench.reporting.rows import Key, Row, higher, mean, name
 
 LEGEND = """\
 **figures**: means over seeds; bands and bars are their standard deviation; up is better, and the
@@ -151,9 +151,9 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
         Cost("MACs, realizable", lambda r: number(r[0], "macs.realizable")),
         Cost("bytes stored", lambda r: number(r[0], "bytes.stored")),
     ]
-    for machine in sorted({costs.hardware(r) for r in records}):
-        here = [r for r in records if costs.hardware(r) == machine]
-        for setting in sorted({costs.setting(s) for r in here for s in r.speed}):
+    for machine in sorted({cost_tables.hardware(r) for r in records}):
+        here = [r for r in records if cost_tables.hardware(r) == machine]
+        for setting in sorted({cost_tables.setting(s) for r in here for s in r.speed}):
             batch, length, dtype = setting
             label = f"time / dense's, {batch} × {length} tokens, {dtype}"
             found.append(Cost(label, partial(_latency, machine, setting), machine))
@@ -169,15 +169,15 @@ def _latency(
     Milliseconds of different cells would compare what else the machine did. None where a seed
     lacks it.
     """
-    here = [r for r in records if costs.hardware(r) == machine]
-    found = [s for r in here for s in r.speed if costs.setting(s) == setting]
+    here = [r for r in records if cost_tables.hardware(r) == machine]
+    found = [s for r in here for s in r.speed if cost_tables.setting(s) == setting]
     taken = [s.ms_p50 / s.dense_ms_p50 for s in found]
     return statistics.median(taken) if taken and len(taken) == len(here) else None
 
 
 def _seconds(machine: str, records: Sequence[Record]) -> float | None:
     """Mean seconds on one machine."""
-    taken = [costs.seconds(r) for r in records if costs.hardware(r) == machine]
+    taken = [cost_tables.seconds(r) for r in records if cost_tables.hardware(r) == machine]
     return statistics.fmean(taken) if taken else None
 
 

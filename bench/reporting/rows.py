@@ -7,15 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench import plan
-from bench.cell import Scalar, quantization_of
-from bench.record import Record
+from bench.core.overrides import Scalar, own_overrides, quantization_of
+from bench.core.record import Record, verified
 
 NAME = ("method", "pattern", "quantized")
 """Header of what `name` gives."""
-
-LOCAL = "local"
-"""Origin of the records that the project made."""
 
 Key = tuple[Any, ...]
 Row = tuple[Key, list[Record]]
@@ -53,12 +49,7 @@ def name(key: Key, clean: Clean) -> list[str]:
 
 def method_name(method: str, overrides: Iterable[tuple[str, Scalar]]) -> str:
     """A method with the parameters that are not its defaults: `pst lr=0.001`."""
-    return " ".join([method, *(f"{k}={v}" for k, v in plan.own_overrides(overrides).items())])
-
-
-def verified(record: Record) -> bool:
-    """Whether the project ran the cell itself; a submission bears its sender as `origin`."""
-    return record.origin == LOCAL
+    return " ".join([method, *(f"{k}={v}" for k, v in own_overrides(overrides).items())])
 
 
 def higher(records: Sequence[Record]) -> bool:
@@ -69,11 +60,3 @@ def higher(records: Sequence[Record]) -> bool:
 def mean(records: Sequence[Record]) -> float:
     """Mean primary score, as the task returned it."""
     return statistics.fmean(r.scores.value for r in records if r.scores)
-
-
-def number(record: Record, place: str) -> int | float | None:
-    """A number of a record by its place, as `macs.effective`; None where it was not counted."""
-    found: Any = record
-    for part in place.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[no-any-return]

@@ -7,14 +7,22 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import count, fitting, models, plan, registry, run, targets
 from bench.api import BenchError, Budget, Context
-from methods.ast_optimizer import AnnealedAdamW
+from bench.costs.parameters import count_trainable
+from bench.pipeline import run
+from bench.pipeline.context import make_context
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import budget_of, hyper_of, reference_of
+from bench.sources import catalog, loading
+from bench.weights import targets
 from methods.ast_trainer import AST, annealed, slorb
-from methods.distill import distilled, kd_loss
-from methods.masks import keep_n_m
+from methods.shared.annealed_adamw import AnnealedAdamW
+from methods.shared.distill import distilled, kd_loss
+from methods.shared.masks import keep_n_m
 from tests import helpers
-from tests.oracles import ast as oracle
+from tests.oracles import ast
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
 RNG = torch.Generator
@@ -223,7 +231,7 @@ def test_optimizer_is_the_equations(masked):
     for j in range(n):
         bits = [k[j] for k in keeps] if masked else [None] * steps
         column = [row[j] for row in gradients]
-        expected = oracle.trajectory(values[j], column, bits, decays, lrs, 0.2, 0.8, 0.9, 1e-3)
+        expected = ast.trajectory(values[j], column, bits, decays, lrs, 0.2, 0.8, 0.9, 1e-3)
         assert torch.allclose(ours[:, j], torch.tensor(expected), atol=2e-6)
 
 
@@ -328,7 +336,7 @@ def test_kd_is_0_when_student_equals_teacher():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_kd_is_the_formula(temperature):
     student, teacher = torch.randn(2, 5, 4, generator=generator()).unbind(0)
-    expected = oracle.kd(student.tolist(), teacher.tolist(), temperature)
+    expected = ast.kd(student.tolist(), teacher.tolist(), temperature)
     assert float(kd_loss(student, teacher, temperature=temperature)) == pytest.approx(
         expected, 1e-5
     )
@@ -337,7 +345,7 @@ def test_kd_is_the_formula(temperature):
 def test_kd_of_tokens_is_a_mean_over_predicted_tokens():
     student, teacher = torch.randn(2, 3, 5, 7, generator=generator()).unbind(0)
     mask = torch.rand(3, 5, generator=generator()) < 0.6
-    expected = oracle.kd(student[mask].tolist(), teacher[mask].tolist(), 2.0)
+    expected = ast.kd(student[mask].tolist(), teacher[mask].tolist(), 2.0)
     assert float(kd_loss(student, teacher, mask)) == pytest.approx(expected, rel=1e-5)
     student[~mask] = float("nan")
     assert float(kd_loss(student, teacher, mask)) == pytest.approx(expected, rel=1e-5)
@@ -359,7 +367,7 @@ def test_kd_of_a_regression_is_the_squared_difference():
 
 
 def test_a_causal_lm_is_distilled_where_it_predicts_a_token_that_counts():
-    config = AutoConfig.for_model("gpt2", **models.PLACES["tiny-gpt2"].tiny)
+    config = AutoConfig.for_model("gpt2", **catalog.PLACES["tiny-gpt2"].tiny)
     torch.manual_seed(0)
     student, teacher = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
     ids = torch.randint(5, 200, (2, 6), generator=generator())
@@ -375,11 +383,11 @@ def test_a_causal_lm_is_distilled_where_it_predicts_a_token_that_counts():
     # Position t predicts token t + 1: row 0 all but token 2, row 1 the first four tokens.
     places = [(0, 0), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]
     rows = [[logits[b, t].tolist() for b, t in places] for logits in (ours, theirs)]
-    assert float(found) == pytest.approx(oracle.kd(*rows, 2.0), rel=1e-4)
+    assert float(found) == pytest.approx(ast.kd(*rows, 2.0), rel=1e-4)
     whole = {**inputs, "labels": ids, "attention_mask": attention}
     unpadded = distilled(teacher, whole, ours)
     rows = [[lg[b, t].tolist() for b, t in [*places, (0, 1)]] for lg in (ours, theirs)]
-    assert float(unpadded) == pytest.approx(oracle.kd(*rows, 2.0), rel=1e-4)
+    assert float(unpadded) == pytest.approx(ast.kd(*rows, 2.0), rel=1e-4)
 
 
 def test_the_loss_mixes_teacher_and_task():
@@ -388,7 +396,7 @@ def test_the_loss_mixes_teacher_and_task():
     inputs = batch()
     outputs = student.eval()(**inputs)
     with torch.no_grad():
-        expected = oracle.kd(outputs.logits.tolist(), method.teacher(**inputs).logits.tolist(), 2.0)
+        expected = ast.kd(outputs.logits.tolist(), method.teacher(**inputs).logits.tolist(), 2.0)
     loss = method.loss(student, inputs, outputs)
     assert loss.item() == pytest.approx(0.25 * expected + 0.75 * outputs.loss.item(), rel=1e-4)
     loss.backward()
@@ -399,10 +407,10 @@ def test_the_loss_mixes_teacher_and_task():
 def with_teacher(cell):
     """As helpers.attached, with an untrained model for a teacher."""
     task = run.registry.task(cell.task)
-    loaded = models.load(cell.model, task, cell.seed)
-    teacher = models.load(cell.model, task, cell.seed + 1).model.eval().requires_grad_(False)
-    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
-    method = AST(AST.Params(**plan.hyper_of(cell)))
+    loaded = loading.load(cell.model, task, cell.seed)
+    teacher = loading.load(cell.model, task, cell.seed + 1).model.eval().requires_grad_(False)
+    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
+    method = AST(AST.Params(**hyper_of(cell)))
     method.attach(loaded.model, ctx._replace(teacher=lambda: teacher))
     return loaded.model, method, ctx
 
@@ -413,8 +421,8 @@ def test_kd_0_loads_no_teacher():
 
     cell = helpers.cell("ast", pattern="2:4", kd=0.0)
     task = run.registry.task(cell.task)
-    loaded = models.load(cell.model, task, cell.seed)
-    ctx = fitting.context(cell, plan.budget_of(cell), task, loaded, torch.device("cpu"))
+    loaded = loading.load(cell.model, task, cell.seed)
+    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
     method = AST(AST.Params(kd=0.0))
     method.attach(loaded.model, ctx._replace(teacher=none))
     outputs = loaded.model(**batch())
@@ -466,16 +474,16 @@ def test_slorb_with_k_1_computes_what_the_dense_model_does(model):
 def test_slorb_stays_a_trained_branch_beside_a_2_4_weight(model, tmp_path):
     options = {"slorb": "mean", "kd": 0.0, "budget__steps": 4, "budget__batch": 4}
     cell = helpers.cell("ast", model, pattern="2:4", **options)
-    run.run_cell(plan.reference_of(cell), lambda *_: None)
-    record = run.run_cell(cell, lambda *_: None)
+    run_cell(reference_of(cell), lambda *_: None)
+    record = run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
     assert record.sparsity.overall == pytest.approx(0.5, abs=1e-3)
-    fit = fitting.fit_cell(cell, lambda *_: None)
+    fit = fit_cell(cell, lambda *_: None)
     for target in targets.prunable(fit.model):
         initial = slorb(torch.zeros(target.shape), 16, "mean", None)[0]
         assert not torch.equal(target.module.branch.down, initial)
     fit.model.save_pretrained(tmp_path)
-    again = models.load_folder(tmp_path, type(fit.model))
+    again = loading.load_folder(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(again), helpers.logits(fit.model), atol=1e-6)
 
 
@@ -500,7 +508,7 @@ def meta(kind, **params):
     ctx = Context(cell, budget, found, None, None, None, torch.device("meta"))
     method = AST(AST.Params(kd=0.0, **params))
     method.attach(model, ctx)
-    held = count.trainable(model, method.param_groups(model))
+    held = count_trainable(model, method.param_groups(model))
     return model, held.body + held.head
 
 
@@ -537,7 +545,7 @@ def test_exported_zeros_are_plus_zero():
 
 @pytest.mark.parametrize(("task", "lr"), [("tiny/reviews", 5e-5), ("tiny/wikitext", 2e-4)])
 def test_language_models_learn_faster_than_new_heads(task, lr):
-    loaded = models.load("tiny-gpt2", registry.task(task), 1)
+    loaded = loading.load("tiny-gpt2", registry.task(task), 1)
     for params, expected in ((AST.Params(), lr), (AST.Params(lr=1e-3), 1e-3)):
         method = AST(params)
         groups = method.param_groups(loaded.model)

@@ -6,10 +6,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bench import count, fitting, registry, slicing, targets
 from bench.api import BenchError, Budget, Context
-from methods import grebsmo
+from bench.costs.parameters import count_trainable
+from bench.pipeline.fit import fit_cell
+from bench.planning import registry
+from bench.weights import slicing, targets
 from methods.dsee import DSEE, Update, _Add, base
+from methods.shared import sparse_support
 from tests import helpers
 from tests.oracles import bilateral
 from tests.oracles.topk import keep_by_sort
@@ -64,14 +67,14 @@ def learn(model, method, steps=6, first=0):
 @pytest.mark.parametrize("n", [0, 1, 64])
 def test_omega_has_n_distinct_places_in_small_matrices_too(how, shape, n):
     g = torch.Generator().manual_seed(0)
-    omega = grebsmo.support(0.02 * torch.randn(shape, generator=g), n, how, g)
+    omega = sparse_support.support(0.02 * torch.randn(shape, generator=g), n, how, g)
     assert omega.shape == (2, n)
     assert len(set(map(tuple, omega.t().tolist()))) == n
     assert bool((omega < torch.tensor(shape)[:, None]).all())
 
 
 def test_omega_of_equal_weights_still_has_n_places():
-    assert grebsmo.support(torch.zeros(64, 64), 16, "bilateral", None).shape == (2, 16)
+    assert sparse_support.support(torch.zeros(64, 64), 16, "bilateral", None).shape == (2, 16)
 
 
 @pytest.mark.parametrize("rounds", [5, 100])
@@ -81,16 +84,16 @@ def test_bilateral_residual_equals_the_one_with_full_qr(shape, rounds):
     weight = 0.04 * torch.randn(shape, generator=g, dtype=torch.float64)
     start = torch.randn(1, shape[1], generator=g, dtype=torch.float64)
     expected = bilateral.residual(weight, start, rounds, min(shape) // 2)
-    found = grebsmo.residual(weight, start, rounds)
+    found = sparse_support.residual(weight, start, rounds)
     assert torch.allclose(found, expected, atol=1e-10)
     assert int((found.abs() >= 0.01).sum()) > 64  # the reference's collapses to nothing here
 
 
 def test_last_rank_is_the_references_from_512_on_and_half_below():
-    assert grebsmo.last_rank((768, 768)) == 496 == 1 + 5 * 99
-    assert grebsmo.last_rank((512, 2048)) == 496
-    assert grebsmo.last_rank((1024, 511)) == 255
-    assert grebsmo.last_rank((64, 64)) == 32
+    assert sparse_support.last_rank((768, 768)) == 496 == 1 + 5 * 99
+    assert sparse_support.last_rank((512, 2048)) == 496
+    assert sparse_support.last_rank((1024, 511)) == 255
+    assert sparse_support.last_rank((64, 64)) == 32
 
 
 def test_the_limit_finds_planted_places_behind_a_spectral_gap():
@@ -99,18 +102,19 @@ def test_the_limit_finds_planted_places_behind_a_spectral_gap():
     weight = 100 * U @ V.t()
     planted = torch.randperm(64 * 64, generator=g)[:5]
     weight.view(-1)[planted] += 1.0
-    rows, columns = grebsmo.support(weight, 5, "svd", g)
+    rows, columns = sparse_support.support(weight, 5, "svd", g)
     assert set((rows * 64 + columns).tolist()) == set(planted.tolist())
 
 
 def test_omega_by_magnitude_is_the_largest_and_by_chance_is_the_generators():
     weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
-    rows, columns = grebsmo.support(weight, 50, "magnitude", None)
+    rows, columns = sparse_support.support(weight, 50, "magnitude", None)
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[rows, columns] = True
     assert torch.equal(mask, keep_by_sort(weight.abs(), 550))
     drawn = [
-        grebsmo.support(weight, 50, "random", torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        sparse_support.support(weight, 50, "random", torch.Generator().manual_seed(s))
+        for s in (1, 1, 2)
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -118,9 +122,9 @@ def test_omega_by_magnitude_is_the_largest_and_by_chance_is_the_generators():
 
 def test_impossible_omegas_are_refused():
     with pytest.raises(BenchError, match="does not fit"):
-        grebsmo.support(torch.zeros(4, 4), 17, "random", None)
+        sparse_support.support(torch.zeros(4, 4), 17, "random", None)
     with pytest.raises(BenchError, match="omega is"):
-        grebsmo.support(torch.zeros(4, 4), 1, "omp", None)
+        sparse_support.support(torch.zeros(4, 4), 1, "omp", None)
     with pytest.raises(BenchError, match="phase1"):
         attached(phase1=1.0)
 
@@ -408,7 +412,7 @@ def test_coefficients_count_as_trainable(model):
     counts = {}
     for pattern in DSEE.patterns:
         sparse, method, _ = attached(model, pattern=pattern)
-        counts[pattern] = count.trainable(sparse, method.param_groups(sparse)).body
+        counts[pattern] = count_trainable(sparse, method.param_groups(sparse)).body
     config = sparse.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     ffn = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -426,7 +430,7 @@ def test_at_least_one_head_is_left():
 def test_a_finished_model_is_sliced_to_what_was_kept():
     steps = {"budget__steps": 6, "budget__batch": 4, "omega": "svd"}
     cell = helpers.cell("dsee", "tiny-bert", 0.25, "heads+neurons", **steps)
-    fit = fitting.fit_cell(cell, lambda *_: None)
+    fit = fit_cell(cell, lambda *_: None)
     before = helpers.logits(fit.model)
     slicing.slice_units(fit.model)
     assert fit.model.config.sliced == {"heads": [3, 3], "neurons": [96, 96]}
@@ -487,7 +491,7 @@ def bert_base(n):
 @pytest.mark.parametrize(("n", "adapter"), [(16, 590_208), (64, 591_360), (128, 592_896)])
 def test_bert_base_counts_are_the_papers(n, adapter):
     model, method = bert_base(n)
-    held = count.trainable(model, method.param_groups(model))
+    held = count_trainable(model, method.param_groups(model))
     assert (held.body, held.head) == (adapter, 1_538)
     assert round(100 * (adapter + 1_538) / 109_483_778, 1) == 0.5
 

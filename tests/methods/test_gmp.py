@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from bench import targets
 from bench.api import BenchError
+from bench.weights import targets
 from methods.gmp import GMP, MagnitudeMask
-from methods.masks import keep_n_m, keep_n_m_partly, pruned_count
-from methods.schedules import cubic
+from methods.shared.masks import keep_n_m, keep_n_m_partly, pruned_count
+from methods.shared.schedules import cubic
 from tests import helpers, meta
 from tests.oracles.topk import keep_by_sort
 

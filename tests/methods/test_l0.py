@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bench import targets
+from bench.weights import targets
 from methods.l0 import L0, HardConcrete, open_probability
 from tests import helpers, meta
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bench import targets
 from bench.api import BenchError
+from bench.weights import targets
 from methods.lora import LoRA
-from methods.roles import roles
+from methods.shared.roles import roles
 from tests import helpers, meta
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)

@@ -6,12 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import count, fitting, models, run, targets
 from bench.api import BenchError
-from bench.record import Trainable
+from bench.core.record import Trainable
+from bench.costs.macs import count_macs
+from bench.costs.parameters import count_params, count_sparsity
+from bench.pipeline.contract import check_contract
+from bench.pipeline.fit import fit_cell
+from bench.sources import loading
+from bench.weights import targets
+from bench.weights.patterns import holds
 from methods.losparse import LoSparse, rank, truncated_svd
-from methods.masks import pruned_count
-from methods.schedules import cubic
+from methods.shared.masks import pruned_count
+from methods.shared.schedules import cubic
 from tests import helpers, meta
 from tests.oracles.platon import importance
 from tests.oracles.topk import keep_by_sort
@@ -108,25 +114,25 @@ def test_l_r_and_what_is_kept_of_s_are_what_the_sparsity_leaves(model, sparsity)
     widest = max(t.shape[1] for t in targets.prunable(split))
     assert allowed - widest < stored <= allowed
     # What the record will say: zeros of S, and numbers on disk.
-    found = count.sparsity(split, "rows")
+    found = count_sparsity(split, "rows")
     assert found.pattern_ok
     assert found.overall == pytest.approx(sparsity + branches(split) / n, abs=widest / n)
     dense, _, _ = helpers.attached(helpers.cell("dense", model))
-    whole = count.params(dense, Trainable(body=0, head=0))
-    assert count.params(split, Trainable(body=0, head=0)).stored == whole.stored - n + stored
+    whole = count_params(dense, Trainable(body=0, head=0))
+    assert count_params(split, Trainable(body=0, head=0)).stored == whole.stored - n + stored
 
 
 def test_a_finished_cell_counts_and_comes_back(tmp_path):
     cell = helpers.cell("losparse", "tiny-gpt2", 0.8, budget__steps=6, budget__batch=4)
-    fit = fitting.fit_cell(cell, lambda *_: None)
+    fit = fit_cell(cell, lambda *_: None)
     fit.model.save_pretrained(tmp_path)
-    again = models.load_folder(tmp_path, type(fit.model))
-    found = count.sparsity(again, cell.pattern)
-    run.check(cell, fit.method, found, again)
+    again = loading.load_folder(tmp_path, type(fit.model))
+    found = count_sparsity(again, cell.pattern)
+    check_contract(cell, fit.method, found, again)
     assert found.overall > 0.8
     assert branches(again) == branches(fit.model)
     assert torch.allclose(helpers.logits(again), helpers.logits(fit.model), atol=1e-5)
-    macs = count.macs(again, 16)
+    macs = count_macs(again, 16)
     pruned = sum(int((t.weight == 0).sum()) for t in targets.prunable(again))
     assert macs.dense - macs.effective == 16 * pruned
 
@@ -216,11 +222,11 @@ def test_rows_go_whole(model):
 
 def test_the_pattern_needs_whole_rows():
     weight = torch.ones(4, 8)
-    assert count.holds(weight, "rows")
+    assert holds(weight, "rows")
     weight[1] = 0.0
-    assert count.holds(weight, "rows")
+    assert holds(weight, "rows")
     weight[2, :4] = 0.0
-    assert not count.holds(weight, "rows")
+    assert not holds(weight, "rows")
 
 
 def test_rows_compete_by_the_mean_and_pay_their_width():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench import targets
 from bench.api import BenchError
-from methods.masks import keep_masks
+from bench.weights import targets
+from methods.shared.masks import keep_masks
 from tests import helpers
 
 

@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 
-from bench import plan, registry, run, targets
 from bench.api import BenchError
-from bench.cell import makes
-from bench.count import holds
-from methods.distill import kd_loss
-from methods.masks import pruned_count
+from bench.core.pattern import makes
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import needs_reference, reference_of
+from bench.weights import targets
+from bench.weights.patterns import holds
 from methods.movement import Gate, Masked, Movement
-from methods.roles import feed_forward
-from methods.schedules import cubic
+from methods.shared.distill import kd_loss
+from methods.shared.masks import pruned_count
+from methods.shared.roles import feed_forward
+from methods.shared.schedules import cubic
 from tests import helpers, meta
 from tests.oracles.topk import keep_by_sort
 
@@ -305,9 +308,9 @@ def test_frozen_embeddings_are_those_before_the_blocks():
 def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
     steps = {"budget__steps": 4, "budget__batch": 4}
     cell = helpers.cell("movement", distill=0.9, **steps)
-    assert plan.needs_reference(cell)
-    assert not plan.needs_reference(helpers.cell("movement", **steps))
-    run.run_cell(plan.reference_of(cell), lambda *_: None)
+    assert needs_reference(cell)
+    assert not needs_reference(helpers.cell("movement", **steps))
+    run_cell(reference_of(cell), lambda *_: None)
     model, method, ctx = helpers.attached(cell)
     ids = torch.randint(5, 200, (3, 12), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "labels": torch.tensor([0, 1, 1])}
@@ -318,7 +321,7 @@ def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
     assert torch.allclose(method.loss(model, inputs, outputs), expected)
     assert not torch.allclose(expected, outputs.loss, rtol=1e-2)
     assert not torch.equal(teacher, outputs.logits)
-    assert math.isfinite(run.run_cell(cell, lambda *_: None).scores.value)
+    assert math.isfinite(run_cell(cell, lambda *_: None).scores.value)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
 def test_every_kind_of_cell_keeps_its_contract(pattern, mode):
     more = {"budget__steps": 12, "budget__batch": 4, "mode": mode, "score_lr": 0.4}
     cell = helpers.cell("movement", "tiny-bert", 0.5, pattern, **more)
-    record = run.run_cell(cell, lambda *_: None)
+    record = run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
     assert 0 < record.sparsity.overall < 1
     if mode == "hard":

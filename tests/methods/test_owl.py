@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import targets
 from bench.api import BenchError
-from methods.masks import pruned_count
+from bench.weights import targets
 from methods.owl import OWL, block_sparsities, outlier_fraction
+from methods.shared.masks import pruned_count
 from tests import helpers
 
 BASES = ("wanda", "sparsegpt", "magnitude")

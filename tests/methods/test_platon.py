@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench import targets
 from bench.api import BenchError
-from methods.masks import pruned_count
+from bench.weights import targets
 from methods.platon import PLATON
-from methods.schedules import cubic
+from methods.shared.masks import pruned_count
+from methods.shared.schedules import cubic
 from tests import helpers, meta
 from tests.oracles.platon import importance
 from tests.oracles.topk import keep_by_sort

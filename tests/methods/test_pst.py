@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from bench import targets
 from bench.api import BenchError
-from bench.count import trainable
-from methods.masks import pruned_count
+from bench.costs.parameters import count_trainable
+from bench.weights import targets
 from methods.pst import PST, LowRankImportance, _MaskedUpdate
-from methods.schedules import cubic
+from methods.shared.masks import pruned_count
+from methods.shared.schedules import cubic
 from tests import helpers
 from tests.oracles.topk import keep_by_sort, pst_weight
 
@@ -156,7 +156,7 @@ def test_sparsity_follows_the_cubic_ramp_over_training():
 
 def test_compat_reference_leaves_the_head_untrained():
     model, method, _ = helpers.attached(helpers.cell("pst", compat="reference"))
-    assert trainable(model, method.param_groups(model)).head == 0
+    assert count_trainable(model, method.param_groups(model)).head == 0
     with pytest.raises(BenchError, match="compat is 'paper' or 'reference'"):
         helpers.attached(helpers.cell("pst", compat="papr"))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from methods.calibration import ColumnNorms
-from methods.masks import pruned_count
 from methods.ria import RIA, ria_scores
+from methods.shared.blockwise import ColumnNorms
+from methods.shared.masks import pruned_count
 from tests import helpers
 from tests.oracles.topk import keep_by_sort
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from bench import count, targets
 from bench.api import BenchError
-from methods.lora import LowRankUpdate
-from methods.roles import roles
+from bench.costs.parameters import count_trainable
+from bench.weights import targets
 from methods.rosa import RoSA, SparseUpdate
+from methods.shared.low_rank import LowRankUpdate
+from methods.shared.roles import roles
 from tests import helpers, meta
 from tests.oracles.topk import keep_by_sort
 
@@ -148,7 +149,7 @@ def test_without_rank_it_is_sparse_tuning(model):
     assert method.alone == 0
     helpers.learn(sparse, method, STEPS)
     masks = {t.name: support(t) for t in targets.prunable(sparse)}
-    held = count.trainable(sparse, method.param_groups(sparse)).body
+    held = count_trainable(sparse, method.param_groups(sparse)).body
     assert held == sum(int(mask.sum()) for mask in masks.values())
     method.finish(sparse)
     for target in targets.prunable(sparse):
@@ -326,9 +327,9 @@ def test_counts_are_the_papers_with_s_by_its_support(kind, rank, density, body):
 
 def test_what_is_held_does_not_change_with_omega():
     sparse, method, _ = attached()
-    before = count.trainable(sparse, method.param_groups(sparse))
+    before = count_trainable(sparse, method.param_groups(sparse))
     helpers.learn(sparse, method, STEPS)
-    assert count.trainable(sparse, method.param_groups(sparse)) == before
+    assert count_trainable(sparse, method.param_groups(sparse)) == before
 
 
 def test_impossible_parameters_are_refused():

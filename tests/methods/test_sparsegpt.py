@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from methods import obs
-from methods.masks import pruned_count
+from methods.shared import obs
+from methods.shared.masks import pruned_count
 from methods.sparsegpt import SparseGPT
 from methods.wanda import Wanda
 from tests import helpers

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from methods.calibration import ColumnNorms, wanda_scores
-from methods.masks import keep_largest_per_row, keep_spread, pruned_count
+from methods.shared.blockwise import ColumnNorms, wanda_scores
+from methods.shared.masks import keep_largest_per_row, keep_spread, pruned_count
 from methods.wanda import Wanda, keep_equal_loss
 from tests import helpers
 from tests.oracles.layer import correlated, layer_error

@@ -1,0 +1,1 @@
+"""Values and records: cell, pattern, overrides, record, store. Nothing here imports torch."""

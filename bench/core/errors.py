@@ -1,0 +1,35 @@
+"""Failures that one line explains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Literal
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contract", "error"]
+
+
+class BenchError(Exception):
+    """A failure that one line explains: what was wrong and what would be right.
+
+    Args:
+        message: the line.
+        kind: the failure's kind as it stands in a failed record.
+    """
+
+    def __init__(self, message: str, kind: Outcome = "error") -> None:
+        super().__init__(message)
+        self.kind: Outcome = kind
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
+    """One line: the name, the nearest known ones, or how to list them."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see `sparsebench list {kind}s`"
+    return BenchError(f"unknown {kind} {name!r}: {hint}")

@@ -1,0 +1,110 @@
+"""Where a number came from: code, machine, time, and hashes of data and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.core.cell import canonical
+from bench.core.overrides import Scalar
+from bench.core.record import Code
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+SOURCES = ("bench", "methods", "tasks", "pyproject.toml", "constraints.txt")
+
+
+def code(method: type) -> Code:
+    """The commit, whether sources differ from it, and the hash of the method's file."""
+    source = Path(inspect.getfile(method)).read_bytes()
+    return Code(
+        git=_git("rev-parse", "HEAD") or "unknown",
+        dirty=bool(_git("status", "--porcelain", "--", *SOURCES)),
+        method_sha256=hashlib.sha256(source).hexdigest(),
+    )
+
+
+def sources_sha256() -> str:
+    """sha256 over the benchmark's own source files."""
+    digest = hashlib.sha256()
+    for package in ("bench", "methods", "tasks"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def env() -> dict[str, Scalar]:
+    """Versions and hardware, without anything that names the machine or its user."""
+    import torch
+
+    found: dict[str, Scalar] = {"python": platform.python_version()}
+    found |= {package: version(package) for package in PACKAGES}
+    found["platform"] = f"{platform.system()}-{platform.machine()}"
+    found["cpu"] = _cpu()
+    found["cores"] = os.cpu_count() or 0
+    found["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def hardware() -> str:
+    """What a time was taken on: the accelerator, or the processor with its threads."""
+    found = env()
+    return str(found.get("gpu") or f"{found['cpu']}, {found['threads']} threads")
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rows_sha256(rows: Iterable[Mapping[str, object]]) -> str:
+    """sha256 over rows in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical(row) + b"\n")
+    return digest.hexdigest()
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and bytes of a state dict, sorted by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,269 @@
+"""`sparsebench count`: what every method trains, stores and multiplies, from a config alone.
+
+METHODS.md §4. Nothing is trained or pruned here. Trained elements, training products and the shape
+of the finished model are those of the attached method (`bench.costs.without_weights`); its zeros
+are those it promises (`Method.expected`). A number that only training can tell is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from bench.api import Expected, Method
+from bench.core.cell import Budget, Cell
+from bench.core.errors import BenchError
+from bench.core.overrides import Scalar
+from bench.core.pattern import makes
+from bench.core.record import PublishedPart, Trainable
+from bench.core.tables import gib, human, percent, plain
+from bench.costs import without_weights
+from bench.costs.parameters import compared, count_trainable
+from bench.planning import plan, registry
+from bench.planning.job import check_overrides
+from bench.planning.suites import Suite
+from bench.sources import loading
+from bench.sources.architectures import class_of, config_of, empty
+from bench.weights import slicing, targets
+from bench.weights.patterns import halved
+from bench.weights.side_branch import Branch
+from bench.weights.targets import Target, merge, prunable
+
+STEPS = 1000
+"""Updates of the budget that methods are attached with; no count depends on it."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """One row: a method at a pattern and a sparsity. None: training decides.
+
+    Attributes:
+        trainable: elements that the optimizer holds.
+        published: the paper's share, and ours of the same denominator.
+        share: elements of the body that the optimizer holds, as a fraction of the dense model.
+        stored: elements on disk without the target set's zeros.
+        dense: multiply-adds of a sequence's forward pass, branches included.
+        effective: without products with zeros.
+        realizable: without what the device can leave out.
+        train: multiply-adds of an update, for one sequence of it; 0: trains nothing.
+        state_bytes: parameters, buffers, a teacher, gradients and Adam's two moments, in float32.
+    """
+
+    method: str
+    pattern: str
+    sparsity: float
+    trainable: Trainable
+    published: PublishedPart | None
+    share: float
+    stored: int | None
+    dense: int
+    effective: int | None
+    realizable: int | None
+    train: int
+    state_bytes: int | None
+
+
+def account(
+    method: Method,
+    cell: Cell,
+    budget: Budget,
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    kernel: bool,
+) -> Account:
+    """The row of a cell: the method on a model of class `kind`, which has `config`.
+
+    Raises:
+        BenchError: the method refuses the model or the cell, or asks for the weights' values.
+    """
+    attached = without_weights.attach(method, cell, budget, kind, config)
+    model, length = attached.model, budget.length
+    _check_groups(attached.ctx.targets, cell.pattern)
+    expected = method.expected(attached.ctx)
+    held, train, state = Trainable(body=0, head=0), 0, None
+    if method.trains:
+        groups = method.param_groups(model)
+        held = count_trainable(model, groups)
+        train = without_weights.update_macs(attached)
+        moments = 2 * sum(p.numel() * p.element_size() for g in groups for p in g["params"])
+        parts = without_weights.tensors(model, method)
+        state = moments + sum(t.numel() * t.element_size() for t in parts)
+        # Not `finish`: it may report on the weights' values.
+        merge(model)
+    dense = without_weights.forward_macs(model, length)[""]
+    total = sum(p.numel() for p in model.parameters())
+    branches = sum(
+        p.numel() for m in model.modules() if isinstance(m, Branch) for p in m.parameters()
+    )
+    claim, zeros, realizable = method.published, None, None
+    if expected is not None:
+        zeros, realizable = outcome(model, expected, cell.pattern, dense, length, kernel)
+    return Account(
+        method=cell.method,
+        pattern=cell.pattern,
+        sparsity=cell.sparsity,
+        trainable=held,
+        published=None if claim is None else compared(model, held, claim),
+        share=held.body / (total - branches),
+        stored=None if zeros is None else total - zeros,
+        dense=dense,
+        # Every weight of the target set multiplies every token once.
+        effective=None if zeros is None else dense - zeros * length,
+        realizable=realizable,
+        train=train,
+        state_bytes=state,
+    )
+
+
+def outcome(
+    model: PreTrainedModel, expected: Expected, pattern: str, dense: int, length: int, kernel: bool
+) -> tuple[int, int]:
+    """Zeros of the target set and realizable multiply-adds of a finished model without weights."""
+    zeros, realizable = expected.zeros or 0, dense
+    if kernel:
+        realizable -= length * _elements(halved(model, pattern)) // 2
+    if expected.heads or expected.neurons:
+        sliced = copy.deepcopy(model)
+        with torch.device("meta"):
+            slicing.take_shares(sliced, expected.heads, expected.neurons)
+        realizable = without_weights.forward_macs(sliced, length)[""]
+        if expected.zeros is None:
+            zeros = _elements(prunable(model)) - _elements(prunable(sliced))
+    return zeros, realizable
+
+
+def _check_groups(targets: Sequence[Target], pattern: str) -> None:
+    """Refuses N:M where a matrix has no whole number of groups; not every method was attached."""
+    match = re.fullmatch(r"\d+:(\d+)", pattern)
+    for target in targets:
+        if match and (width := target.shape[1]) % int(match[1]):
+            raise BenchError(
+                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {match[1]}"
+            )
+
+
+def _elements(targets: Sequence[Target]) -> int:
+    return sum(t.shape[0] * t.shape[1] for t in targets)
+
+
+def cells(
+    names: Sequence[str],
+    pattern: str | None,
+    sparsity: float,
+    overrides: Mapping[str, Scalar],
+) -> list[tuple[Method, Cell]]:
+    """The named methods, or all that make the pattern, each with its cell.
+
+    Raises:
+        BenchError: no such method, pattern, sparsity or parameter.
+    """
+    patterns = (pattern,) if pattern else ()
+    suite = Suite("count", "", (), (), patterns=patterns, sparsities=(sparsity,))
+    found = []
+    for name in names or registry.names("method"):
+        kind = registry.method(name)
+        if pattern and not names and not makes(kind.patterns, pattern):
+            continue
+        check_overrides(kind, dict(overrides))
+        for shape, level in plan.levels(kind, suite, explicit=bool(pattern)):
+            cell = plan.make_cell(
+                task="count",
+                model="count",
+                method=name,
+                pattern=shape,
+                sparsity=level,
+                overrides=tuple(overrides.items()),
+            )
+            found.append((kind(kind.Params(**overrides)), cell))
+    if not found:
+        raise BenchError(f"no registered method makes {pattern}")
+    return found
+
+
+def report(
+    name: str,
+    methods: Sequence[str] = (),
+    pattern: str | None = None,
+    sparsity: float = 0.5,
+    overrides: Mapping[str, Scalar] | None = None,
+    length: int = 128,
+    batch: int = 32,
+    kernel: bool = False,
+) -> str:
+    """The accounting of a model as text.
+
+    Args:
+        name: slug, hub id, folder or config file.
+        methods: all registered ones by default.
+        pattern: by default each method's first.
+        sparsity: where the pattern leaves it open.
+        overrides: parameters of the methods.
+        length: tokens a sequence.
+        batch: sequences an update.
+        kernel: whether the device has kernels for 2:4 matrices.
+
+    Raises:
+        BenchError: one of them cannot be; where no method was named, one that cannot be counted
+            is a note below the table instead.
+    """
+    chosen = cells(methods, pattern, sparsity, overrides or {})
+    config = config_of(name)
+    loading.check_length(config, length, name)
+    kind = class_of(config)
+    budget = Budget(steps=STEPS, batch=batch, length=length)
+    rows, notes = [], []
+    for method, cell in chosen:
+        try:
+            rows.append(account(method, cell, budget, kind, config, kernel))
+        except BenchError as error:
+            if methods:
+                raise
+            notes.append(f"{cell.method}: {error}")
+    if any(row.stored is None for row in rows):
+        notes.append("–: training decides; a record counts it in the finished model")
+    blank = empty(kind, config)
+    about = _about(name, blank, length, batch, kernel)
+    return "\n".join([*about, "", _table(rows, length), *notes])
+
+
+def _about(name: str, model: PreTrainedModel, length: int, batch: int, kernel: bool) -> list[str]:
+    total = sum(p.numel() for p in model.parameters())
+    macs = without_weights.forward_macs(model, length)
+    head = sum(macs[part] for part in targets.head_modules(model))
+    has = "2:4 kernels" if kernel else "no 2:4 kernels"
+    return [
+        f"{name}: {total:,} parameters, {_elements(prunable(model)):,} of them prunable",
+        f"a sequence of {length} tokens: {macs['']:,} MACs forward, {head:,} of them in the head",
+        f"MACs below are per token; train: of an update of {batch} sequences; device: {has}",
+    ]
+
+
+def _table(rows: Sequence[Account], length: int) -> str:
+    headers = (
+        *("method", "pattern", "sparsity", "body", "head", "% of model", "published", "ours"),
+        *("stored", "dense", "effective", "realizable", "train", "state"),
+    )
+    lines = []
+    for row in rows:
+        claim = row.published
+        published = ("–", "–")
+        if claim is not None:
+            share = f"{100 * claim.share:.3g}%"
+            published = (f"{share} of {claim.of}", f"{percent(claim.ours, 3)}%")
+        macs = (row.dense, row.effective, row.realizable, row.train)
+        lines.append(
+            [
+                *(row.method, row.pattern, f"{row.sparsity:g}"),
+                *(f"{row.trainable.body:,}", f"{row.trainable.head:,}", percent(row.share, 3)),
+                *published,
+                human(row.stored),
+                *(human(None if m is None else m / length) for m in macs),
+                "–" if row.state_bytes is None else gib(row.state_bytes),
+            ]
+        )
+    return plain(headers, lines)

@@ -1,0 +1,180 @@
+"""`sparsebench latency`: saved models against the first of them, in one interleaved run.
+
+What is measured is what would be deployed (`bench.costs.deployed`): each model is brought into
+that form, saved, and loaded again, for the passes here and for the memory in a process of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers import logging as hf_logging
+
+from bench.core import provenance
+from bench.core.errors import BenchError
+from bench.core.record import Speed
+from bench.core.tables import plain
+from bench.costs import deployed, measure
+from bench.sources import catalog, loading
+from bench.weights.precision import dtype_of
+from bench.weights.side_branch import Branch
+
+# What a cell measures of itself: a few seconds at most, but for models of 100M and more.
+CELL_BATCHES, CELL_LENGTH, CELL_TURNS, CELL_SECONDS = (1, 32), 128, 20, 1.0
+
+HEADER = (
+    "model",
+    "form",
+    "MiB on disk",
+    "batch",
+    "ms p50",
+    "ms p95",
+    "sequences/s",
+    "× faster",
+    "quartiles",
+    "peak MiB",
+)
+
+
+def table(
+    names: Sequence[str],
+    batches: Sequence[int],
+    length: int,
+    turns: int,
+    seconds: float,
+    dtype: str,
+) -> str:
+    """Times and renders.
+
+    Args:
+        names: folders, slugs or hub ids; the first is what the others are compared with.
+        batches: sequences a pass, one setting each.
+        length: tokens a sequence.
+        turns: timed passes of each model and setting, at most.
+        seconds: time for a setting, but three passes at least.
+        dtype: `auto` (bf16 on an accelerator that multiplies it), `float32` or `bf16`.
+
+    Raises:
+        BenchError: a name that is no model, or too short for `length`.
+    """
+    measure.reuse_freed_memory()
+    hf_logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = dtype_of(dtype, device)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
+        folders, forms = [], []
+        for i, name in enumerate(names):
+            folder = Path(scratch, str(i))
+            forms.append(_save_deployed(catalog.locate(name), folder))
+            folders.append(folder)
+        loaded, kernels = zip(*(_load(folder, chosen, device) for folder in folders), strict=True)
+        for name, model in zip(names, loaded, strict=True):
+            loading.check_length(model.config, length, name)
+        for batch in batches:
+            times = measure.latency(loaded, batch, length, turns, seconds)
+            peaks = _peaks(folders, batch, length, chosen, device)
+            for i, taken in enumerate(times):
+                disk = sum(f.stat().st_size for f in folders[i].glob("*.safetensors"))
+                ratios = [a / b for a, b in zip(times[0], taken, strict=True)]
+                low, _, high = statistics.quantiles(ratios, n=4)
+                p50, p95 = measure.p50_p95(taken)
+                rows.append(
+                    [
+                        Path(names[i]).name,
+                        kernels[i] or forms[i],
+                        f"{disk / 2**20:.1f}",
+                        str(batch),
+                        f"{1000 * p50:.1f}",
+                        f"{1000 * p95:.1f}",
+                        f"{batch / p50:.1f}",
+                        f"{measure.p50_p95(times[0])[0] / p50:.2f}",
+                        f"{low:.2f}–{high:.2f}",
+                        f"{peaks[i] / 2**20:.0f}",
+                    ]
+                )
+    about = (
+        f"forward passes of {length} tokens, {str(chosen).removeprefix('torch.')}, "
+        f"{torch.get_num_threads()} threads, medians of up to {turns} interleaved passes"
+    )
+    return about + "\n\n" + plain(HEADER, rows)
+
+
+def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
+    """Latency of an exported model as it would be deployed, one and many sequences at a time.
+
+    Where that is another form than the dense model's, a dense twin takes turns with it. What does
+    not fit into memory is left out, and so is a batch whose pass would take longer than all passes
+    are to take: large models on small machines.
+    """
+    dtype, length = dtype_of("auto", model.device), min(length, CELL_LENGTH)
+    found: list[Speed] = []
+    try:
+        made, form = deployed.deployed(model, dtype)
+        compared = [made]
+        if form != deployed.DENSE or any(isinstance(m, Branch) for m in made.modules()):
+            compared.append(deployed.dense_twin(model, dtype))
+        for batch in CELL_BATCHES:
+            if found and found[0].ms_p50 * batch > 1000 * CELL_SECONDS * len(CELL_BATCHES):
+                break
+            times = measure.latency(compared, batch, length, CELL_TURNS, CELL_SECONDS)
+            p50, p95 = measure.p50_p95(times[0])
+            found.append(
+                Speed(
+                    hardware=provenance.hardware(),
+                    dtype=str(dtype).removeprefix("torch."),
+                    form=form,
+                    batch=batch,
+                    length=length,
+                    ms_p50=1000 * p50,
+                    ms_p95=1000 * p95,
+                    dense_ms_p50=1000 * measure.p50_p95(times[-1])[0],
+                )
+            )
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    return found
+
+
+def _kind(folder: Path) -> Any:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    (name, *_) = config.architectures or [""]
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise BenchError(f"{folder.name}: config.json names no architecture of transformers")
+    return kind
+
+
+def _save_deployed(source: Path, folder: Path) -> str:
+    model = loading.load_folder(source, _kind(source))
+    form = deployed.slice_dead_units(model)
+    model.save_pretrained(folder)
+    return form
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, str]:
+    """The model, and the name of the kernel that it uses, mostly none."""
+    model: Any = loading.load_folder(folder, _kind(folder))
+    model.to(device=device, dtype=dtype).eval()
+    return model, deployed.use_kernel(model)
+
+
+def _peaks(
+    folders: Sequence[Path], batch: int, length: int, dtype: torch.dtype, device: torch.device
+) -> list[int]:
+    """Peak bytes of loading and a pass, each in a fresh process."""
+    return [
+        measure.in_fresh_process(_peak, folder, batch, length, dtype, device) for folder in folders
+    ]
+
+
+def _peak(folder: Path, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> int:
+    measure.latency([_load(folder, dtype, device)[0]], batch, length, 1, 0.0)
+    return measure.peak_bytes(device)

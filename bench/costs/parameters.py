@@ -1,0 +1,88 @@
+"""What a model theoretically costs: parameters, multiply-adds (MACs) and bytes.
+
+Everything is counted on the exported, reloaded model; a zero is `== 0.0` (DESIGN §5, rule 5).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from bench.api import Published
+from bench.core.errors import BenchError
+from bench.core.record import Params, PublishedPart, Sparsity, Trainable
+from bench.weights.patterns import density, holds
+from bench.weights.side_branch import Branch
+from bench.weights.targets import head_parameters, prunable
+
+
+def count_params(
+    model: PreTrainedModel, trainable: Trainable, published: Published | None = None
+) -> Params:
+    """Elements of a plain model; tied tensors count once.
+
+    Args:
+        model: as exported.
+        trainable: what the optimizer held.
+        published: the trained share that the method's paper prints.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    targets = prunable(model)
+    pruned = sum(t.shape[0] * t.shape[1] for t in targets)
+    nonzero = sum(int(torch.count_nonzero(t.stored)) for t in targets)
+    return Params(
+        total=total,
+        prunable=pruned,
+        nonzero=nonzero,
+        stored=total - pruned + nonzero,
+        trainable=trainable,
+        published=None if published is None else compared(model, trainable, published),
+    )
+
+
+def compared(model: PreTrainedModel, trainable: Trainable, published: Published) -> PublishedPart:
+    """A published share and ours of the same denominator, in which a branch is no part."""
+    whole = sum(p.numel() for p in model.parameters())
+    branches = [m for m in model.modules() if isinstance(m, Branch)]
+    whole -= sum(p.numel() for branch in branches for p in branch.parameters())
+    if published.of == "weights+scores":
+        whole += sum(t.shape[0] * t.shape[1] for t in prunable(model))
+    trained = trainable.body + (trainable.head if published.head else 0)
+    return PublishedPart(
+        share=published.share,
+        ours=trained / whole,
+        of=published.of,
+        denominator=whole,
+        head=published.head,
+        setting=published.setting,
+    )
+
+
+def count_sparsity(model: PreTrainedModel, pattern: str) -> Sparsity:
+    """Exact zeros in the target set, and whether the pattern holds in every row.
+
+    Raises:
+        BenchError: kind `contract` when something is still parametrized.
+    """
+    if any(parametrize.is_parametrized(m) for m in model.modules()):
+        raise BenchError("the exported model still holds parametrizations", "contract")
+    targets = prunable(model)
+    levels = [1.0 - density(t) for t in targets]
+    sizes = [t.shape[0] * t.shape[1] for t in targets]
+    overall = sum(v * n for v, n in zip(levels, sizes, strict=True)) / sum(sizes)
+    return Sparsity(
+        overall=overall,
+        min_layer=min(levels),
+        max_layer=max(levels),
+        pattern_ok=all(holds(t.weight, pattern) for t in targets),
+    )
+
+
+def count_trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
+    """Elements of the tensors in the optimizer's groups, the task's head apart."""
+    held = {id(p): p.numel() for group in groups for p in group["params"]}
+    head = sum(held.pop(id(p), 0) for _, p in head_parameters(model))
+    return Trainable(body=sum(held.values()), head=head)

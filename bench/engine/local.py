@@ -1,0 +1,135 @@
+"""Cells on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock
+
+from bench.core.cell import Cell
+from bench.core.errors import BenchError
+from bench.core.record import Record
+from bench.core.run_settings import DEFAULTS, RunSettings
+from bench.core.store import path_of
+from bench.engine import isolate
+from bench.engine.messages import failed
+from bench.engine.scheduler import Engine, OnProgress
+from bench.pipeline.cache import trained_dir
+from bench.planning.job import budget_of, needs_reference, reference_of
+
+LOGS = Path(".sparsebench/logs")
+"""What the cells print, on the machine that they run on."""
+
+
+class Local(Engine):
+    """This machine.
+
+    Args:
+        slots: cells at a time.
+        on_progress: called with (cell, phase, done, all).
+        timeout_s: after which a cell is stopped; by default its budget says.
+        means: what cells are run with.
+    """
+
+    slots = 0
+
+    def __init__(
+        self,
+        slots: int,
+        on_progress: OnProgress,
+        timeout_s: float | None = None,
+        means: RunSettings = DEFAULTS,
+    ) -> None:
+        self.slots, self.means = slots, means
+        self.on_progress, self.timeout_s = on_progress, timeout_s
+        self.pool = ThreadPoolExecutor(slots)
+        self.shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for share in shares(slots, means.processes):
+            self.shares.put(share)
+
+    def submit(self, cell: Cell) -> Future[Record]:
+        """Starts a cell in a thread of its own."""
+        return self.pool.submit(self._run, cell)
+
+    def stop(self) -> None:
+        """Ends whatever still runs."""
+        isolate.kill_all()
+        self.pool.shutdown()
+
+    def _run(self, cell: Cell) -> Record:
+        share = self.shares.get()
+        try:
+            return run_here(cell, self.on_progress, self.timeout_s, share, self.means)
+        except (BenchError, OSError) as error:
+            return failed(cell, getattr(error, "kind", "error"), str(error))
+        finally:
+            self.shares.put(share)
+
+
+def run_here(
+    cell: Cell,
+    on_progress: OnProgress,
+    timeout_s: float | None = None,
+    env: dict[str, str] | None = None,
+    means: RunSettings = DEFAULTS,
+) -> Record:
+    """Runs a cell on this machine, in a process of its own.
+
+    The dense cell that it starts from is run before it if its weights are not in this machine's
+    cache: its record is another one's, or there already, and training gives the same weights again.
+
+    Args:
+        cell: what to run.
+        on_progress: called with (cell, phase, done, all).
+        timeout_s: after which a cell is stopped; by default its budget says.
+        env: additions to the process's environment.
+        means: what the cell is run with.
+    """
+
+    def run(cell: Cell) -> Record:
+        return isolate.run_isolated(
+            cell,
+            timeout_s or budget_of(cell).timeout_s,
+            LOGS / path_of(cell).with_suffix(".log"),
+            lambda phase, done, all_: on_progress(cell, phase, done, all_),
+            {"TOKENIZERS_PARALLELISM": "false", **(env or {})},
+            means,
+        )
+
+    if needs_reference(cell):
+        reference = reference_of(cell)
+        place = trained_dir(reference)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_name(f".{place.name}.lock")):
+            error = None if place.is_dir() else run(reference).error
+        if error is not None:
+            why = f"the dense cell it starts from failed: {reference}: {error.message}"
+            return failed(cell, error.kind, why, error.log_tail)
+    return run(cell)
+
+
+def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:
+    """What the environment of each slot says of its part of the machine: GPUs, or some cores.
+
+    Args:
+        slots: cells at a time.
+        processes: that train a cell together, a GPU each.
+    """
+    import torch
+
+    if count := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(count)]
+        turns = itertools.cycle(names)
+        return [
+            {"CUDA_VISIBLE_DEVICES": ",".join(itertools.islice(turns, processes))}
+            for _ in range(slots)
+        ]
+    if slots * processes == 1:
+        return [{}]  # the libraries decide
+    cores = str(max(1, (os.cpu_count() or 1) // (slots * processes)))
+    return [{"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores} for _ in range(slots)]

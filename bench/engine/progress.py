@@ -1,0 +1,54 @@
+"""Progress of a run on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from bench.core.cell import Cell
+from bench.core.record import Record
+
+
+class Bars:
+    """A bar over cells and one over the steps of the running cell; lines where no terminal is."""
+
+    def __init__(self, cells: int) -> None:
+        self.tty = sys.stderr.isatty()
+        self.cells = tqdm(total=cells, desc="cells", unit="cell", disable=not self.tty, position=0)
+        self.steps = tqdm(desc="steps", unit="step", leave=False, disable=not self.tty, position=1)
+        self.count, self.total = 0, cells
+
+    def step(self, cell: Cell, phase: str, done: int, total: int) -> None:
+        """Moves the lower bar."""
+        self.steps.set_description_str(f"{cell.method} {cell.sparsity:g} {phase}", refresh=False)
+        self.steps.total, self.steps.n = total, done
+        self.steps.refresh()
+
+    def done(self, record: Record) -> None:
+        """Moves the upper bar and says what came of the cell."""
+        self.count += 1
+        self.cells.update()
+        if record.error is not None:
+            text = f"failed ({record.error.kind}): {record.error.message}"
+        else:
+            assert record.scores is not None
+            assert record.cost is not None
+            score = record.scores
+            text = f"{score.metric} {score.unit * score.value:.2f}"
+            text += f" in {record.cost.train_s + record.cost.prune_s + record.cost.eval_s:.0f} s"
+        line = f"[{self.count}/{self.total}] {record.cell}: {text}"
+        self.cells.write(line, file=sys.stderr)
+
+
+@contextmanager
+def bars(cells: int) -> Iterator[Bars]:
+    """Bars for a run of `cells` cells, closed at the end."""
+    made = Bars(cells)
+    try:
+        yield made
+    finally:
+        made.steps.close()
+        made.cells.close()

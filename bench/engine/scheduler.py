@@ -1,0 +1,96 @@
+"""Engines: cells in, records out. `drive` decides what runs when, an engine where it runs."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from bench.core.cell import Cell
+from bench.core.record import Record
+from bench.engine.leases import Claims
+from bench.engine.messages import failed
+from bench.planning.job import needs_reference, reference_of
+
+OnProgress = Callable[[Cell, str, int, int], None]
+
+LOOK_S = 2.0
+"""Seconds between two looks at what other drivers and new machines have done."""
+
+
+class Engine(ABC):
+    """A place where cells run."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Cells that run at a time; it may change."""
+
+    @abstractmethod
+    def submit(self, cell: Cell) -> Future[Record]:
+        """Starts a cell, or has it wait for a slot.
+
+        The future holds its record, done or failed; where it raises `BenchError`, the engine itself
+        has failed.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends whatever still runs."""
+
+
+def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Record, None, None]:
+    """Runs cells, dense ones before those that need them, and stops the engine at the end.
+
+    A cell that another driver is at is waited for: its record counts as if it were made here.
+
+    Args:
+        cells: to be run.
+        engine: runs them.
+        claims: tells other drivers what runs here.
+
+    Yields:
+        The record of every cell, done or failed, as it comes. The cell is this driver's until the
+        next one is asked for, so that its record can be written.
+    """
+    waiting = list(cells)
+    unfinished = set(cells)
+    claims.begin(cells)
+    broken: set[Cell] = set()
+    running: dict[Future[Record], Cell] = {}
+
+    def settle(record: Record) -> Record:
+        unfinished.discard(record.cell)
+        if record.status == "failed":
+            broken.add(record.cell)
+        return record
+
+    try:
+        while waiting or running:
+            slots = engine.slots
+            for cell in list(waiting):
+                needed = reference_of(cell) if needs_reference(cell) else None
+                if needed in unfinished or len(running) >= slots:
+                    continue
+                if needed in broken:
+                    waiting.remove(cell)
+                    why = f"the dense cell it starts from failed: {needed}"
+                    yield settle(failed(cell, "error", why))
+                elif claims.take(cell):
+                    waiting.remove(cell)
+                    if found := claims.settled(cell):
+                        yield settle(found)
+                        claims.drop(cell)
+                    else:
+                        running[engine.submit(cell)] = cell
+            if waiting and not running:
+                time.sleep(LOOK_S)
+            # While cells wait, another driver may finish them or another slot may come up.
+            idle = LOOK_S if waiting else None
+            for future in wait(running, idle, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                yield settle(future.result())
+                claims.drop(cell)
+    finally:
+        engine.stop()

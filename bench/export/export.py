@@ -1,0 +1,263 @@
+"""`sparsebench export` and `load`: a record's or a folder's model, as small as zeros allow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as hf_logging
+
+from bench.core.errors import BenchError
+from bench.core.files import check_free, new_folder
+from bench.core.overrides import Quantization, Quantizer
+from bench.core.record import Record, Trainable, parse
+from bench.costs import measure
+from bench.costs.parameters import count_params
+from bench.export import packed_folder
+from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
+from bench.formats.layouts import Matrix, lay, zeros_of
+from bench.formats.safetensors_file import Entry, dtype_name, read_header
+from bench.pipeline.cache import trained_dir
+from bench.pipeline.fit import fit_cell
+from bench.pipeline.run import run_cell
+from bench.planning import registry
+from bench.planning.job import needs_reference, reference_of, versions_of
+from bench.sources import loading
+from bench.weights import side_branch, slicing
+from bench.weights.targets import embedding_tables, prunable
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished model and what is known of it.
+
+    Attributes:
+        pattern: of its zeros, where it is known.
+        quantization: what it was rounded to, if it was.
+        notes: where it differs from its record.
+        fetch: where the weights come from, for a model on the meta device.
+    """
+
+    model: PreTrainedModel
+    tok: PreTrainedTokenizerBase | None
+    pattern: str = ""
+    quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
+    fetch: packed_folder.Fetch = packed_folder.own
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written; sizes in bytes.
+
+    Attributes:
+        layouts: matrices of each layout.
+        size: of the weight files; `computed` is what their tensors take.
+        dense: the whole model in float32, before anything was pruned or sliced.
+        packed: the targets' weights in the file; `linear` is their dense float32 size.
+        embeddings: in the file; `dense_embeddings` is their float32 size.
+        notes: where the model differs from its record.
+    """
+
+    layouts: dict[str, int]
+    size: int
+    computed: int
+    dense: int
+    packed: int
+    linear: int
+    embeddings: int
+    dense_embeddings: int
+    notes: tuple[str, ...]
+
+
+def export(
+    name: str,
+    form: str,
+    out: Path,
+    dtype: str | None = None,
+    group: int | None = None,
+    asymmetric: bool | None = None,
+    embeddings: str | None = None,
+    sliced: bool = False,
+) -> Report:
+    """Writes a model to `out` in a format, whole or not at all.
+
+    Args:
+        name: a record's path, or a folder with a (sliced, branched or packed) model.
+        form: a name that `file_sizes.format_of` knows; `hf` is an ordinary transformers folder.
+        out: a folder that does not exist or is empty.
+        dtype: of everything that is not packed, a key of `DTYPES`; by default the model's.
+        group: inputs that share a scale; by default the cell's, or 64.
+        asymmetric: whether groups have zero points; by default as the cell has it, or not.
+        embeddings: width of the embeddings' integers; by default as the cell has it, or as is.
+        sliced: whether to take dead heads and neurons out first.
+
+    Raises:
+        BenchError: bad input or a failure, in one line; `out` is as it was.
+    """
+    chosen = format_of(form, embeddings=embeddings)  # before a model is made
+    if form == PLAIN and dtype:
+        raise BenchError(f"--dtype is for packed formats; {form} keeps the model's own")
+    check_free(out)
+    source = _source(name, stream=form != PLAIN and not sliced)
+    model = source.model.eval()
+    own = source.quantization or Quantization(Quantizer(name="int4"))
+    if chosen.quantization is not None:
+        chosen = format_of(
+            form,
+            own.weights.group if group is None else group,
+            own.weights.asymmetric if asymmetric is None else asymmetric,
+            own.embeddings.name if embeddings is None and own.embeddings else embeddings,
+        )
+    if sliced:
+        slicing.slice_units(model)
+    matrices = _matrices(source, chosen)
+    rounded = chosen.quantization.embeddings if chosen.quantization else None
+    every = matrices | rounded_tables(model, rounded)
+    around = DTYPES[dtype] if dtype else None
+    with new_folder(out) as scratch:
+        if source.tok is not None:
+            source.tok.save_pretrained(scratch)
+        if form == PLAIN:
+            model.save_pretrained(scratch)
+        else:
+            packed_folder.save(model, every, scratch, around, source.fetch)
+        size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
+    dense = packed_folder.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
+    entries = packed_folder.entries_of(model, every, around)
+    tables = [table.name for table in embedding_tables(model)]
+    return Report(
+        layouts=dict(Counter(matrix.layout for matrix in matrices.values())),
+        size=size,
+        computed=sum(entry.nbytes for entry in entries.values()),
+        dense=sum(4 * p.numel() for p in dense.parameters()),
+        packed=sum(matrix.nbytes for matrix in matrices.values()),
+        linear=sum(4 * t.stored.numel() for t in prunable(dense)),
+        embeddings=sum(packed_folder.taken_by(table, entries) for table in tables),
+        dense_embeddings=sum(4 * t.stored.numel() for t in embedding_tables(dense)),
+        notes=source.notes,
+    )
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model of an exported or an ordinary folder, in its own class and dtype, in eval mode.
+
+    Raises:
+        BenchError: what is there is damaged, or no model.
+    """
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    if (folder / packed_folder.FILE).is_file():
+        return packed_folder.load(folder)
+    kind, config = loading.own_class(folder, str(folder))
+    model: Any
+    if getattr(config, "sliced", None):
+        model = slicing.load(folder, kind).to(config.dtype or torch.float32)  # type: ignore[arg-type]
+    else:
+        model = loading.load_complete(folder, kind, str(folder))
+        side_branch.restore(model, folder)
+    plain: PreTrainedModel = model.eval()
+    return plain
+
+
+def unpack_folder(folder: Path, out: Path) -> None:
+    """Writes an exported folder's model as an ordinary transformers folder, whole or not at all.
+
+    Raises:
+        BenchError: as `load`, or `out` is not free.
+    """
+    check_free(out)
+    model = load(folder)
+    with new_folder(out) as scratch:
+        tok = loading.tokenizer(folder)
+        if tok is not None:
+            tok.save_pretrained(scratch)
+        model.save_pretrained(scratch)
+
+
+def _source(name: str, stream: bool) -> Source:
+    """The model of a record's path or of a folder, which need not be read all at once."""
+    path = Path(name).expanduser()
+    if path.suffix == ".json":
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise BenchError(f"{name}: {error.strerror or error}") from None
+        return _of_record(parse(text, name), name)
+    if not (path / "config.json").is_file():
+        raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
+    hf_logging.set_verbosity_error()
+    tok = loading.tokenizer(path)
+    if stream and (found := _streamed(path)):
+        return Source(found[0], tok, fetch=found[1])
+    return Source(load(path), tok)
+
+
+def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | None:
+    """A folder's model on the meta device and a reader of its weights, one at a time.
+
+    None where the files do not hold exactly the model's tensors; then transformers may know why.
+    """
+    if (folder / packed_folder.FILE).is_file():
+        return None
+    files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    entries = {name: entry for file in files for name, entry in file.entries.items()}
+    kind, config = loading.own_class(folder, str(folder))
+    dtype, branches = config.dtype or torch.float32, packed_folder.branches_of(entries)
+    model = packed_folder.skeleton(kind, config, dtype, "meta", branches)
+    if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
+        return None
+    packed_folder.restore_generation(model, folder)
+    places = {name: file for file in files for name in file.entries}
+    return model, lambda name, _: places[name].read(name)
+
+
+def _of_record(record: Record, name: str) -> Source:
+    """The model of a record: a dense cell's from the cache, any other is made again."""
+    if record.status != "done" or record.params is None or record.model is None:
+        raise BenchError(f"{name} is the record of a failure: there is no model")
+    cell, notes = record.cell, []
+    if (now := versions_of(cell)) != record.versions:
+        notes.append(f"the record is stale: made by {record.versions!r}, now {now!r}")
+    measure.reuse_freed_memory()
+    place, reference = trained_dir(cell), reference_of(cell)
+    if place.is_dir():  # only dense cells leave their weights
+        loaded = loading.load(cell.model, registry.task(cell.task), cell.seed, place)
+        model = loaded.model
+    else:
+        if needs_reference(cell) and not trained_dir(reference).is_dir():
+            run_cell(reference, _silent)
+        fitted = fit_cell(cell, _silent)
+        loaded, model = fitted.loaded, fitted.model
+        if loaded.source.weights_sha256 != record.model.weights_sha256:
+            notes.append("the method started from other weights than the record's")
+    found = count_params(model, Trainable(body=0, head=0)).nonzero
+    if found != record.params.nonzero:
+        notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
+    return Source(model, loaded.tok, cell.pattern, cell.quantization, tuple(notes))
+
+
+def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
+    """How each target's weight is stored.
+
+    Raises:
+        BenchError: nm-packed is asked for and no weight has a pattern N:M.
+    """
+    found = {}
+    codes = form.quantization.weights if form.quantization else None
+    for target in prunable(source.model):
+        zeros = zeros_of(packed_folder.weight_of(target, source.fetch), groups_of(source.pattern))
+        found[target.name] = lay(zeros, form.layout, codes)
+    if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
+        raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
+    return found
+
+
+def _silent(*_: Any) -> None:
+    """Nobody watches the phases of a cell that is made again."""

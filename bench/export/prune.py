@@ -1,0 +1,227 @@
+"""`sparsebench prune`: one model in, one pruned transformers folder out; no task, no record.
+
+The folder holds config, safetensors and tokenizer in the model's own class and dtype, so
+`from_pretrained` loads it where this project is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as hf_logging
+
+from bench.api import Context, Method
+from bench.core import seeds
+from bench.core.cell import Budget, Cell
+from bench.core.errors import BenchError, one_line
+from bench.core.files import check_free, new_folder
+from bench.core.overrides import Scalar, own_overrides
+from bench.core.pattern import DEFAULT_PATTERN
+from bench.core.record import Sparsity
+from bench.costs.parameters import count_sparsity
+from bench.pipeline.contract import check_contract
+from bench.planning import plan, registry
+from bench.planning.job import check_overrides
+from bench.planning.suites import Suite
+from bench.sources import catalog, loading, token_windows
+from bench.sources.loading import load_complete, own_class, tokenizer
+from bench.weights import targets
+from bench.weights.precision import device_of
+
+
+def prune(
+    name: str,
+    method: str,
+    out: Path,
+    pattern: str | None = None,
+    sparsity: float | None = None,
+    overrides: Mapping[str, Scalar] | None = None,
+    calibration: str | None = None,
+    calib: int = 128,
+    length: int | None = None,
+    seed: int = 1,
+) -> Sparsity:
+    """Prunes a model with a one-shot method and writes it to `out`, whole or not at all.
+
+    Args:
+        name: the model's slug, hub id or folder.
+        method: a method that does not train.
+        out: a folder that does not exist or is empty.
+        pattern: by default the method's first.
+        sparsity: fraction to prune; N:M has its own.
+        overrides: parameters of the method.
+        calibration: a task, whose train text is used, a text file, or token ids (.json, .npy).
+        calib: calibration sequences.
+        length: tokens a sequence; by default 512 or what the model has positions for.
+        seed: draws calibration windows and whatever the method draws.
+
+    Returns:
+        What was counted in the written folder.
+
+    Raises:
+        BenchError: bad input or a failure, in one line; `out` is as it was.
+    """
+    made, cell = _order(method, pattern, sparsity, dict(overrides or {}), seed)
+    check_free(out)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    folder = catalog.locate(name)
+    kind, config = own_class(folder, name)
+    limit = getattr(config, "max_position_embeddings", None) or 0
+    length = length or (min(512, limit) if limit > 0 else 512)
+    loading.check_length(config, length, name)
+    budget = Budget(steps=1, batch=1, length=length, calib=calib)
+    with new_folder(out) as scratch:
+        tok = tokenizer(folder)
+        if tok is not None:
+            tok.save_pretrained(scratch)  # before anything is set on it
+            tok.model_max_length = length
+            if tok.pad_token is None:
+                tok.pad_token = tok.eos_token
+        batches = None
+        if calibration is not None:
+            batches = _calibration(calibration, tok, config, budget, seed)
+        model = load_complete(folder, kind, name)
+        dtype = model.dtype
+        device = device_of()
+        model.float().to(device).eval()
+        seeds.seed_all(seeds.derive("method", seed))
+        made.attach(model, _context(cell, budget, model, batches, folder, kind, name))
+        made.finish(model)
+        model.to(dtype)  # type: ignore[arg-type]
+        model.save_pretrained(scratch)
+        written = loading.load_folder(scratch, kind)
+        found = count_sparsity(written, cell.pattern)
+        check_contract(cell, made, found, written)
+    return found
+
+
+def _order(
+    name: str,
+    pattern: str | None,
+    sparsity: float | None,
+    overrides: dict[str, Scalar],
+    seed: int,
+) -> tuple[Method, Cell]:
+    """The method with its parameters, and the cell that it is told of."""
+    kind = registry.method(name)
+    if kind.trains:
+        known = [n for n in registry.names("method") if not registry.method(n).trains]
+        raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
+    if wrong := sorted(overrides.keys() - own_overrides(overrides.items()).keys()):
+        raise BenchError(f"--set {wrong[0]}: prune has no budget but --calib and --length")
+    check_overrides(kind, overrides)
+    wanted = pattern or DEFAULT_PATTERN.get(kind.patterns[0], kind.patterns[0])
+    suite = Suite("prune", "", (), (), patterns=(wanted,), sparsities=(sparsity or 0.0,))
+    ((_, level),) = plan.levels(kind, suite, explicit=True)
+    if sparsity is None and not level:
+        raise BenchError(f"pattern {wanted} needs --sparsity")
+    cell = plan.make_cell(
+        task="prune",
+        model="model",
+        method=name,
+        pattern=wanted,
+        sparsity=level,
+        seed=seed,
+        overrides=tuple(overrides.items()),
+    )
+    if sparsity is not None and sparsity != level:
+        raise BenchError(f"pattern {wanted} has sparsity {level:g}, not {sparsity:g}")
+    return kind(kind.Params(**overrides)), cell
+
+
+def _context(
+    cell: Cell,
+    budget: Budget,
+    model: PreTrainedModel,
+    batches: list[dict[str, Tensor]] | None,
+    folder: Path,
+    kind: type[PreTrainedModel],
+    name: str,
+) -> Context:
+    device = model.device
+
+    def calibration() -> Iterable[dict[str, Tensor]]:
+        if batches is None:
+            raise BenchError(f"{cell.method} needs --calibration: a task, a text file or token ids")
+        return [{k: v.to(device) for k, v in batch.items()} for batch in batches]
+
+    def teacher() -> PreTrainedModel:
+        dense = load_complete(folder, kind, name)
+        dense.float().to(device).eval().requires_grad_(False)
+        return dense
+
+    return Context(
+        cell=cell,
+        budget=budget,
+        targets=targets.prunable(model),
+        calibration=calibration,
+        teacher=teacher,
+        rng=torch.Generator().manual_seed(seeds.derive("rng", cell.method, cell.seed)),
+        device=device,
+    )
+
+
+def _calibration(
+    source: str, tok: PreTrainedTokenizerBase | None, config: Any, budget: Budget, seed: int
+) -> list[dict[str, Tensor]]:
+    """Batches from a task's training data, a text or token ids."""
+    path = Path(source).expanduser()
+    ids = path.suffix in (".json", ".npy")
+    if tok is None and not ids:
+        raise BenchError(
+            f"--calibration {source}: the model has no tokenizer; give token ids (.json, .npy)"
+        )
+    drawn = seeds.derive("calibration", seed)
+    if not (ids or path.suffix == ".txt" or path.is_file()):
+        task = registry.task(source)
+        task.prepare()
+        assert tok is not None
+        return task.calibration(tok, budget.calib, budget.length, drawn)
+    try:
+        found = _read_ids(path) if ids else _read_text(path, tok)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BenchError(f"--calibration {source}: {one_line(error)}") from None
+    if isinstance(found, Tensor):
+        rows = list(token_windows.draw(found, budget.calib, budget.length, drawn, source))
+    else:
+        rows = [row[: budget.length] for row in found[: budget.calib]]
+    flat = torch.cat(rows)
+    if int(flat.min()) < 0 or int(flat.max()) >= config.vocab_size:
+        raise BenchError(
+            f"--calibration {source}: token ids from {int(flat.min())} to {int(flat.max())}, "
+            f"the model knows 0 to {config.vocab_size - 1}"
+        )
+    return token_windows.batches(rows)
+
+
+def _read_text(path: Path, tok: Any) -> Tensor:
+    """A text as one stream: (tokens,)."""
+    text = path.read_text(encoding="utf-8")
+    return torch.tensor(tok(text, add_special_tokens=False, verbose=False)["input_ids"]).long()
+
+
+def _read_ids(path: Path) -> Tensor | list[Tensor]:
+    """Token ids: a flat list is one stream, a list of lists holds the sequences themselves."""
+    if path.suffix == ".npy":
+        array = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or not array.size:
+            raise ValueError(f"wants integers in one or two dimensions, not {array.dtype}")
+        stream = torch.from_numpy(array.astype(np.int64))
+        return stream if array.ndim == 1 else list(stream)
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    flat = isinstance(tree, list) and all(type(i) is int for i in tree)
+    rows = [tree] if flat else tree
+    if not (isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)):
+        raise ValueError("wants a list of token ids, or a list of such lists")
+    if not all(row and all(type(i) is int for i in row) for row in rows):
+        raise ValueError("wants lists of integers, none of them empty")
+    found = [torch.tensor(row) for row in rows]
+    return found[0] if flat else found

@@ -1,0 +1,294 @@
+"""Tensor formats: a sparse weight as its kept values and where they stand.
+
+| layout | where the values stand |
+|---|---|
+| dense | everywhere |
+| bitmap | one bit a weight |
+| csr | row pointers (int32) and column indices (int16, int32 from 2^15 columns on) |
+| nm-packed | N of every M inputs: one number below C(M, N) for each group of M inputs, several |
+|           | numbers to a word (`integer_coding`); a smaller group is filled with zeros |
+
+Values lie in row-major order of (out, in), as they are or as codes (`bench.formats.quantize`);
+codes of four bits lie two to a byte. A zero is `== 0`: −0.0 comes back as 0.0, everything else
+bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.core.errors import BenchError
+from bench.core.overrides import Quantizer
+from bench.formats.integer_coding import (
+    LARGEST,
+    groups_of_numbers,
+    nbytes,
+    number_groups,
+    pack_digits,
+    unpack_digits,
+)
+from bench.formats.quantize import Quantized, dequantize, quantize
+from bench.formats.safetensors_file import DTYPES, Entry, dtype_name
+
+Layout = Literal["dense", "bitmap", "csr", "nm-packed"]
+
+GROUPS = (2, 4, 8, 16, 32)
+"""Group sizes in which an N:M pattern is looked for."""
+
+_CHUNK = 1 << 20  # elements worked on at a time
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What a layout needs to know of a weight.
+
+    Attributes:
+        shape: (out, in).
+        dtype: the weight's, as a safetensors file names it.
+        nonzero: weights that are not zero.
+        nm: the N:M pattern that it has.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    nonzero: int
+    nm: tuple[int, int] | None
+
+
+def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
+    """Counts the zeros of `weight`: (out, in).
+
+    It has the pattern N:M when no M neighbouring inputs hold more than N kept ones, N is at most
+    3/4 of M, and at least 3/4 of these places are taken: zeros without a pattern do not do that.
+    The smallest such M of `groups` is the pattern's. One of more than `LARGEST` arrangements is
+    none here: a bitmap is about as small.
+    """
+    keep = weight != 0
+    nonzero = int(keep.count_nonzero())
+    rows, columns = keep.shape
+    found = None
+    for m in sorted(groups, reverse=True):
+        if columns % m == 0:
+            n = int(keep.view(-1, m).sum(dim=1, dtype=torch.uint8).max())
+            taken = 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel()
+            if taken and math.comb(m, n) <= LARGEST:
+                found = n, m
+    return Zeros((rows, columns), dtype_name(weight.dtype), nonzero, found)
+
+
+class Matrix(BaseModel):
+    """How one weight lies in a file; it is part of the file's header.
+
+    Attributes:
+        shape: (out, in).
+        dtype: the weight's, as a safetensors file names it.
+        count: values in the file.
+        n: of every `m` inputs `n` are in the file; both 0 for other layouts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, int]
+    dtype: Literal["F64", "F32", "F16", "BF16"]
+    layout: Layout
+    count: int = Field(ge=0)
+    n: int = Field(default=0, ge=0)
+    m: int = Field(default=0, ge=0, le=128)
+    quantizer: Quantizer | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Matrix:
+        rows, columns = self.shape
+        if min(self.shape) < 1 or self.count > rows * columns:
+            raise ValueError(f"{self.count} values of {rows} × {columns}")
+        if self.layout == "dense" and self.count != rows * columns:
+            raise ValueError(f"{self.count} values of {rows} × {columns}, dense")
+        if self.layout == "nm-packed" and not (
+            0 < self.n < self.m
+            and columns % self.m == 0
+            and self.count * self.m == rows * columns * self.n
+            and math.comb(self.m, self.n) <= LARGEST
+        ):
+            raise ValueError(f"{self.count} values of {rows} × {columns}, {self.n}:{self.m}")
+        return self
+
+    @property
+    def tensors(self) -> dict[str, Entry]:
+        """Names, dtypes and shapes of what the weight becomes (METHODS.md §4.2)."""
+        rows, columns = self.shape
+        found = {}
+        if self.layout == "bitmap":
+            found["bitmap"] = _digits(rows * columns, 2)
+        elif self.layout == "csr":
+            found["rows"] = Entry("I32", (rows + 1,))
+            found["columns"] = Entry("I16" if columns <= 2**15 else "I32", (self.count,))
+        elif self.layout == "nm-packed":
+            found["groups"] = _digits(rows * columns // self.m, math.comb(self.m, self.n))
+        if self.quantizer is None:
+            return found | {"values": Entry(self.dtype, (self.count,))}
+        groups = self.quantizer.groups(columns)
+        found["values"] = _digits(self.count, self.quantizer.levels)
+        found["scales"] = Entry("F16", (rows, groups))
+        if self.quantizer.asymmetric:
+            found["zeros"] = _digits(rows * groups, self.quantizer.levels)
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all these tensors."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None) -> Matrix:
+    """All of a weight in a file, whatever its zeros."""
+    return Matrix(
+        shape=shape,
+        dtype=dtype,  # type: ignore[arg-type]
+        layout="dense",
+        count=shape[0] * shape[1],
+        quantizer=quantizer,
+    )
+
+
+def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
+    """How a weight with these zeros lies in a file.
+
+    Args:
+        zeros: of the weight.
+        layout: None for nm-packed where the weight has a pattern N:M and for bitmap elsewhere, or
+            dense where that is smaller. Without a pattern, nm-packed is dense.
+        quantizer: makes codes of the values.
+    """
+    size = zeros.shape[0] * zeros.shape[1]
+    common: dict[str, Any] = {"shape": zeros.shape, "dtype": zeros.dtype, "quantizer": quantizer}
+    whole = dense(zeros.shape, zeros.dtype, quantizer)
+    if layout in ("nm-packed", None) and zeros.nm:
+        n, m = zeros.nm
+        found = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
+    elif layout in ("nm-packed", "dense"):
+        return whole
+    else:
+        found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
+    return whole if layout is None and whole.nbytes < found.nbytes else found
+
+
+def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
+    """`weight`: (out, in) as the tensors of `matrix`.
+
+    Raises:
+        BenchError: weights that cannot be quantized.
+    """
+    keep = None if matrix.layout == "dense" else weight != 0
+    found = {}
+    if matrix.layout == "bitmap":
+        assert keep is not None
+        found["bitmap"] = pack_digits(keep.flatten().to(torch.uint8), 2)
+    elif matrix.layout == "csr":
+        assert keep is not None
+        ends = keep.sum(dim=1).cumsum(0)
+        found["rows"] = F.pad(ends, (1, 0)).to(torch.int32)
+        index = torch.arange(matrix.shape[1], device=weight.device)
+        dtype = DTYPES[matrix.tensors["columns"].dtype]
+        found["columns"] = _select(index.to(dtype).expand_as(keep), keep)
+    elif matrix.layout == "nm-packed":
+        assert keep is not None
+        keep = _filled(keep, matrix.n, matrix.m)
+        numbers = number_groups(keep.view(-1, matrix.m), matrix.n)
+        found["groups"] = pack_digits(numbers, math.comb(matrix.m, matrix.n))
+    if matrix.quantizer is None:
+        return found | {"values": _select(weight, keep)}
+    quantized = quantize(weight, matrix.quantizer)
+    found["values"] = pack_digits(_select(quantized.codes, keep), matrix.quantizer.levels)
+    found["scales"] = quantized.scales
+    if quantized.zeros is not None:
+        found["zeros"] = pack_digits(quantized.zeros.flatten(), matrix.quantizer.levels)
+    return found
+
+
+def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
+    """The weight: (out, in), in its dtype; `tensors` have the shapes that `matrix` says.
+
+    Raises:
+        BenchError: positions or scales that cannot be.
+    """
+    keep = _positions(tensors, matrix)
+    if matrix.quantizer is None:
+        return _place(tensors["values"], keep, matrix)
+    quantizer, (rows, columns) = matrix.quantizer, matrix.shape
+    scales, zeros = tensors["scales"], None
+    if not bool((scales.isfinite() & (scales >= 0)).all()):
+        raise BenchError("a scale is negative or not finite")
+    if quantizer.asymmetric:
+        groups = quantizer.groups(columns)
+        zeros = unpack_digits(tensors["zeros"], quantizer.levels, rows * groups).view(rows, -1)
+    codes = _place(unpack_digits(tensors["values"], quantizer.levels, matrix.count), keep, matrix)
+    weight = dequantize(Quantized(codes, scales, zeros), quantizer)
+    if keep is not None:
+        weight.masked_fill_(~keep, 0.0)
+    return weight.to(DTYPES[matrix.dtype])
+
+
+def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
+    """Which weights have a value: (out, in) of exactly `matrix.count` ones; None for all."""
+    rows, columns = matrix.shape
+    if matrix.layout == "dense":
+        return None
+    if matrix.layout == "bitmap":
+        keep = unpack_digits(tensors["bitmap"], 2, rows * columns).bool()
+        if (ones := int(keep.count_nonzero())) != matrix.count:
+            raise BenchError(f"the bitmap marks {ones} weights, there are {matrix.count} values")
+        return keep.view(rows, columns)
+    if matrix.layout == "csr":
+        pointers = tensors["rows"].long()
+        widths = pointers.diff()
+        if pointers[0] != 0 or pointers[-1] != matrix.count or bool((widths < 0).any()):
+            raise BenchError(f"row pointers do not rise from 0 to {matrix.count}")
+        index = tensors["columns"].long()
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < columns):
+            raise BenchError(f"a column index is not below {columns}")
+        index += torch.arange(rows, device=index.device).repeat_interleave(widths) * columns
+        if bool((index.diff() <= 0).any()):
+            raise BenchError("column indices do not rise within a row")
+        keep = torch.zeros(rows * columns, dtype=torch.bool, device=index.device)
+        return keep.index_fill_(0, index, True).view(rows, columns)
+    groups = rows * columns // matrix.m
+    numbers = unpack_digits(tensors["groups"], math.comb(matrix.m, matrix.n), groups)
+    return groups_of_numbers(numbers, matrix.n, matrix.m).view(rows, columns)
+
+
+def _digits(count: int, base: int) -> Entry:
+    return Entry("U8", (nbytes(count, base),))
+
+
+def _filled(keep: Tensor, n: int, m: int) -> Tensor:
+    """`keep` with exactly `n` of every `m` inputs: the first free ones fill up."""
+    groups = keep.view(-1, m)
+    free = ~groups
+    lacking = n - groups.sum(dim=1, keepdim=True, dtype=torch.uint8)
+    filling = free & (free.cumsum(dim=1, dtype=torch.uint8) <= lacking)
+    return (groups | filling).view_as(keep)
+
+
+def _select(values: Tensor, keep: Tensor | None) -> Tensor:
+    """The kept values in row-major order, (count,)."""
+    if keep is None:
+        return values.flatten()
+    # In chunks: selecting takes many bytes a weight for indices.
+    rows = max(1, _CHUNK // values.shape[1])
+    pairs = zip(values.split(rows), keep.split(rows), strict=True)
+    return torch.cat([part.masked_select(kept) for part, kept in pairs])
+
+
+def _place(values: Tensor, keep: Tensor | None, matrix: Matrix) -> Tensor:
+    """The kept values where they stand, zeros elsewhere: (out, in)."""
+    if keep is None:
+        return values.view(matrix.shape)
+    return values.new_zeros(matrix.shape).masked_scatter_(keep, values)

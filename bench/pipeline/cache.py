@@ -1,0 +1,63 @@
+"""Where trained weights and checkpoints of cells lie."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from bench.core.cell import Cell
+from bench.core.errors import BenchError
+from bench.core.files import cache_dir
+from bench.planning.job import versions_of
+
+
+def clear_scratch(cell: Cell) -> None:
+    """Removes the cell's checkpoints."""
+    shutil.rmtree(scratch_dir(cell), ignore_errors=True)
+
+
+def dense_seconds(place: Path) -> float:
+    """Returns the training seconds of the dense cell whose weights are in `place`."""
+    if not place.is_dir():
+        raise BenchError("the dense cell's weights are missing; run the dense cell first")
+    stored: dict[str, Any] = json.loads((place / "sparsebench.json").read_text())
+    return float(stored["train_s"])
+
+
+def trained_dir(cell: Cell) -> Path:
+    """Where the trained weights of a dense cell are cached."""
+    return cache_dir() / "trained" / _folder_name(cell)
+
+
+def scratch_dir(cell: Cell) -> Path:
+    """Where the checkpoints of a cell are while it trains."""
+    return cache_dir() / "scratch" / _folder_name(cell)
+
+
+def _folder_name(cell: Cell) -> str:
+    versions = versions_of(cell)
+    return f"{cell.key[:16]}-{versions.method}.{versions.task}"
+
+
+def keep_weights(model: PreTrainedModel, place: Path, seconds: float) -> None:
+    """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".keep-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        try:
+            model.save_pretrained(new)
+            (new / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(old)
+            new.rename(place)
+        except OSError as error:
+            if place.is_dir():  # another process was faster, with the same weights
+                return
+            why = f"cannot write {place}: {error.strerror or error}"
+            raise BenchError(why, "disk") from None

@@ -1,0 +1,45 @@
+"""What a method may know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench.api import Context, Task
+from bench.core import seeds
+from bench.core.cell import Budget, Cell
+from bench.pipeline.cache import trained_dir
+from bench.planning.job import reference_of
+from bench.sources import loading
+from bench.weights import targets
+
+
+def make_context(
+    cell: Cell, budget: Budget, task: Task, loaded: loading.Loaded, device: torch.device
+) -> Context:
+    """What the method may know."""
+
+    def calibration() -> Iterable[dict[str, Tensor]]:
+        seed = seeds.derive("calibration", cell.task, cell.seed)
+        batches = task.calibration(loaded.tok, budget.calib, budget.length, seed)
+        for batch in batches:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def teacher() -> PreTrainedModel:
+        weights = trained_dir(reference_of(cell)) if task.finetunes else None
+        model = loading.load(cell.model, task, cell.seed, weights).model
+        model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        return model
+
+    return Context(
+        cell=cell,
+        budget=budget,
+        targets=targets.prunable(loaded.model),
+        calibration=calibration,
+        teacher=teacher,
+        rng=torch.Generator().manual_seed(seeds.derive("rng", cell.method, cell.seed)),
+        device=device,
+    )

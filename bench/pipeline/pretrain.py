@@ -1,0 +1,167 @@
+"""`sparsebench pretrain`: a small GPT-2 from random numbers, on text that is at hand.
+
+A machine without the hub has no GPT-2; this makes one (`gpt2-mini`, Conv1D and all) whose numbers
+mean something on the text that it has seen. The recipe is in `Recipe`, written beside the weights;
+the same recipe on the same text gives the same bytes on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from bench.core import seeds
+from bench.core.cell import REFERENCE, Budget
+from bench.core.errors import BenchError
+from bench.core.files import cache_dir
+from bench.planning import registry
+from bench.sources import catalog, token_windows
+from bench.training import train
+from bench.training.cell_trainer import Progress
+
+SLUG = "gpt2-mini"
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Architecture and training; 6.0 M parameters by default.
+
+    Attributes:
+        vocabulary: of the byte-level BPE that is trained on the text.
+        lr: at hidden size 768, as everywhere; Adam's rate here is lr · 768 / width.
+        warmup: as a fraction of the steps; linear decay after it.
+    """
+
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    positions: int = 512
+    vocabulary: int = 4096
+    steps: int = 800
+    batch: int = 32
+    length: int = 128
+    lr: float = 5e-4
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    seed: int = 1
+
+
+class _Text:
+    """Documents as a training task: windows over their ids, an end token after each."""
+
+    def __init__(self, name: str, documents: Sequence[str]) -> None:
+        self.name, self.documents = name, documents
+
+    def train(self, tok: Any) -> Dataset:
+        ids = [
+            i for row in tok(list(self.documents))["input_ids"] for i in (*row, tok.eos_token_id)
+        ]
+        rows = token_windows.cut(torch.tensor(ids), tok.model_max_length, self.name).tolist()
+        length = [tok.model_max_length] * len(rows)
+        return Dataset.from_dict({"input_ids": rows, "labels": rows, "length": length})
+
+    def collator(self, tok: Any) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
+        return lambda rows: {
+            key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")
+        }
+
+
+def pretrain(source: str, recipe: Recipe, progress: Progress) -> Path:
+    """Makes `gpt2-mini` in the cache and returns its folder.
+
+    Args:
+        source: a task with running text (`nlg/e2e`, `wikitext`), or a folder of .txt files, whose
+            paragraphs are the documents.
+        recipe: of model and training.
+        progress: is told of every update.
+
+    Raises:
+        BenchError: no text, too little of it, or nowhere to write.
+    """
+    documents = list(_documents(source))
+    if not documents:
+        raise BenchError(f"{source} holds no text")
+    tok = _tokenizer(documents, recipe.vocabulary)
+    tok.model_max_length = recipe.length
+    seeds.seed_all(seeds.derive("pretrain", recipe.seed))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tok),
+            n_layer=recipe.layers,
+            n_embd=recipe.width,
+            n_head=recipe.heads,
+            n_positions=recipe.positions,
+            bos_token_id=tok.eos_token_id,
+            eos_token_id=tok.eos_token_id,
+        )
+    )
+    dense = registry.method(REFERENCE)
+    hyper = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "warmup": recipe.warmup}
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    train.fit(
+        dense(dense.Params(**hyper)),
+        model,
+        tok,
+        _Text(source, documents),  # type: ignore[arg-type]
+        Budget(recipe.steps, recipe.batch, recipe.length),
+        recipe.seed,
+        progress,
+    )
+    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+    return _keep(model, tok, {"source": source, "text_sha256": digest, **asdict(recipe)})
+
+
+def _documents(source: str) -> Iterable[str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        for file in sorted(folder.glob("*.txt")):
+            paragraphs = file.read_text(encoding="utf-8").split("\n\n")
+            yield from (p.strip() for p in paragraphs if p.strip())
+        return
+    task = registry.task(source)
+    if not hasattr(task, "documents"):
+        raise BenchError(f"{source} has no running text; name an nlg task, wikitext or a folder")
+    yield from task.documents()
+
+
+def _tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    from tokenizers import ByteLevelBPETokenizer
+
+    core = ByteLevelBPETokenizer()
+    core.train_from_iterator(
+        documents, vocab_size=vocabulary, special_tokens=[END], show_progress=False
+    )
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=core._tokenizer, bos_token=END, eos_token=END, unk_token=END
+    )
+    return tok
+
+
+def _keep(model: GPT2LMHeadModel, tok: PreTrainedTokenizerFast, recipe: dict[str, Any]) -> Path:
+    place = cache_dir() / "hub" / catalog.PLACES[SLUG].repo
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".pretrain-"))
+        try:
+            model.save_pretrained(scratch)
+            tok.save_pretrained(scratch)
+            (scratch / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(scratch, place)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise BenchError(f"cannot write {place}: {error.strerror or error}", "disk") from None
+    return place

@@ -1,0 +1,136 @@
+"""One cell from start to record: load → attach → train → finish → export → count → evaluate."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.api import Split
+from bench.core import provenance
+from bench.core.cell import REFERENCE, Cell
+from bench.core.errors import BenchError
+from bench.core.record import Cost, Data, Record, ScoresPart, Trainable
+from bench.core.run_settings import DEFAULTS, RunSettings
+from bench.costs import latency, measure, without_weights
+from bench.costs.macs import count_macs
+from bench.costs.parameters import count_params, count_sparsity
+from bench.formats import file_sizes
+from bench.pipeline.cache import clear_scratch, keep_weights, trained_dir
+from bench.pipeline.contract import check_contract
+from bench.pipeline.fit import Emit, Fitted, fit_cell
+from bench.planning import registry
+from bench.planning.job import budget_of, hyper_of, versions_of
+from bench.sources import loading
+from bench.weights.patterns import has_kernel
+from bench.weights.precision import autocast, device_of, for_scoring
+
+
+def run_cell(cell: Cell, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
+    """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
+
+    Training goes on from where a killed process has left it, to the same scores.
+
+    Args:
+        cell: what to run.
+        emit: takes the progress.
+        means: batches in pieces, several devices.
+
+    Raises:
+        BenchError: with the kind that a failed record will bear.
+    """
+    task, budget = registry.task(cell.task), budget_of(cell)
+    device = device_of()
+    fitted = fit_cell(cell, emit, True, means)
+    emit("count", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
+        fitted.model.save_pretrained(folder)
+        fitted.model.to("meta")  # type: ignore[arg-type]
+        model = loading.load_folder(Path(folder), type(fitted.model))
+    sparsity = count_sparsity(model, cell.pattern)
+    check_contract(cell, fitted.method, sparsity, model)
+    macs = count_macs(model, budget.length, cell.pattern, has_kernel(device))
+    macs = macs.model_copy(update={"train": train_macs(cell, fitted)})
+    params = count_params(model, fitted.trained.trainable, fitted.method.published)
+    emit("evaluate", 0, 1)
+    start = time.perf_counter()
+    model.to(device).eval()  # type: ignore[arg-type]
+    eval_dtype = for_scoring(task.head, device)
+    with autocast(eval_dtype, device):
+        scores = task.evaluate(model, fitted.loaded.tok, device, budget=budget)
+    eval_s = time.perf_counter() - start
+    peak_bytes = measure.peak_bytes(device)
+    emit("measure", 0, 1)
+    speed = latency.of_cell(model, budget.length)
+    source = task.source()
+    record = Record(
+        cell=cell,
+        key=cell.key,
+        versions=versions_of(cell),
+        status="done",
+        budget=budget,
+        hyper=asdict(fitted.method.params),
+        scores=ScoresPart(
+            metric=task.metric,
+            higher_is_better=task.higher_is_better,
+            value=scores.values[task.metric],
+            all=dict(scores.values),
+            n=scores.n,
+            items=scores.items,
+            notes=list(scores.notes) or None,
+        ),
+        params=params,
+        sparsity=sparsity,
+        macs=macs,
+        bytes=file_sizes.bytes_of(model, cell.pattern, cell.quantization),
+        cost=Cost(
+            train_s=fitted.train_s,
+            prune_s=fitted.prune_s,
+            eval_s=eval_s,
+            dense_s=fitted.dense_s,
+            peak_bytes=peak_bytes,
+        ),
+        report=fitted.method.report,
+        speed=speed,
+        data=Data(**asdict(source)),
+        model=fitted.loaded.source,
+        code=provenance.code(type(fitted.method)),
+        env=provenance.env()
+        | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype}
+        | ({"resumed_at": fitted.trained.resumed} if fitted.trained.resumed else {})
+        | means.told(),
+        time=provenance.now(),
+    )
+    if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
+        keep_weights(model, trained_dir(cell), fitted.train_s)
+    clear_scratch(cell)
+    return record
+
+
+def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, float]:
+    """The cell's scores on the select slice, for choosing hyper-parameters; leaves no record."""
+    fitted = fit_cell(cell, emit)
+    fitted.model.eval()
+    task = registry.task(cell.task)
+    tok, device, budget = fitted.loaded.tok, device_of(), budget_of(cell)
+    with autocast(for_scoring(task.head, device), device):
+        return dict(task.evaluate(fitted.model, tok, device, split, budget).values)
+
+
+def train_macs(cell: Cell, fitted: Fitted) -> int | None:
+    """Multiply-adds of one update for one sequence; None where they cannot be counted.
+
+    Counted on a model and a method of their own, without weights: nothing of the cell moves.
+    """
+    if fitted.trained.trainable == Trainable(body=0, head=0):
+        return 0
+    method_class = type(fitted.method)
+    method = method_class(method_class.Params(**hyper_of(cell)))
+    model, budget = fitted.model, budget_of(cell)
+    try:
+        return without_weights.update_macs(
+            without_weights.attach(method, cell, budget, type(model), model.config)
+        )
+    except BenchError:
+        return None

@@ -1,0 +1,161 @@
+"""Training-step time and memory of every method relative to dense fine-tuning, in one run.
+
+All models take turns step by step, so that whatever else the machine does hits all alike; the
+medians' ratio is what counts, the milliseconds are for orientation. Memory is the peak of a few
+steps in a process of each method's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench.core.cell import REFERENCE, Cell
+from bench.core.errors import BenchError
+from bench.core.overrides import parse_settings
+from bench.core.pattern import DEFAULT_PATTERN, makes, own_sparsity
+from bench.core.tables import plain
+from bench.costs import measure
+from bench.pipeline.context import make_context
+from bench.planning import registry
+from bench.planning.job import budget_of, check_overrides, hyper_of
+from bench.sources import loading
+from bench.weights.precision import supports_bf16
+
+WARMUP = 3
+TASK = "tiny/reviews"  # decides the head only; the batch is made of random tokens
+
+
+def default_methods() -> list[str]:
+    """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
+    found = []
+    for name in registry.names("method"):
+        method = registry.method(name)
+        if method.trains:
+            levels = (":0.5", ":0.9") if makes(method.patterns, "unstructured") else ("",)
+            found += [name + level for level in levels]
+    return found
+
+
+def table(
+    methods: Sequence[str], model: str, batch: int, length: int, steps: int, dtype: str
+) -> str:
+    """Times and renders; dense is always among the methods.
+
+    Args:
+        methods: `name`, `name:sparsity` or `name:sparsity:key=value`, as in `ast:0.5:kd=0`.
+        model: slug.
+        batch: sequences an update.
+        length: tokens a sequence.
+        steps: timed updates.
+        dtype: `auto`, `float32` or `bf16`.
+
+    Raises:
+        BenchError: an unknown method or parameter, or a method that does not train.
+    """
+    measure.reuse_freed_memory()
+    names = list(dict.fromkeys([REFERENCE, *methods]))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = supports_bf16(device) if dtype == "auto" else dtype == "bf16"
+    updates = {name: _update(name, model, batch, length, bf16, device) for name in names}
+    peaks = _peaks(names, model, batch, length, bf16, device)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(WARMUP + steps):
+        for name, update in updates.items():
+            start = time.perf_counter()
+            update()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARMUP:
+                times[name].append(time.perf_counter() - start)
+    dense = statistics.median(times[REFERENCE])
+    rows = []
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        paired = [a / b for a, b in zip(taken, times[REFERENCE], strict=True)]
+        quartiles = statistics.quantiles(paired, n=4) if len(paired) > 1 else [1.0] * 3
+        spread = f"{quartiles[0]:.2f}–{quartiles[2]:.2f}"
+        step = (f"{1000 * median:.0f}", f"{median / dense:.3f}", spread)
+        memory = (f"{peaks[name] / 2**30:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}")
+        rows.append([name, *step, *memory])
+    about = (
+        f"training step, {model}, {batch} × {length} tokens, "
+        f"{'bf16 autocast' if bf16 else 'float32'}, {torch.get_num_threads()} threads, "
+        f"median of {steps} interleaved steps after {WARMUP}"
+    )
+    headers = ("method", "ms", "× dense", "quartiles of × dense", "peak GiB", "peak × dense")
+    return about + "\n\n" + plain(headers, rows)
+
+
+def _peaks(
+    names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
+) -> dict[str, int]:
+    """Peak bytes of a few updates, each method in a fresh process."""
+    return {
+        name: measure.in_fresh_process(_peak, name, slug, batch, length, bf16, device)
+        for name in names
+    }
+
+
+def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device) -> int:
+    measure.reuse_freed_memory()
+    update = _update(name, slug, batch, length, bf16, device)
+    for _ in range(WARMUP):
+        update()
+    return measure.peak_bytes(device)
+
+
+def _update(
+    name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
+) -> Callable[[], None]:
+    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer.
+
+    A teacher is the untrained model itself: its time does not depend on its weights.
+    """
+    method_name, _, rest = name.partition(":")
+    level, _, pairs = rest.partition(":")
+    method_class = registry.method(method_name)
+    if not method_class.trains:
+        raise BenchError(f"method {method_name} does not train; speed compares training steps")
+    task = registry.task(TASK)
+    first = method_class.patterns[0]
+    pattern = DEFAULT_PATTERN.get(first, first)
+    cell = Cell(
+        task=TASK,
+        model=slug,
+        method=method_name,
+        pattern=pattern,
+        sparsity=float(level or own_sparsity(pattern) or 0.0),
+        overrides=tuple(parse_settings(pairs.split(":") if pairs else ()).items()),
+    )
+    check_overrides(method_class, hyper_of(cell))
+    loaded = loading.load(slug, task, cell.seed)
+    model = loaded.model.to(device)  # type: ignore[arg-type]
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    method = method_class(method_class.Params(**hyper_of(cell)))
+    ctx = make_context(cell, budget_of(cell), task, loaded, device)
+    method.attach(model, ctx._replace(teacher=lambda: teacher))
+    optimizer = method.optimizer(method.param_groups(model))
+    method.step(model, 1.0)
+    model.train()
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(model.config.vocab_size)
+    ids = torch.randint(5, vocabulary, (batch, length), generator=generator).to(device)
+    labels = torch.randint(0, task.labels, (batch,), generator=generator).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def update() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = method.loss(model, inputs, model(**inputs))
+        loss.backward()
+        if method.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(held, method.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update

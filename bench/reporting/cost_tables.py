@@ -1,0 +1,82 @@
+"""What methods cost and save, one table a machine: times of different hardware never mix."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from bench.core.record import Record, Speed
+from bench.core.tables import gib, human, mib
+from bench.reporting.rows import NAME, Clean, Key, Row, name
+
+LEGEND = """\
+**MACs**: multiply-adds of one sequence; *effective* leaves out products with zero weights and is
+no speed-up by itself, *realizable* what this hardware can leave out (sliced heads and neurons, 2:4
+with a kernel), *train* is an update's share of one sequence, forward and backward. **stored**: the
+smallest lossless format's bytes, or the quantized one's. **ms**: median latency of one forward
+pass of the deployed form, batch × tokens; **faster**: than the dense model in the same run.
+**train s**: seconds to get there, for one-shot methods with the dense training that they start
+from. **peak memory**: of the cell's process.
+"""
+
+_COUNTS = ("dense", "effective", "realizable", "train")
+
+
+def tables(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> list[str]:
+    """The cost columns of a leaderboard's rows."""
+    machines: dict[str, list[tuple[Key, list[Record]]]] = defaultdict(list)
+    for key, records in rows:
+        for machine in sorted({hardware(r) for r in records}):
+            machines[machine].append((key, [r for r in records if hardware(r) == machine]))
+    parts = []
+    for machine, inside in sorted(machines.items()):
+        settings = sorted({setting(s) for _, rs in inside for r in rs for s in r.speed})
+        header = [*NAME, *(f"MACs {kind}" for kind in _COUNTS), "stored"]
+        for batch, length, dtype in settings:
+            header += [clean(f"ms {batch}×{length} {dtype}"), "faster"]
+        header += ["train s", "peak memory"]
+        table = render(header, [_row(key, rs, settings, clean) for key, rs in inside])
+        parts.append(f"costs on {clean(machine)}\n\n{table}")
+    return parts
+
+
+def hardware(record: Record) -> str:
+    """What a record's times were taken on."""
+    env = record.env
+    return str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
+
+
+def seconds(record: Record) -> float:
+    """Wall-clock seconds to the pruned model, with the dense training that it started from."""
+    assert record.cost is not None
+    return record.cost.train_s + record.cost.prune_s + record.cost.dense_s
+
+
+def setting(speed: Speed) -> tuple[int, int, str]:
+    """What a latency was taken of: batch, length, dtype."""
+    return speed.batch, speed.length, speed.dtype
+
+
+def _row(
+    key: Key, records: Sequence[Record], settings: Sequence[tuple[int, int, str]], clean: Clean
+) -> list[str]:
+    first = records[0]
+    assert first.macs is not None
+    assert first.bytes is not None
+    cells = [*name(key, clean), *(human(getattr(first.macs, kind)) for kind in _COUNTS)]
+    cells.append("–" if first.bytes.stored is None else mib(first.bytes.stored))
+    for one in settings:
+        taken = [s for r in records for s in r.speed if setting(s) == one]
+        cells += _latency(taken, clean) if len(taken) == len(records) else ["–", "–"]
+    cells.append(f"{statistics.fmean(map(seconds, records)):.1f}")
+    cells.append(gib(max(r.cost.peak_bytes for r in records if r.cost)))
+    return cells
+
+
+def _latency(taken: Sequence[Speed], clean: Clean) -> list[str]:
+    """Milliseconds and speed-up, medians over seeds."""
+    ratio = statistics.median(s.dense_ms_p50 / s.ms_p50 for s in taken)
+    forms = sorted({s.form for s in taken} - {"dense"})
+    faster = f"{ratio:.2f}" + (f" ({clean(', '.join(forms))})" if forms else "")
+    return [f"{statistics.median(s.ms_p50 for s in taken):.1f}", faster]

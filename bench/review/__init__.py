@@ -1,0 +1,1 @@
+"""What must hold: gate, submissions, papers' claims."""

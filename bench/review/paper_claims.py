@@ -1,0 +1,184 @@
+"""`sparsebench claims`: what papers say beside what this suite counts and measures.
+
+The claims are data (`claims.toml`), the published numbers too (`published.csv`); neither is ever a
+row of a leaderboard. A verdict is given where model and budget are the paper's; a measurement on
+another model or a shorter run is shown beside the claim and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.core.cell import Budget
+from bench.core.errors import BenchError
+from bench.core.overrides import Scalar
+from bench.core.record import Record
+from bench.core.tables import escape, markdown
+from bench.reporting import compare
+from bench.reporting.compare import Line
+from bench.reporting.rows import higher, mean, method_name
+from bench.review import published
+from bench.review.published import FULL, NOT, UNTESTED, Finding, Verdict
+
+DATA = Path(__file__).with_name("claims.toml")
+
+LEGEND = f"""\
+**verdict**: *reproduced*: counted, or measured on the paper's model with the budget `{FULL}`, and
+the printed number (or order) lies in the 95 % interval; *{NOT}*: it lies outside; *undecided*:
+the interval holds both; *{UNTESTED}*: there is no such cell, too few seeds, or something differs,
+which is named. Published numbers stand here only, never in a leaderboard.
+"""
+
+
+class Claim(BaseModel):
+    """One sentence of a paper; `claims.toml` says what the fields mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    paper: str
+    statement: str
+    source: str
+    check: Literal["share", "below", "saved", "gap", "better", "comparable"]
+    method: str
+    models: list[str]
+    printed: str = ""
+    against: str = ""
+    tasks: list[str] = []
+    pattern: str | None = None
+    sparsity: float = 0.5
+    overrides: dict[str, Scalar] = {}
+    margin: float = 0.0
+
+
+def read(path: Path = DATA) -> list[Claim]:
+    """The claims in the repository.
+
+    Raises:
+        BenchError: the file is broken.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        return [Claim.model_validate(claim) for claim in tree["claim"]]
+    except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
+        raise BenchError(f"{path.name}: no claims: {str(error).splitlines()[0]}") from None
+
+
+def check(claim: Claim, records: Sequence[Record]) -> list[Finding]:
+    """What this suite has to say of a claim; one finding a model or cell."""
+    if claim.check in ("share", "below", "saved"):
+        return [_counted(claim, model) for model in claim.models]
+    names = {method_name(r.cell.method, r.cell.overrides) for r in records}
+    if not {claim.method, claim.against} <= names:
+        return [Finding("–", "", "no records", UNTESTED)]
+    wanted = [r for r in records if not claim.tasks or r.cell.task in claim.tasks]
+    try:
+        lines, _ = compare.lines(wanted, claim.method, claim.against)
+    except BenchError:  # both have records, but not of these tasks
+        lines = []
+    return [_measured(claim, line) for line in lines] or [
+        Finding("–", "", "no cell that both have", UNTESTED)
+    ]
+
+
+def report(records: Sequence[Record]) -> str:
+    """All claims and all published numbers as a Markdown page."""
+    header = (
+        "paper",
+        "claim",
+        "printed",
+        "here",
+        "95 %",
+        "where, what differs",
+        "verdict",
+        "source",
+    )
+    rows = []
+    for claim in read():
+        for found in check(claim, records):
+            rows.append(
+                [
+                    *map(escape, (claim.paper, claim.statement, claim.printed or "–")),
+                    *map(escape, (found.here, found.interval or "–", found.where)),
+                    found.verdict,
+                    escape(claim.source),
+                ]
+            )
+    parts = ["# Claims", markdown(header, rows), "## Published numbers"]
+    return "\n\n".join([*parts, published.section(records), LEGEND.rstrip()])
+
+
+def _counted(claim: Claim, model: str) -> Finding:
+    """A claim of counts, on the model without weights."""
+    # These load torch.
+    from bench.costs import by_method
+    from bench.sources import architectures
+
+    config = architectures.config_of(model)
+    chosen = by_method.cells([claim.method], claim.pattern, claim.sparsity, claim.overrides)
+    method, cell = chosen[0]
+    budget = Budget(steps=by_method.STEPS, batch=32, length=128)
+    kind = architectures.class_of(config)
+    row = by_method.account(method, cell, budget, kind, config, kernel=False)
+    if claim.check == "saved":
+        value = None if row.realizable is None else 100 * (1 - row.realizable / row.dense)
+    else:
+        value = None if row.published is None else 100 * row.published.ours
+    where = f"{model}, {cell.pattern}, counted"
+    if value is None:
+        return Finding("–", "", f"{where}: training decides", UNTESTED)
+    if claim.check == "below":
+        holds = value < float(claim.printed)
+    else:
+        digits = len(claim.printed.partition(".")[2])
+        holds = f"{value:.{digits}f}" == claim.printed
+    return Finding(f"{value:.3f}", "", where, "reproduced" if holds else NOT)
+
+
+def _measured(claim: Claim, line: Line) -> Finding:
+    """A claim of scores, at one cell."""
+    _, model, budget, *_ = line.point
+    differs = [] if model in claim.models else ["another model"]
+    differs += [] if budget == FULL else [f"budget {budget}"]
+    test, rises = line.test, higher(line.a)
+    where = "; ".join([compare.place(line.point), *differs])
+    if math.isnan(test.p):
+        return Finding("–", "", f"{where}; {test.reason}", UNTESTED)
+    assert line.a[0].scores is not None
+    unit = line.a[0].scores.unit
+    # As what is lost: in points, or in percent of the perplexity.
+    lost = partial(_lost, ratio=test.ratio, rises=rises, unit=unit)
+    effect, ends = lost(test.effect), sorted((lost(test.low), lost(test.high)))
+    shown = "%" if test.ratio else "points"
+    if claim.check == "gap" and test.ratio:
+        # The paper prints a difference of perplexities.
+        base = mean(line.b)
+        effect, shown = base * effect / 100, "perplexity"
+        ends = [base * end / 100 for end in ends]
+    verdict: Verdict = UNTESTED if differs else _verdict(claim, ends)
+    word = "worse"
+    if effect < 0:
+        word, effect, ends = "better", -effect, [-end for end in reversed(ends)]
+    interval = f"{ends[0]:.3g} … {ends[1]:.3g}"
+    return Finding(f"{effect:.3g} {shown} {word}", interval, where, verdict)
+
+
+def _lost(value: float, ratio: bool, rises: bool, unit: int) -> float:
+    change = 100 * (value - 1) if ratio else unit * value
+    return -change if rises else change
+
+
+def _verdict(claim: Claim, lost: Sequence[float]) -> Verdict:
+    """From the interval of what the method loses."""
+    low, high = lost
+    if claim.check == "gap":
+        return "reproduced" if low <= float(claim.printed) <= high else NOT
+    if high < claim.margin:
+        return "reproduced"
+    return NOT if low > claim.margin else "undecided"

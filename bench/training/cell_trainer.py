@@ -1,0 +1,216 @@
+"""transformers' Trainer as a cell needs it: the method's loss and optimizer, our checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from bench.api import Method
+from bench.core import seeds
+from bench.core.errors import BenchError
+from bench.core.record import Trainable
+from bench.costs.parameters import count_trainable
+from bench.training import devices
+from bench.training.checkpoint import Checkpoints
+from bench.training.losses import micro_batches, smoothed_loss
+
+Progress = Callable[[int, int], None]
+
+
+class CellTrainer(Trainer):
+    """Trainer with the method's loss, optimizer and schedule, and our checkpoints."""
+
+    def __init__(
+        self,
+        method: Method,
+        smoothing: float,
+        checkpoints: Checkpoints | None,
+        accumulate: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.method = method
+        self.smoothing = smoothing
+        self.checkpoints = checkpoints
+        self.accumulate, self.share = accumulate, 1.0
+        self.start = time.perf_counter()
+        self.resumed = 0
+        self.loaded: dict[str, Any] = {"seconds": 0.0}
+        self.epoch_rng: Any = None
+        self.held = Trainable(body=0, head=0)
+        self.losses: list[Tensor] = []
+        # The mean over micro-batches is ours to take: a method's loss knows no item counts.
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The method's; what it holds is counted before anything is wrapped or sharded."""
+        if self.optimizer is None:
+            groups = self.method.param_groups(self.model)  # type: ignore[arg-type]
+            self.held = count_trainable(self.model, groups)  # type: ignore[arg-type]
+            self.optimizer = self.method.optimizer(groups)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The method's, of progress."""
+        if self.lr_scheduler is None:
+            assert self.optimizer is not None
+
+            def factor(step: int) -> float:
+                return self.method.lr_factor(min(step / num_training_steps, 1.0))
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's, of one piece of the batch, times its share."""
+        if self.smoothing:
+            # Without labels the model does not compute a loss that nobody would read.
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            outputs.loss = smoothed_loss(outputs.logits, inputs["labels"], self.smoothing)
+        else:
+            outputs = model(**inputs)
+        # accelerate's autocast covers the model's forward only; a teacher runs in the same type.
+        with self.accelerator.autocast():
+            loss = self.method.loss(model, inputs, outputs) * self.share
+        return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Whole batches, in the same order in every process; each takes its pieces of them."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size == 1:
+            return loader
+        # accelerate would give every process a batch, and fill an epoch's last one up.
+        whole: Any = loader.batch_sampler
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=whole.batch_sampler,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of this process's pieces; the whole batch's loss."""
+        loss = torch.zeros((), device=self.args.device)
+        world, rank = self.args.world_size, self.args.process_index
+        parts = list(micro_batches(inputs, world * self.accumulate))
+        for i in range(0, len(parts), world):
+            # Gradients are averaged over the processes. One without a piece joins in with nothing.
+            part, share = parts[i + rank] if i + rank < len(parts) else (parts[0][0], 0.0)
+            self.share = share * world
+            loss = loss + super().training_step(model, part)
+        if world > 1:
+            dist.all_reduce(loss)
+        self.losses.append(loss)
+        self._stop_at_nan()
+        return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: Trainer's estimate reads 6·N·tokens; `bench.costs.parameters` knows better."""
+        return 0
+
+    def begin_epoch(self) -> None:
+        """Notes the random state that the epoch's order of rows is drawn from.
+
+        In a process that takes over inside an epoch this is the state at the epoch's start, so that
+        the same order is drawn and its first rows can be skipped.
+        """
+        if "rng" in self.loaded:
+            at_start = float(self.state.epoch or 0).is_integer()
+            seeds.set_states(self.loaded["rng" if at_start else "epoch_rng"])
+        self.epoch_rng = seeds.states()
+
+    def _roots(self) -> dict[str, Any]:
+        """What training changes is reachable from these."""
+        optimizer: Any = self.optimizer
+        raw = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds ours
+        return {"model": self.model, "method": self.method, "optimizer": raw}
+
+    # The four places where Trainer writes and reads what its checkpoints hold.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.checkpoints is not None
+        assert self.lr_scheduler is not None
+        if self.losses:
+            self._stop_at_nan(at_once=True)
+        if self.args.process_index:  # all processes hold the same
+            return
+        state = {
+            "scheduler": self.lr_scheduler.state_dict(),
+            "rng": seeds.states(),
+            "epoch_rng": self.epoch_rng,
+            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
+        }
+        self.checkpoints.save(
+            self.state.global_step,
+            self._roots() | state,
+            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE_NAME)),
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        pass  # with the optimizer, which the method may hold on to
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.checkpoints is not None
+        assert self.lr_scheduler is not None
+        self.loaded = self.checkpoints.restore(Path(checkpoint), self._roots())
+        self.lr_scheduler.load_state_dict(self.loaded["scheduler"])
+        self.resumed = self.state.global_step
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        seeds.set_states(self.loaded.pop("rng"))
+
+    def _stop_at_nan(self, at_once: bool = False) -> None:
+        # Reading a loss waits for the device, so accelerators are asked every tenth time only.
+        if self.losses[0].device.type != "cpu" and len(self.losses) < 10 and not at_once:
+            return
+        finite = torch.stack(self.losses).isfinite().tolist()
+        if not all(finite):
+            late = len(finite) - finite.index(False) - 1
+            step = self.state.global_step + 1 - late
+            raise BenchError(f"the loss is not finite at step {step}", "nan")
+        self.losses.clear()
+
+
+class Hooks(TrainerCallback):
+    """Gives the method its step, reports progress, and says when a checkpoint is due."""
+
+    def __init__(self, trainer: CellTrainer, model: PreTrainedModel, progress: Progress) -> None:
+        self.trainer, self.model, self.progress = trainer, model, progress
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The order of rows is about to be drawn."""
+        self.trainer.begin_epoch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The method's step."""
+        self.trainer.method.step(self.model, state.global_step / state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Progress, and perhaps a checkpoint."""
+        self.progress(state.global_step, state.max_steps)
+        checkpoints = self.trainer.checkpoints
+        # After the last update there would be nothing to go on with.
+        if checkpoints and state.global_step < state.max_steps:
+            control.should_save = self._agreed(checkpoints.due)
+
+    def _agreed(self, due: Callable[[], bool]) -> bool:
+        """Whether a checkpoint is due; several processes ask the first one, every tenth update."""
+        if self.trainer.args.world_size == 1:
+            return due()
+        return self.trainer.state.global_step % 10 == 0 and devices.agree(due())

@@ -1,0 +1,1 @@
+"""The prunable set: targets, units, patterns."""

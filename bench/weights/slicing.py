@@ -1,0 +1,251 @@
+"""Heads and FFN neurons as units: which weights each owns, and taking zeroed ones out for good.
+
+METHODS.md §1.8. A method that prunes heads or neurons leaves zeros; `slice_units` makes the
+matrices smaller and says in `model.config.sliced` how small, so that `load` can rebuild them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bench.core.errors import BenchError
+from bench.weights.side_branch import Branch
+from bench.weights.targets import Target, blocks, prunable
+
+# Attention: what makes q, k, v and what reads the heads. FFN: what makes neurons, what reads them.
+_LAYOUTS = (
+    (
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output.dense",
+        ("intermediate.dense",),
+        "output.dense",
+    ),
+    (("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "self_attn.out_proj",
+        ("fc1",),
+        "fc2",
+    ),
+    (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "self_attn.o_proj",
+        ("mlp.gate_proj", "mlp.up_proj"),
+        "mlp.down_proj",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The heads of one block, or its FFN neurons; each owns an equal share of rows and columns.
+
+    Attributes:
+        count: how many. Query heads that share a key head are one unit.
+        rows: the matrices whose outputs (and biases) they are, with the range of rows of each
+            logical matrix.
+        columns: the matrix that reads those outputs.
+    """
+
+    count: int
+    rows: tuple[tuple[Target, slice], ...]
+    columns: Target
+
+    def indices(self, chosen: Sequence[int] | Tensor, area: slice) -> Tensor:
+        """Rows (or columns) of `area` that the chosen units own, ascending per unit."""
+        share = (area.stop - area.start) // self.count
+        if not isinstance(chosen, Tensor):
+            chosen = torch.tensor(list(chosen), dtype=torch.long)
+        first: Tensor = area.start + share * chosen
+        return (first[:, None] + torch.arange(share, device=first.device)).flatten()
+
+    @property
+    def width(self) -> slice:
+        """All columns of `columns`."""
+        return slice(0, self.columns.shape[1])
+
+    def alive(self) -> list[int]:
+        """Units that may change an output, at least one.
+
+        A unit is dead when nothing reads it, or when all its rows and biases are zero: heads and
+        the usual activations map zero to zero.
+        """
+        read = self.columns.weight.view(-1, self.count, self.width.stop // self.count)
+        living = read.ne(0).any(dim=2).any(dim=0)
+        made = torch.zeros_like(living)
+        for target, area in self.rows:
+            rows = target.weight[area].ne(0).any(dim=1)
+            if (bias := _bias(target)) is not None:
+                rows = rows | bias[area].ne(0)
+            made |= rows.view(self.count, -1).any(dim=1)
+        kept: list[int] = (living & made).nonzero()[:, 0].tolist()
+        return kept or [0]
+
+
+def units(model: PreTrainedModel) -> list[tuple[Units, Units]]:
+    """Heads and neurons of every block.
+
+    Raises:
+        BenchError: a block of an unknown make, or a low-rank branch: where the weight is zero, that
+            still reads and writes.
+    """
+    if any(isinstance(module, Branch) for module in model.modules()):
+        raise BenchError("a model with low-rank branches cannot be sliced")
+    names = {id(module): name for name, module in model.named_modules()}
+    targets = {t.name: t for t in prunable(model)}
+    return [_units(model, names[id(block)], targets) for block in blocks(model)]
+
+
+def _units(model: PreTrainedModel, block: str, targets: dict[str, Target]) -> tuple[Units, Units]:
+    for qkv, reader, makers, output in _LAYOUTS:
+        paths = (*qkv, reader, *makers, output)
+        if all(f"{block}.{path}" in targets for path in paths):
+            break
+    else:
+        raise BenchError(f"{type(model).__name__}: cannot tell heads and neurons of {block}")
+    heads = tuple(part for path in qkv for part in _parts(targets[f"{block}.{path}"]))
+    neurons = tuple(part for path in makers for part in _parts(targets[f"{block}.{path}"]))
+    keys = heads[1][1]
+    last = targets[f"{block}.{output}"]
+    return (
+        Units((keys.stop - keys.start) // head_size(model), heads, targets[f"{block}.{reader}"]),
+        Units(last.shape[1], neurons, last),
+    )
+
+
+def _parts(target: Target) -> list[tuple[Target, slice]]:
+    rows = target.shape[0] // target.parts
+    return [(target, slice(p * rows, (p + 1) * rows)) for p in range(target.parts)]
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Width of one head."""
+    config = model.config
+    stated = getattr(config, "head_dim", None)
+    return int(stated or config.hidden_size // config.num_attention_heads)
+
+
+def slice_units(model: PreTrainedModel) -> None:
+    """Takes dead heads and neurons out of the matrices; logits stay the same (§1.8).
+
+    `model.config.sliced` then tells how many of each are left in every block.
+    """
+    _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
+
+
+def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
+    """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
+    kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
+    _keep(model, kept)
+
+
+def _left(group: Units, share: float) -> int:
+    return group.count - min(round(share * group.count), group.count - 1)
+
+
+def removable(model: PreTrainedModel) -> int:
+    """Elements that `slice_units` would take out: rows with their biases, and columns."""
+    removed = 0
+    for group in (group for pair in units(model) for group in pair):
+        dead = group.count - len(group.alive())
+        for target, area in group.rows:
+            width = target.shape[1] + (_bias(target) is not None)
+            removed += dead * (area.stop - area.start) // group.count * width
+        removed += dead * group.width.stop // group.count * group.columns.shape[0]
+    return removed
+
+
+def shrink(model: PreTrainedModel) -> None:
+    """Gives a newly made model the shapes that its `config.sliced` tells.
+
+    Raises:
+        BenchError: it tells of units that the model does not have.
+    """
+    left = model.config.sliced
+    pairs = list(zip(left["heads"], left["neurons"], strict=True))
+    whole = [(heads.count, neurons.count) for heads, neurons in units(model)]
+    fits = [0 < h <= hs and 0 < n <= ns for (h, n), (hs, ns) in zip(pairs, whole, strict=True)]
+    if not all(fits):
+        raise BenchError(f"config.sliced tells of {pairs} heads and neurons, there are {whole}")
+    _keep(model, [(range(h), range(n)) for h, n in pairs])
+
+
+def load(folder: Path, kind: Any) -> PreTrainedModel:
+    """A saved sliced model of class `kind`, in float32 and eval mode; safetensors only.
+
+    Raises:
+        BenchError: the config tells no shapes, or the weights do not fit them.
+    """
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    if getattr(config, "sliced", None) is None:
+        raise BenchError(f"{folder.name} holds no sliced model")
+    model: PreTrainedModel = kind(config)
+    shrink(model)
+    state = {
+        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise BenchError(f"{folder.name}: {str(error).splitlines()[-1].strip()}") from None
+    # Tied tensors are saved once: what is missing must be another name of what is there.
+    places = {k: v.data_ptr() for k, v in model.state_dict().items()}
+    read = {places[k] for k in state if k in places}
+    if unexpected or any(places[k] not in read for k in missing):
+        raise BenchError(f"{folder.name}: missing {missing}, unexpected {unexpected}")
+    model.float().eval()
+    return model
+
+
+def _keep(model: PreTrainedModel, kept: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+    size = head_size(model)
+    for (heads, neurons), (some_heads, some_neurons) in zip(units(model), kept, strict=True):
+        _take(heads, some_heads)
+        _take(neurons, some_neurons)
+        attention = model.get_submodule(heads.rows[0][0].name.rpartition(".")[0])
+        n = len(some_heads)
+        shapes = {"num_attention_heads": n, "num_heads": n}
+        shapes |= {"all_head_size": n * size, "split_size": n * size}
+        for name, value in shapes.items():
+            if hasattr(attention, name):
+                setattr(attention, name, value)
+    model.config.sliced = {
+        "heads": [len(heads) for heads, _ in kept],
+        "neurons": [len(neurons) for _, neurons in kept],
+    }
+
+
+def _take(group: Units, kept: Sequence[int]) -> None:
+    modules = {id(target.module): target for target, _ in group.rows}
+    for key, target in modules.items():
+        areas = [area for t, area in group.rows if id(t.module) == key]
+        rows = torch.cat([group.indices(kept, area) for area in areas])
+        bias = _bias(target)
+        _replace(target, target.weight[rows], None if bias is None else bias[rows])
+    columns = group.indices(kept, group.width)
+    _replace(group.columns, group.columns.weight[:, columns], _bias(group.columns))
+
+
+def _bias(target: Target) -> Tensor | None:
+    bias = target.module.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _replace(target: Target, weight: Tensor, bias: Tensor | None) -> None:
+    """Puts a weight of another shape, (out, in), and its bias into a module."""
+    module: Any = target.module
+    stored = (weight.t() if target.transposed else weight).contiguous()
+    module.weight = nn.Parameter(stored, requires_grad=module.weight.requires_grad)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.clone(), requires_grad=module.bias.requires_grad)
+    names = ("nf", "nx") if target.transposed else ("out_features", "in_features")
+    for name, size in zip(names, weight.shape, strict=True):
+        setattr(module, name, size)

@@ -1,0 +1,1 @@
+"""What several methods share: masks, schedules, statistics, low-rank updates."""

@@ -1,0 +1,218 @@
+"""Pruning column by column with optimal-brain-surgeon updates, fast (METHODS.md §3.10).
+
+The published form takes R, the upper Cholesky factor of H⁻¹, and for every column j
+
+    e_j = (w_j − ŵ_j)/R_jj,   w_l ← w_l − e_j·R_jl  for l > j.
+
+With H = U·Uᵀ, U upper triangular, RᵀR = U⁻ᵀU⁻¹ and so R = U⁻¹: the Cholesky factor of H with both
+axes reversed, reversed back, and inverted. But R is hardly needed. All updates together are
+Ŵ = W − E·R, so E = D·U with D = W − Ŵ the distance from the ORIGINAL weights; and before a block of
+columns G the columns F have been done, with R_FG = −R_FF·U_FG·R_GG, so that G stands at
+
+    W_G − E_F·R_FG = W_G + D_F·U_FG·R_GG.
+
+What is left to invert are the corners U_GG of the blocks, and the sum looks left: a weight is read
+and written once a block, not once for every block before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.api import BenchError
+from methods.shared.masks import keep_largest, keep_n_largest
+
+Select = Callable[[Tensor, int, int], Tensor]
+"""(scores (columns, out), first column, last + 1) → bool, true = pruned."""
+
+LEAF = 16  # columns within which single columns are updated; by measurement
+
+
+class Gram:
+    """XᵀX over all calibration tokens, float32, (in, in); used up by `factor`."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum: Tensor | None = torch.zeros(width, width, device=device)
+        self._factor: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Accumulates `x`: (tokens, in)."""
+        x = x.float()
+        self.sum.addmm_(x.t(), x)
+
+    def factor(self, percdamp: float) -> tuple[Tensor, Tensor]:
+        """`factorise` of the sum, once for all matrices that share this input."""
+        if self._factor is None:
+            self._factor = factorise(self.sum, percdamp)
+            self.sum = None
+        return self._factor
+
+
+def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
+    """Damped H = U·Uᵀ as what the sweep needs.
+
+    An input that was always 0 (dead) gets H_jj = 1 and counts for nothing. The damping is a
+    fraction of the mean diagonal of the others: the reference counts the ones in, which makes the
+    scale of H matter. The damping grows tenfold while the factorisation fails.
+
+    Args:
+        gram: (in, in), any positive multiple of XᵀX.
+        percdamp: damping as a fraction of the mean diagonal.
+
+    Returns:
+        U (in, in), and which inputs are dead (in,), bool.
+
+    Raises:
+        BenchError: kind `nan`; the inputs are not finite.
+    """
+    dead = gram.diagonal() == 0
+    mean = gram.diagonal().sum() / (~dead).sum().clamp(min=1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    if not bool(torch.isfinite(mean)):
+        raise BenchError("the calibration inputs of a matrix are not finite", "nan")
+    reversed_ = gram.flip(0, 1)
+    diagonal = reversed_.diagonal()
+    diagonal += dead.flip(0)
+    damped = 0.0
+    while True:
+        diagonal += (percdamp - damped) * mean
+        lower, failed = torch.linalg.cholesky_ex(reversed_)
+        if not bool(failed):
+            break
+        damped, percdamp = percdamp, max(10 * percdamp, 1e-4)
+        if percdamp > 1e3:
+            raise BenchError("the calibration inputs of a matrix are not finite", "nan")
+    return lower.flip(0, 1), dead
+
+
+def sweep(
+    weight: Tensor,
+    factor: tuple[Tensor, Tensor],
+    select: Select,
+    group: int,
+    blocksize: int = 128,
+    quantize: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Prunes left to right; what is kept makes up for what went.
+
+    Args:
+        weight: (out, in).
+        factor: of `factorise`.
+        select: chooses within `group` columns, from W²/R_jj² at their current weights.
+        group: columns chosen at once.
+        blocksize: columns a block; a speed knob unless it is the group.
+        quantize: rounds a column (out,) to its grid; None for none.
+
+    Returns:
+        The new weight, (out, in).
+    """
+    upper, dead = factor
+    # Columns of W as rows in memory: all below is contiguous.
+    columns = weight.t().contiguous()
+    moved = torch.empty_like(columns)
+    levels = _levels(group, blocksize)
+    for a in range(0, len(columns), levels[0]):
+        corner = slice(a, a + levels[0])
+        current = columns[corner].clone()
+        eye = torch.eye(len(current), dtype=upper.dtype, device=upper.device)
+        R = torch.linalg.solve_triangular(upper[corner, corner], eye, upper=True)
+        if a > 0:
+            current.addmm_(R.t(), upper[:a, corner].t() @ moved[:a])
+        scale = R.diagonal().square().reciprocal().masked_fill(dead[corner], 0.0)
+
+        def choose(c: int, d: int, current=current, scale=scale, a=a) -> Tensor:
+            scores = current[c:d].square().mul_(scale[c:d, None])
+            return select(scores, a + c, a + d)
+
+        _Block(current, R, group, choose, quantize).sweep(0, len(current), levels)
+        torch.sub(columns[corner], current, out=moved[corner])
+        columns[corner] = current
+    return columns.t().contiguous()
+
+
+class _Block:
+    """The published steps inside one block, on columns `current`: (columns, out), in place.
+
+    A class, as a nested function that calls itself lives, with all it has seen, until the garbage
+    collector finds it: memory would grow with depth.
+    """
+
+    def __init__(self, current: Tensor, R: Tensor, group: int, choose, quantize) -> None:
+        self.current, self.group, self.choose, self.quantize = current, group, choose, quantize
+        self.steps = R / R.diagonal()[:, None]
+        self.changes = torch.empty_like(current)
+        self.pruned = torch.empty_like(current)  # 1 where pruned
+
+    def sweep(self, low: int, high: int, sizes: list[int]) -> None:
+        """Columns `low` to `high`, in pieces of the first size, these in ones of the next."""
+        size, *inner = sizes
+        current, changes = self.current, self.changes
+        for c in range(low, high, size):
+            d = min(c + size, high)
+            if c > low:
+                current[c:d].addmm_(self.steps[low:c, c:d].t(), changes[low:c], alpha=-1)
+            if size == self.group:
+                self.pruned[c:d] = self.choose(c, d)
+            if inner:
+                self.sweep(c, d, inner)
+            else:
+                self._column(current[c], changes[c], self.pruned[c])
+
+    def _column(self, column: Tensor, change: Tensor, pruned: Tensor) -> None:
+        if self.quantize is None:
+            torch.mul(column, pruned, out=change)
+        else:
+            torch.addcmul(column, self.quantize(column), 1.0 - pruned, value=-1, out=change)
+        column.sub_(change)
+
+
+def _levels(group: int, blocksize: int) -> list[int]:
+    """Nested sizes, the block's first, down to single columns; a group is never cut."""
+    whole = [max(size // group, 1) * group for size in (blocksize, LEAF)]
+    return sorted({*whole, group, min(LEAF, group), 1}, reverse=True)
+
+
+def exactly(k: int, width: int) -> Select:
+    """Prunes `k` in all of the matrix; blocks share them by width, rounded cumulatively."""
+
+    def select(scores: Tensor, a: int, b: int) -> Tensor:
+        return ~keep_largest(scores, k * b // width - k * a // width)
+
+    return select
+
+
+def threshold(sparsity: float) -> Select:
+    """The reference's rule: up to and including order statistic ⌊n·s⌋, so one too many a block."""
+
+    def select(scores: Tensor, a: int, b: int) -> Tensor:
+        k = int(scores.numel() * sparsity)
+        return scores <= scores.flatten().kthvalue(min(k + 1, scores.numel())).values
+
+    return select
+
+
+def n_of_m(n: int) -> Select:
+    """Keeps the `n` largest of the group, in every row."""
+    return lambda scores, a, b: ~keep_n_largest(scores, n)
+
+
+def given(keep: Tensor) -> Select:
+    """Prunes by a mask that is known before: (out, in), true = keep."""
+    return lambda scores, a, b: ~keep[:, a:b].t()
+
+
+def rounding(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """Rounds a column to 2^bits levels between each row's least and greatest weight, 0 among them.
+
+    Args:
+        weight: (out, in).
+        bits: at least 2.
+    """
+    levels = 2**bits - 1
+    low = weight.amin(dim=1).clamp(max=0)
+    step = ((weight.amax(dim=1).clamp(min=0) - low) / levels).clamp(min=torch.finfo().tiny)
+    zero = (-low / step).round()
+    return lambda column: ((column / step).round() + zero).clamp(0, levels).sub(zero).mul(step)

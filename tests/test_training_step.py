@@ -1,0 +1,41 @@
+"""`sparsebench speed`: what a method's name may carry."""
+
+import pytest
+
+from bench.api import BenchError
+from bench.core.pattern import own_sparsity
+from bench.pipeline import training_step
+from bench.planning import registry
+
+
+def test_a_name_carries_sparsity_and_parameters(monkeypatch):
+    seen = []
+    ast = registry.method("ast")
+    attach = ast.attach
+
+    def spy(self, model, ctx):
+        seen.append((ctx.cell.pattern, ctx.cell.sparsity, self.params.kd, self.params.every))
+        attach(self, model, ctx)
+
+    monkeypatch.setattr(ast, "attach", spy)
+    names = ["ast", "ast::kd=0", "ast:0.5:kd=0.5:every=7"]
+    table = training_step.table(names, "tiny-bert", batch=2, length=8, steps=1, dtype="float32")
+    assert all(f"{name} " in table for name in ["dense", *names])
+    default = ast.Params()
+    assert seen == [
+        ("2:4", 0.5, default.kd, default.every),  # N:M fixes its own sparsity
+        ("2:4", 0.5, 0.0, default.every),
+        ("2:4", 0.5, 0.5, 7),
+    ]
+
+
+def test_an_unknown_parameter_is_named():
+    with pytest.raises(BenchError, match="method ast has no parameter 'kp'"):
+        training_step.table(["ast::kp=0"], "tiny-bert", 2, 8, 1, "float32")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("dense", 0.0), ("2:4", 0.5), ("1:3", 0.6667), ("unstructured", None)]
+)
+def test_patterns_that_fix_the_sparsity(pattern, sparsity):
+    assert own_sparsity(pattern) == sparsity
