@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from pydantic import Field
+from pydantic.dataclasses import is_pydantic_dataclass
+
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, Outcome
+from bench.core.parameters import parameters
 from bench.core.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ __all__ = [
     "Cell",
     "Context",
     "Expected",
+    "Field",
     "Method",
     "Outcome",
     "Pattern",
@@ -41,6 +46,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "parameters",
 ]
 
 
@@ -77,7 +83,7 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The trained share that a method's paper prints (METHODS.md §4.1).
+    """The trained share that a method's paper prints.
 
     Attributes:
         share: as a fraction.
@@ -121,6 +127,9 @@ class Method(ABC):
 
     Attributes:
         name: the name in the registry.
+        summary: what it does, in one sentence; tables and lists show it.
+        paper: where it comes from, as `arXiv 2205.11005, IJCAI`; empty for a baseline.
+        year: of that paper; 0 for a baseline.
         version: raised when the method's numbers move; older records become stale.
         patterns: the patterns it can make, its default first; `N:M` and `block:RxC` stand for all
             of their family.
@@ -140,8 +149,11 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
     version: ClassVar[int] = 1
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured",)
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     trains: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = True
     promises_sparsity: ClassVar[bool] = True
@@ -150,13 +162,31 @@ class Method(ABC):
     max_grad_norm: ClassVar[float] = 1.0
     published: ClassVar[Published | None] = None
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
         """Hyper-parameters with defaults; a cell's overrides replace some of them."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Plain classes and dataclasses become checked ones, so that every parameter is.
+        if "Params" in vars(cls) and not is_pydantic_dataclass(cls.Params):
+            cls.Params = parameters(cls.Params)  # type: ignore[misc]
 
     def __init__(self, params: Any = None) -> None:
         self.params: Any = self.Params() if params is None else params
         self.report: dict[str, float] = {}
+
+    @classmethod
+    def source(cls) -> str:
+        """Returns the paper with its year, or `baseline`."""
+        return f"{cls.paper} {cls.year}" if cls.paper else "baseline"
+
+    def closed_form(self, model: PreTrainedModel) -> int | None:
+        """Returns the trained elements outside the task's head, from the shapes of a dense model.
+
+        The contract test compares it with what the optimizer held. None: there is no closed form.
+        """
+        return None if self.trains else 0
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Freezes, parametrizes or prunes `model` in place."""
@@ -216,13 +246,20 @@ class Method(ABC):
         if not self.promises_sparsity:
             return None
         pattern, s = ctx.cell.pattern, ctx.cell.sparsity
-        units = (s if "heads" in pattern else 0.0, s if "neurons" in pattern else 0.0)
-        if pattern in ("heads", "neurons", "heads+neurons"):
+        units = (s if pattern.heads else 0.0, s if pattern.neurons else 0.0)
+        if pattern.removes_units and not pattern.block:
             return Expected(None, *units)
         sizes = [rows * columns for rows, columns in (t.shape for t in ctx.targets)]
         pools = sizes if self.uniform else [sum(sizes)]
-        # A pool loses ⌊n·s⌋; 1e-6 forgives 0.29·100 = 28.999…96 (METHODS.md §1.4).
+        # A pool loses ⌊n·s⌋; 1e-6 forgives 0.29·100 = 28.999…96 (exact counts).
         return Expected(sum(math.floor(n * s + 1e-6) for n in pools), *units)
+
+    def check(self, cell: Cell, budget: Budget) -> None:
+        """Refuses what its parameters cannot do with this cell and budget, before anything runs.
+
+        Raises:
+            BenchError: naming the parameter and what would be right.
+        """
 
     @abstractmethod
     def finish(self, model: PreTrainedModel) -> None:

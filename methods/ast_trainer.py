@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern, Published
+from bench.api import BenchError, Method, Published
 from bench.weights import side_branch
 from bench.weights.targets import head_parameters, merge, normal_form
 from methods.shared.annealed_adamw import AnnealedAdamW
@@ -32,7 +32,7 @@ class AST(Method):
 
     name: ClassVar[str] = "ast"
     version: ClassVar[int] = 2
-    patterns: ClassVar[tuple[Pattern, ...]] = ("N:M",)
+    patterns: ClassVar[tuple[str, ...]] = ("N:M",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.api import Method, Pattern
+from bench.api import Method
 
 
 class Dense(Method):
     """All weights trained on the task's loss, nothing pruned."""
 
     name: ClassVar[str] = "dense"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
+    patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bench.api import BenchError, Expected, Method, Pattern, Published
+from bench.api import BenchError, Expected, Method, Published
 from bench.weights import slicing
 from bench.weights.precision import without_autocast
 from bench.weights.targets import Target, freeze, merge
@@ -40,7 +40,7 @@ class DSEE(Method):
     """
 
     name: ClassVar[str] = "dsee"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "heads", "heads+neurons")
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "heads", "heads+neurons")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class DSEE(Method):
         self.fresh = None
         self.derived = False
         self.targets = ctx.targets
-        self.blocks = [] if ctx.cell.pattern == "unstructured" else slicing.units(model)
+        self.blocks = slicing.units(model) if ctx.cell.pattern.removes_units else []
         self.parts = []
         for target in ctx.targets:
             for role, rows in (roles(target) or {"": slice(0, target.shape[0])}).items():
@@ -102,7 +102,7 @@ class DSEE(Method):
             for target in (Target(name, module) for name, module in pooler):
                 self.parts.append(Part(target, slice(0, target.shape[0]), None))
         self.coefficients = []
-        if ctx.cell.pattern == "heads+neurons":
+        if ctx.cell.pattern.neurons:
             for units in (units for block in self.blocks for units in block):
                 scale = Coefficients(units).to(ctx.device)
                 units.columns.parametrize(scale)
@@ -131,7 +131,7 @@ class DSEE(Method):
         if self.derived or progress < self.params.phase1:
             return
         self.derived = True
-        if self.cell.pattern == "unstructured":
+        if not self.cell.pattern.removes_units:
             self._mask()
         else:
             self._remove()
@@ -182,8 +182,8 @@ class DSEE(Method):
     def expected(self, ctx) -> Expected | None:
         """Units as the parameters say, or the zeros of the first pool: q and v come out dense."""
         heads, neurons = self._fractions()
-        if ctx.cell.pattern != "unstructured":
-            return Expected(heads=heads, neurons=neurons if "neurons" in ctx.cell.pattern else 0.0)
+        if ctx.cell.pattern.removes_units:
+            return Expected(heads=heads, neurons=neurons if ctx.cell.pattern.neurons else 0.0)
         if self.params.prune_pooler:
             return None  # the pool's zeros may lie in the pooler
         pool = (base(part.target)[part.rows] for part in self.parts if part.update is None)

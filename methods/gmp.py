@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method
 from bench.weights.targets import merge, normal_form
-from methods.shared.masks import groups_of, keep_largest, keep_n_m_partly, parse_n_m, pruned_count
+from methods.shared.masks import groups_of, keep_largest, keep_n_m_partly, pruned_count
 from methods.shared.schedules import cubic
 
 
@@ -23,7 +23,7 @@ class GMP(Method):
     """Gradual magnitude pruning: all weights train, the mask follows |W| along a cubic ramp."""
 
     name: ClassVar[str] = "gmp"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "N:M")
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
 
@@ -87,7 +87,7 @@ class MagnitudeMask(nn.Module):
     def __init__(self, target, pattern: str, sparsity: float) -> None:
         super().__init__()
         self.transposed, self.sparsity = target.transposed, sparsity
-        self.n_m = parse_n_m(pattern)
+        self.n_m = pattern.n_m
         if self.n_m:
             groups_of(target.shape[1], *self.n_m, target.name)
         self.due: float | None = None

@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import Pattern
 from methods.movement import Movement
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2.0 / 3.0
@@ -27,7 +26,7 @@ class L0(Movement):
     """L0 penalty on random hard concrete gates; how much is pruned comes out, λ decides."""
 
     name: ClassVar[str] = "l0"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured",)
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     promises_sparsity: ClassVar[bool] = False
 
     @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.api import BenchError, Method, Pattern, Published
+from bench.api import BenchError, Method, Published
 from bench.weights.targets import freeze, merge
 from methods.shared.low_rank import LowRankUpdate, updated_rows
 
@@ -20,7 +20,7 @@ class LoRA(Method):
     """Low-rank updates of query and value on a frozen model: few trained weights, none pruned."""
 
     name: ClassVar[str] = "lora"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
+    patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False

@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Expected, Pattern
+from bench.api import BenchError, Expected
 from bench.weights import side_branch
 from methods.platon import PLATON
 from methods.shared.masks import pruned_count
@@ -32,7 +32,7 @@ class LoSparse(PLATON):
     """A truncated SVD beside every weight; of the rest, the least sensitive rows are zeroed."""
 
     name: ClassVar[str] = "losparse"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("rows",)
+    patterns: ClassVar[tuple[str, ...]] = ("rows",)
     promises_sparsity: ClassVar[bool] = False
 
     @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.api import Method, Pattern
+from bench.api import Method
 from methods.shared.masks import keep_masks
 
 
@@ -13,7 +13,7 @@ class Magnitude(Method):
     """Keeps the largest |W|; no training afterwards."""
 
     name: ClassVar[str] = "magnitude"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "N:M")
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
 
     @dataclass(frozen=True)
     class Params:

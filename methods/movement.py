@@ -12,14 +12,13 @@ for a whole FFN neuron: a row of every matrix into the layer and a column of the
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern
+from bench.api import BenchError, Method
 from bench.weights.targets import merge
 from methods.shared.distill import distilled
 from methods.shared.masks import keep_largest, pruned_count
@@ -31,7 +30,7 @@ class Movement(Method):
     """Movement pruning: weights and their scores train together; hard top-v or soft threshold."""
 
     name: ClassVar[str] = "movement"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
     trains: ClassVar[bool] = True
 
     @dataclass(frozen=True)
@@ -92,9 +91,10 @@ class Movement(Method):
         self.ramp = between_holds("movement", p)
         self.sparsity, self.strength = ctx.cell.sparsity, 0.0
         self.prepare(model, ctx)
-        block, with_neurons = parse_blocks(ctx.cell.pattern)
+        pattern = ctx.cell.pattern
+        block = pattern.block or (1, 1)
         neurons, blocks, paired = [], [], set()
-        for ffn in feed_forward(ctx.targets) if with_neurons else []:
+        for ffn in feed_forward(ctx.targets) if pattern.neurons else []:
             gate = self.gate(ffn.out.shape[1], ctx)
             neurons.append(gate)
             for target in ffn.ins:
@@ -165,12 +165,6 @@ class Movement(Method):
     def finish(self, model) -> None:
         """W ← M⊙W, the biases likewise; the scores are dropped."""
         merge(model)
-
-
-def parse_blocks(pattern: str) -> tuple[tuple[int, int], bool]:
-    """The (out, in) extent of a unit, and whether FFN neurons are units of their own."""
-    match = re.fullmatch(r"block:(\d+)x(\d+)(\+neurons)?", pattern)
-    return ((int(match[1]), int(match[2])), bool(match[3])) if match else ((1, 1), False)
 
 
 def units_of(target, block: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Pattern
+from bench.api import BenchError
 from methods.shared import obs
 from methods.shared.blockwise import ColumnNorms, OneShot, walk, wanda_scores
 from methods.shared.masks import keep_largest, keep_spread, pruned_count
@@ -24,7 +24,7 @@ class OWL(OneShot):
     """A sparsity for every block, then Wanda, SparseGPT or magnitude."""
 
     name: ClassVar[str] = "owl"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured",)
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     uniform: ClassVar[bool] = False
 
     @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.api import BenchError, Method, Pattern, Published
+from bench.api import BenchError, Method, Published
 from bench.weights.targets import freeze, merge, normal_form
 from methods.shared.low_rank import LowRankUpdate, updated_rows
 from methods.shared.masks import keep_largest
@@ -29,7 +29,7 @@ class RoSA(Method):
     """Low-rank and sparse updates of all matrices, the places by gradient; none pruned."""
 
     name: ClassVar[str] = "rosa"
-    patterns: ClassVar[tuple[Pattern, ...]] = ("dense",)
+    patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     # Counts adapters of embeddings and LM head, too; ours has none there (§3.11).

@@ -9,11 +9,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.api import Cell
-from bench.core.pattern import DEFAULT_PATTERN
+from bench.core.pattern import default_of
+from bench.pipeline import cache, fit, run
 from bench.pipeline.context import make_context
 from bench.planning import registry
-from bench.planning.job import budget_of, hyper_of
+from bench.planning.job import Job
 from bench.sources import loading
+from bench.sources.catalog import place_of
 from bench.weights import targets
 
 ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
@@ -21,8 +23,7 @@ TASK = "tiny/reviews"
 
 
 def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, task=TASK, **overrides):
-    declared = registry.method(method).patterns
-    pattern = pattern or DEFAULT_PATTERN.get(declared[0], declared[0])
+    pattern = str(pattern or default_of(registry.method(method).patterns[0]))
     return Cell(
         task=task,
         model=model,
@@ -34,9 +35,38 @@ def cell(method, model="tiny-bert", sparsity=0.5, pattern=None, seed=1, task=TAS
     )
 
 
+def quiet(*_):
+    """Takes the progress that nobody watches."""
+
+
+def run_cell(cell, emit=quiet, **more):
+    """Runs a cell in this process."""
+    return run.run_cell(Job.resolve(cell), emit, **more)
+
+
+def fit_cell(cell, emit=quiet, *more, **options):
+    """Fits a cell in this process."""
+    return fit.fit_cell(Job.resolve(cell), emit, *more, **options)
+
+
+def tune_cell(cell, emit=quiet):
+    """Scores a cell on the select slice, in this process."""
+    return run.tune_cell(Job.resolve(cell), emit)
+
+
+def trained_dir(cell):
+    """Where a dense cell's weights are cached."""
+    return cache.trained_dir(Job.resolve(cell))
+
+
+def load(model, task, seed=1, weights=None):
+    """A model by its slug."""
+    return loading.load(place_of(model), task, seed, weights)
+
+
 def loaded(model, task, length):
     """(model in eval mode, tokenizer that cuts to `length`)."""
-    found = loading.load(model, task, 1)
+    found = load(model, task)
     found.tok.model_max_length = length
     return found.model.eval(), found.tok
 
@@ -57,13 +87,11 @@ def attached(cell, **changes):
 
     `changes` replace fields of the context.
     """
-    task = registry.task(cell.task)
-    loaded = loading.load(cell.model, task, cell.seed)
-    loaded.tok.model_max_length = budget_of(cell).length
-    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
-    ctx = ctx._replace(**changes)
-    kind = registry.method(cell.method)
-    method = kind(kind.Params(**hyper_of(cell)))
+    job = Job.resolve(cell)
+    loaded = loading.load(job.place, job.task, cell.seed)
+    loaded.tok.model_max_length = job.budget.length
+    ctx = make_context(job, loaded, torch.device("cpu"))._replace(**changes)
+    method = job.make_method()
     method.attach(loaded.model, ctx)
     return loaded.model, method, ctx
 

@@ -12,16 +12,16 @@ from transformers import AutoConfig
 
 from bench.api import BenchError, Budget
 from bench.cli import main
+from bench.core.pattern import Pattern
 from bench.core.record import Trainable, parse
 from bench.costs import by_method, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import compared, count_trainable
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing, targets
 from bench.weights.patterns import has_kernel
 from tests import helpers
+from tests.helpers import fit_cell, run_cell
 
 L, d, T, B = 2, 768, 128, 32
 P = 12 * L * d * d  # prunable
@@ -286,7 +286,7 @@ def test_exported_models_realize_sliced_heads_and_halved_matrices(name):
         for units, n in ((heads, 1), (neurons, neurons.count // 4)):
             columns = units.indices(range(n), units.width)
             units.columns.write(units.columns.weight.index_fill(1, columns, 0.0))
-    sliced = count_macs(model, 20, "heads+neurons")
+    sliced = count_macs(model, 20, Pattern("heads+neurons"))
     again = empty(type(model), model.config)
     with torch.device("meta"):
         slicing.take_shares(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
@@ -294,7 +294,7 @@ def test_exported_models_realize_sliced_heads_and_halved_matrices(name):
     assert sliced.realizable == without_weights.forward_macs(again, 20)[""] < sliced.effective
     assert count_macs(model, 20).realizable == dense.dense
     linear = 20 * sum(t.shape[0] * t.shape[1] for t in ctx.targets)
-    kernel = count_macs(model, 20, "2:4", kernel=True)
+    kernel = count_macs(model, 20, Pattern("2:4"), kernel=True)
     assert dense.dense - kernel.realizable == linear // 2
 
 

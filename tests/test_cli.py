@@ -7,7 +7,8 @@ import pytest
 from bench.cli import main
 from bench.core.record import Versions
 from bench.core.store import Store
-from bench.planning.job import versions_of
+from bench.planning.job import Job
+from tests import helpers
 from tests.samples import record
 
 
@@ -88,7 +89,7 @@ def test_plan_takes_the_baselines_along(capsys, tmp_path):
 def test_plan_reuses_records_and_sees_stale_failed_and_corrupt_ones(capsys, tmp_path):
     store = Store(tmp_path)
     made = record(method="pst", sparsity=0.5)
-    store.put(made.model_copy(update={"versions": versions_of(made.cell)}))
+    store.put(made.model_copy(update={"versions": Job.resolve(made.cell).versions}))
     store.put(
         record(method="pst", sparsity=0.6).model_copy(
             update={"versions": Versions(method=99, task=1)}
@@ -135,15 +136,15 @@ def test_missing_data_is_one_line_and_every_cell_fails_offline(capsys, tmp_path)
 
 def test_a_folder_is_adopted_under_its_content(capsys, tmp_path):
     from bench.planning import registry
-    from bench.sources import catalog, loading
+    from bench.sources import catalog
 
-    loaded = loading.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    loaded = helpers.load("tiny-bert", registry.task("tiny/reviews"), 1)
     folder = tmp_path / "My Model"
     loaded.model.save_pretrained(folder)
     loaded.tok.save_pretrained(folder)
     slug = catalog.adopt(str(folder))
     assert slug.startswith("local/my-model-")
-    again = loading.load(slug, registry.task("tiny/reviews"), 1)
+    again = helpers.load(slug, registry.task("tiny/reviews"), 1)
     assert again.source.weights_sha256 == loaded.source.weights_sha256
     assert str(tmp_path) not in again.source.model_dump_json()
 
@@ -153,12 +154,12 @@ def test_pickled_weights_are_refused(tmp_path):
 
     from bench.api import BenchError
     from bench.planning import registry
-    from bench.sources import catalog, loading
+    from bench.sources import catalog
 
-    loaded = loading.load("tiny-bert", registry.task("tiny/reviews"), 1)
+    loaded = helpers.load("tiny-bert", registry.task("tiny/reviews"), 1)
     folder = tmp_path / "pickled"
     loaded.model.config.save_pretrained(folder)
     loaded.tok.save_pretrained(folder)
     torch.save(loaded.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(BenchError, match="holds no safetensors; pickled weights are refused"):
-        loading.load(catalog.adopt(str(folder)), registry.task("tiny/reviews"), 1)
+        helpers.load(catalog.adopt(str(folder)), registry.task("tiny/reviews"), 1)

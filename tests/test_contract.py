@@ -12,16 +12,14 @@ import torch
 from bench.api import BenchError
 from bench.core import provenance
 from bench.core.pattern import makes
-from bench.pipeline.cache import trained_dir
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
 from bench.planning import registry
-from bench.planning.job import needs_reference, reference_of
+from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights import side_branch, targets
 from methods.shared.masks import pruned_count
 from tests import helpers
 from tests.closed_forms import TRAINABLE
+from tests.helpers import fit_cell, run_cell, trained_dir
 
 STEPS = {"budget__steps": 6, "budget__batch": 4}
 METHODS = registry.names("method")
@@ -31,8 +29,8 @@ quiet = lambda *_: None  # noqa: E731
 def fitted(name, model, seed=1, **more):
     """Runs a cell up to the finished model, its dense cell before it where it needs one."""
     cell = helpers.cell(name, model, seed=seed, **STEPS, **more)
-    if needs_reference(cell) and not trained_dir(reference_of(cell)).is_dir():
-        run_cell(reference_of(cell), quiet)
+    if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
+        run_cell(cell.dense, quiet)
     return cell, fit_cell(cell, quiet)
 
 
@@ -105,8 +103,8 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
     cell, fit = once(name, model)
     task = registry.task(cell.task)
     one_shot = not type(fit.method).trains
-    weights = trained_dir(reference_of(cell)) if one_shot else None
-    start = loading.load(cell.model, task, cell.seed, weights).model
+    weights = trained_dir(cell.dense) if one_shot else None
+    start = helpers.load(cell.model, task, cell.seed, weights).model
     declared = {f"{t.name}.weight" for t in targets.prunable(start)}
     attached, method_, _ = helpers.attached(cell)
     if not one_shot:

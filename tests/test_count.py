@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bench.api import BenchError
+from bench.core.pattern import Pattern
 from bench.core.record import Trainable
 from bench.costs import parameters
 from bench.costs.macs import count_macs
@@ -110,7 +111,7 @@ def test_sparsity_by_layer_and_pattern():
     model, _, ctx = helpers.attached(helpers.cell("dense"))
     first = ctx.targets[0]
     first.write(torch.zeros(first.shape))
-    found = count_sparsity(model, "2:4")
+    found = count_sparsity(model, Pattern("2:4"))
     sizes = [t.shape[0] * t.shape[1] for t in ctx.targets]
     assert found.overall == pytest.approx(sizes[0] / sum(sizes))
     assert (found.min_layer, found.max_layer) == (0.0, 1.0)
@@ -136,7 +137,7 @@ def test_patterns(pattern, weight, ok):
 def test_a_parametrized_model_is_no_export():
     model, _, _ = helpers.attached(helpers.cell("pst"))
     with pytest.raises(BenchError, match="still holds parametrizations"):
-        count_sparsity(model, "unstructured")
+        count_sparsity(model, Pattern("unstructured"))
 
 
 def test_an_unknown_operator_is_an_error(monkeypatch):

@@ -12,8 +12,8 @@ import pytest
 from bench.cli import main
 from bench.core.store import Store
 from bench.engine import dask_engine, dask_worker
-from bench.pipeline.cache import trained_dir
 from tests import helpers
+from tests.helpers import trained_dir
 from tests.samples import record
 from tests.test_run import alive, children_of
 

@@ -16,20 +16,19 @@ from bench.core import provenance
 from bench.core.store import Store
 from bench.core.tables import human
 from bench.engine import estimate, isolate, leases, scheduler
-from bench.engine.leases import Claims
+from bench.engine.leases import Leases
 from bench.engine.local import Local, shares
-from bench.pipeline.cache import trained_dir
-from bench.pipeline.run import run_cell
 from bench.planning import plan
-from bench.planning.job import needs_reference, reference_of, versions_of
+from bench.planning.job import Job
 from tests import helpers
+from tests.helpers import run_cell, trained_dir
 from tests.samples import record as sample
 
 
 def made(cell, failed=False):
     fields = {k: getattr(cell, k) for k in ("task", "model", "method", "pattern", "sparsity")}
     record = sample(failed=failed, seed=cell.seed, **fields)
-    return record.model_copy(update={"versions": versions_of(cell)})
+    return record.model_copy(update={"versions": Job.resolve(cell).versions})
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def cells(*pairs):
 
 def drive(tmp_path, wanted, timeout_s=None):
     store = Store(tmp_path / "results")
-    with Claims(store) as mine:
+    with Leases(store) as mine:
         records = []
         engine = Local(1, lambda *_: None, timeout_s)
         for record in scheduler.drive(wanted, engine, mine):
@@ -78,7 +77,7 @@ def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
 @pytest.mark.parametrize("slots", [1, 3])
 def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
     wanted = cells(("magnitude", 1), ("wanda", 1), ("random", 1))
-    with Claims(Store(tmp_path / "results")) as mine:
+    with Leases(Store(tmp_path / "results")) as mine:
         engine = Local(slots, lambda *_: None)
         records = list(scheduler.drive(wanted, engine, mine))
     assert [run[:2] for run in ran].count(("dense", 1)) == 1
@@ -121,7 +120,7 @@ def test_two_drivers_share_the_work(tmp_path, ran):
 
 
 def claim(tmp_path, cell, **fields):
-    path = Claims(Store(tmp_path / "results"))._path(cell)
+    path = Leases(Store(tmp_path / "results"))._path(cell)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | fields))
     return path
@@ -157,7 +156,7 @@ def test_a_claim_without_an_owner_is_taken_over(tmp_path, ran, how):
 def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
     (cell,) = cells(("pst", 1))
-    with Claims(Store(tmp_path)) as mine:
+    with Leases(Store(tmp_path)) as mine:
         assert mine.take(cell)
         path = mine._path(cell)
         os.utime(path, (0, 0))
@@ -165,13 +164,13 @@ def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
         while path.stat().st_mtime == 0:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert not Claims(Store(tmp_path)).take(cell)
+        assert not Leases(Store(tmp_path)).take(cell)
     assert not path.exists()
 
 
 def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
     (tmp_path / "results").write_text("no folder")
-    with Claims(Store(tmp_path / "results")) as mine:
+    with Leases(Store(tmp_path / "results")) as mine:
         assert mine.take(cells(("pst", 1))[0])
 
 
@@ -220,7 +219,7 @@ def test_estimates_come_from_the_nearest_records():
 def test_plan_tells_states_and_time(tmp_path, capsys):
     store = Store(tmp_path)
     known, new, bad = cells(("pst", 1), ("pst", 2), ("wanda", 13))
-    store.put(here(known, 100.0).model_copy(update={"versions": versions_of(known)}))
+    store.put(here(known, 100.0).model_copy(update={"versions": Job.resolve(known).versions}))
     store.put(made(bad, failed=True))
     show_plan(plan.plan([known, new, bad], store), store)
     lines = capsys.readouterr().out.splitlines()
@@ -236,8 +235,8 @@ def test_plan_tells_states_and_time(tmp_path, capsys):
 def test_training_macs_are_those_of_the_record():
     for name in ("dense", "magnitude", "ast", "lora"):
         cell = helpers.cell(name, "tiny-llama", budget__steps=2, budget__batch=4)
-        if needs_reference(cell) and not trained_dir(reference_of(cell)).is_dir():
-            run_cell(reference_of(cell), lambda *_: None)
+        if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
+            run_cell(cell.dense, lambda *_: None)
         update = run_cell(cell, lambda *_: None).macs.train
         assert estimate.training_macs(cell) == update * 4 * 2
         assert (update > 0) == (name != "magnitude")

@@ -23,7 +23,7 @@ from bench.api import BenchError
 from bench.core.record import parse
 from bench.core.store import Store
 from bench.planning import plan
-from bench.planning.job import versions_of
+from bench.planning.job import Job
 from bench.reporting import leaderboard
 from tests import helpers
 from tests.samples import record
@@ -260,7 +260,7 @@ def test_cells_killed_at_random_moments_end_as_if_nothing_had_happened(undisturb
         place = tmp_path / str(turn)
         for cell in cells():
             store = Store(place / "results")
-            while store.state(cell, versions_of(cell)) != "done":
+            while store.state(cell, Job.resolve(cell).versions) != "done":
                 process = start(cell, place)
                 process.join(draw.uniform(0, seconds))
                 if process.exitcode is None:

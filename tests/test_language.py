@@ -9,10 +9,8 @@ import torch
 
 from bench.api import BenchError
 from bench.cli import main
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
 from bench.planning import plan, registry
-from bench.planning.job import needs_reference
+from bench.planning.job import Job
 from bench.planning.suites import load_suite
 from bench.sources import loading, token_windows
 from bench.sources.tiny_models import tiny_tokenizer
@@ -21,6 +19,7 @@ from bench.weights.precision import autocast
 from methods.dense import Dense
 from tasks import wikitext
 from tests import helpers
+from tests.helpers import fit_cell, run_cell
 
 DECODERS = ("tiny-gpt2", "tiny-llama")
 CPU = torch.device("cpu")
@@ -169,7 +168,7 @@ def test_the_pretrained_model_is_the_dense_one(model, task):
     assert dense.scores.value == pytest.approx(alone.values["perplexity"])
     assert dense.params.trainable.body == dense.cost.train_s == 0
     assert dense.scores.higher_is_better is False
-    assert not needs_reference(cell("magnitude", model=model))
+    assert not Job.resolve(cell("magnitude", model=model)).needs_dense
     pruned = run_cell(cell("magnitude", model=model), quiet)
     assert pruned.model.weights_sha256 == dense.model.weights_sha256
     assert pruned.sparsity.overall == pytest.approx(0.5, abs=1e-4)

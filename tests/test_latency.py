@@ -7,16 +7,15 @@ import torch
 
 from bench.cli.main import main
 from bench.costs import deployed, latency, measure
-from bench.pipeline.run import run_cell
 from bench.planning import registry
-from bench.sources import loading
 from bench.weights import side_branch, slicing
 from bench.weights.targets import prunable
 from tests import helpers
+from tests.helpers import run_cell
 
 
 def tiny(name="tiny-bert"):
-    return loading.load(name, registry.task("tiny/reviews"), 1).model.eval()
+    return helpers.load(name, registry.task("tiny/reviews"), 1).model.eval()
 
 
 def without_units(model, heads=1, neurons=3):

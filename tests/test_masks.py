@@ -13,7 +13,6 @@ from methods.shared.masks import (
     keep_masks,
     keep_n_m,
     kth_smallest,
-    parse_n_m,
     pruned_count,
 )
 from methods.shared.schedules import cubic
@@ -89,12 +88,6 @@ def test_n_m_keeps_n_largest_of_every_group(n, m):
 def test_n_m_refuses_a_width_that_is_no_multiple():
     with pytest.raises(BenchError, match="lay has 10 inputs, not a multiple of 4"):
         keep_n_m(torch.rand(3, 10), 2, 4, name="lay")
-
-
-def test_n_m_refuses_n_not_below_m():
-    assert parse_n_m("unstructured") is None
-    with pytest.raises(BenchError, match="N must be below M"):
-        parse_n_m("4:4")
 
 
 def test_global_pool_counts_over_all_matrices():

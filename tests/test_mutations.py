@@ -8,10 +8,10 @@ from pathlib import Path
 from bench.api import BenchError, Cell
 from bench.core.store import path_of
 from bench.costs import parameters
-from bench.pipeline.run import run_cell
 from bench.review import gate
 from methods import gmp
 from methods.shared.masks import pruned_count
+from tests.helpers import run_cell
 
 BASELINE = Path(__file__).parents[1] / "results" / "baselines" / "tiny.json"
 

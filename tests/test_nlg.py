@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from bench.api import BenchError, Budget
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell, tune_cell
+from bench.api import BenchError
 from bench.planning import plan, registry
-from bench.planning.job import budget_of
+from bench.planning.job import Job
 from bench.planning.suites import load_suite
 from bench.reporting import leaderboard
 from bench.training import losses, train
@@ -26,6 +24,7 @@ from tasks.shared import data_to_text, generation
 from tasks.shared.data_to_text import IGNORED, Items, carve, group, sample
 from tasks.shared.generation import Decoding, generate, pad_left
 from tests import helpers, samples
+from tests.helpers import fit_cell, run_cell, tune_cell
 
 DECODERS = ("tiny-gpt2", "tiny-llama")
 CPU = torch.device("cpu")
@@ -233,10 +232,10 @@ def test_smoothing_is_the_mixture_and_nothing_without_it():
 def test_smoothing_is_for_language_models():
     with pytest.raises(BenchError, match=r"budget.smoothing is for language models"):
         fit_cell(cell(model="tiny-bert", task="tiny/reviews", budget__smoothing=0.1), quiet)
-    with pytest.raises(BenchError, match="below 1"):
-        Budget(steps=1, batch=1, length=1, smoothing=1.0)
-    with pytest.raises(BenchError, match=r"budget.beams must be positive"):
-        budget_of(cell(budget__beams=0))
+    with pytest.raises(BenchError, match=r"budget: smoothing 1.0: .* less than 1"):
+        Job.resolve(cell(budget__smoothing=1.0))
+    with pytest.raises(BenchError, match=r"budget: beams 0: .* greater than or equal to 1"):
+        Job.resolve(cell(budget__beams=0))
 
 
 def test_left_padding():

@@ -8,10 +8,10 @@ from bench.api import BenchError
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.engine import isolate
 from bench.engine.local import shares
-from bench.pipeline.fit import fit_cell
 from bench.planning import registry
 from bench.planning.suites import load_suite
 from tests import helpers
+from tests.helpers import fit_cell
 
 METHODS = """
     import os

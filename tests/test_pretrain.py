@@ -7,11 +7,12 @@ import pytest
 from bench.api import BenchError, Cell
 from bench.cli import main
 from bench.pipeline.pretrain import Recipe, pretrain
-from bench.pipeline.run import run_cell
 from bench.planning import registry
-from bench.planning.job import budget_of
-from bench.sources import catalog, loading
+from bench.planning.job import Job
+from bench.sources import catalog
 from bench.weights import targets
+from tests import helpers
+from tests.helpers import run_cell
 
 RECIPE = Recipe(
     layers=2, width=32, heads=2, positions=64, vocabulary=300, steps=4, batch=4, length=16
@@ -43,7 +44,7 @@ def test_the_same_recipe_gives_the_same_bytes(texts):
 
 def test_it_is_a_model_for_every_causal_task(texts):
     pretrain(str(texts), RECIPE, lambda *_: None)
-    loaded = loading.load("gpt2-mini", registry.task("tiny/wikitext"), 1)
+    loaded = helpers.load("gpt2-mini", registry.task("tiny/wikitext"), 1)
     assert all(t.transposed for t in targets.prunable(loaded.model))
     assert loaded.tok("Line 7")["input_ids"]
     cell = Cell(
@@ -55,7 +56,7 @@ def test_it_is_a_model_for_every_causal_task(texts):
         overrides=(("budget.length", 32),),
     )
     assert run_cell(cell, lambda *_: None).sparsity.overall == pytest.approx(0.5, abs=1e-3)
-    assert budget_of(cell).length == 32
+    assert Job.resolve(cell).budget.length == 32
 
 
 def test_a_default_recipe_has_between_5_and_15_million_parameters():

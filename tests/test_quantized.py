@@ -8,19 +8,18 @@ import torch
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.overrides import Quantizer
+from bench.core.pattern import Pattern
 from bench.core.record import Trainable
 from bench.core.store import Store
 from bench.costs.parameters import count_params
 from bench.export import export
 from bench.formats import file_sizes
 from bench.formats.quantize import rounded
-from bench.pipeline.cache import trained_dir
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
-from bench.planning.job import needs_reference, reference_of
+from bench.planning.job import Job
 from bench.reporting import leaderboard
 from bench.weights import targets
 from tests import helpers
+from tests.helpers import fit_cell, run_cell, trained_dir
 from tests.samples import record
 from tests.test_slicing import made as sliceable
 from tests.test_slicing import zero
@@ -57,8 +56,8 @@ def records():
 def test_quantizing_is_the_last_step(records):
     cells = {name: r.cell for name, r in records.items()}
     reference = cells["dense"]
-    assert {reference_of(cell) for cell in cells.values()} == {reference}
-    assert [needs_reference(c) for c in cells.values()] == [False] + [True] * 4
+    assert {cell.dense for cell in cells.values()} == {reference}
+    assert [Job.resolve(c).needs_dense for c in cells.values()] == [False] + [True] * 4
     # A quantized dense cell is not trained a second time and leaves no weights.
     assert records["dense int4"].cost.train_s == 0
     assert records["dense int4"].cost.dense_s == records["dense"].cost.train_s > 0
@@ -116,12 +115,12 @@ def test_embeddings_are_rounded_with_the_rest(records):
 
 def test_bytes_of_dead_heads_are_those_of_the_sliced_model():
     model = sliceable("gpt2")
-    whole = file_sizes.bytes_of(model, "heads", None)
+    whole = file_sizes.bytes_of(model, Pattern("heads"), None)
     assert "sliced" not in whole.formats
     zero(model)
     from bench.weights import slicing
 
-    found = file_sizes.bytes_of(model, "heads", None)
+    found = file_sizes.bytes_of(model, Pattern("heads"), None)
     slicing.slice_units(model)
     assert found.formats["sliced"] == 4 * sum(p.numel() for p in model.parameters())
 

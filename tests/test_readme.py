@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from bench.api import Method
-from bench.core.pattern import DEFAULT_PATTERN
-from bench.pipeline.fit import fit_cell
+from bench.core.pattern import default_of
 from bench.planning import registry
-from bench.sources import loading
 from methods.shared.masks import pruned_count
 from tests import helpers
+from tests.helpers import fit_cell
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +43,7 @@ def test_the_task_example_is_scored():
     from tasks.shared.classification import Classification
 
     task = defined(BLOCKS[1], Classification)("weather")
-    loaded = loading.load("tiny-bert", registry.task(helpers.TASK), 1)
+    loaded = helpers.load("tiny-bert", registry.task(helpers.TASK), 1)
     loaded.tok.model_max_length = 8
     assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
     assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
@@ -65,4 +64,4 @@ def test_what_the_readme_names_is_there():
     for task in registry.names("task"):
         assert any(fnmatch(task, pattern) for pattern in patterns), task
     assert set(re.findall(r"^([a-z]+)/ ", README, re.M)) <= {p.name for p in ROOT.iterdir()}
-    assert DEFAULT_PATTERN["N:M"] == "2:4"
+    assert str(default_of("N:M")) == "2:4"

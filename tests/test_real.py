@@ -10,11 +10,12 @@ from bench.api import Cell
 from bench.core.record import Trainable
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params
-from bench.pipeline.run import tune_cell
 from bench.planning import registry
-from bench.planning.job import budget_of
+from bench.planning.job import Job
 from bench.sources import catalog, loading
 from bench.weights import targets
+from tests import helpers
+from tests.helpers import tune_cell
 
 pytestmark = pytest.mark.real
 NOTHING = Trainable(body=0, head=0)
@@ -41,7 +42,7 @@ def test_reviews_splits_never_move():
 
 
 def test_minilm_is_the_published_model():
-    loaded = loading.load("minilm-l6", registry.task("reviews"), 1)
+    loaded = helpers.load("minilm-l6", registry.task("reviews"), 1)
     model = loaded.model
     assert sum(p.numel() for p in model.parameters()) == 22_713_216 + 2 * 384 + 2
     assert sum(t.shape[0] * t.shape[1] for t in targets.prunable(model)) == 6 * 12 * 384 * 384
@@ -52,7 +53,7 @@ def test_minilm_is_the_published_model():
 
 def test_smollm2_loads_runs_and_can_be_counted():
     task = registry.task("reviews")
-    loaded = loading.load("smollm2-135m-q4", task, 1)
+    loaded = helpers.load("smollm2-135m-q4", task, 1)
     model = loaded.model.eval()
     config = model.config
     d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads
@@ -107,7 +108,7 @@ def test_a_few_steps_beat_the_majority(method):
         sparsity=0.0 if method == "dense" else 0.5,
         overrides=(("budget.steps", 80),),
     )
-    assert budget_of(cell).steps == 80
+    assert Job.resolve(cell).budget.steps == 80
     scores = tune_cell(cell, lambda *_: None)
     assert scores["accuracy"] > scores["majority"] + 0.1
 

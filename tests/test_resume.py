@@ -13,17 +13,16 @@ from torch import nn
 
 import methods
 from bench.core import provenance
-from bench.pipeline.cache import clear_scratch, scratch_dir, trained_dir
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
+from bench.pipeline.cache import clear_scratch, scratch_dir
 from bench.planning import registry
-from bench.planning.job import needs_reference, reference_of
+from bench.planning.job import Job
 from bench.training import checkpoint, snapshot
 from bench.training.object_state import Unseen
 from bench.training.snapshot import Unfit
 from bench.weights import precision
 from methods.dense import Dense
 from tests import helpers
+from tests.helpers import fit_cell, run_cell, trained_dir
 
 quiet = lambda *_: None  # noqa: E731
 STEPS, BATCH = 12, 128  # eight updates an epoch: the second one is cut short
@@ -43,8 +42,8 @@ def at_every_step(monkeypatch):
 def cell(name, model="tiny-bert", **more):
     more = {"budget__steps": STEPS, "budget__batch": BATCH} | more
     made = helpers.cell(name, model, **more)
-    if needs_reference(made) and not trained_dir(reference_of(made)).is_dir():
-        run_cell(reference_of(made), quiet)
+    if Job.resolve(made).needs_dense and not trained_dir(made.dense).is_dir():
+        run_cell(made.dense, quiet)
     return made
 
 

@@ -3,7 +3,6 @@ import torch
 
 from bench.api import BenchError
 from bench.planning import registry
-from bench.sources import loading
 from bench.sources.tiny_models import tiny_tokenizer
 from tasks import glue, tiny
 from tasks.metrics.classification import score
@@ -72,7 +71,7 @@ def test_metrics_by_hand():
 @pytest.mark.parametrize("model", helpers.ARCHITECTURES)
 def test_evaluate_equals_a_loop_over_single_rows(model):
     task = registry.task("tiny/reviews")
-    loaded = loading.load(model, task, 1)
+    loaded = helpers.load(model, task, 1)
     loaded.tok.model_max_length = 20
     net = loaded.model.eval()
     found = task.evaluate(net, loaded.tok, torch.device("cpu"))

@@ -6,9 +6,8 @@ import pytest
 
 from bench.cli import main
 from bench.core.store import Store, path_of
-from bench.pipeline.run import run_cell
 from bench.review import submissions
-from tests.helpers import cell
+from tests.helpers import cell, run_cell
 from tests.samples import record
 
 CELL = cell("gmp", budget__steps=10)
@@ -126,8 +125,8 @@ def minilm(**parts):
         }
     )
     macs = made.macs.model_copy(update={"dense": numbers["macs"], "effective": 10})
-    versions = submissions.plan.versions_of(made.cell)
-    budget = submissions.plan.budget_of(made.cell)
+    versions = submissions.plan.Job.resolve(made.cell).versions
+    budget = submissions.plan.Job.resolve(made.cell).budget
     scores = made.scores.model_copy(update={"all": {"accuracy": 0.85}})
     return made.model_copy(
         update={"params": params, "macs": macs, "versions": versions, "budget": budget,

@@ -12,13 +12,13 @@ import torch
 from bench.api import BenchError, Budget
 from bench.cli.main import main, parser
 from bench.cli.selection import resolve
-from bench.pipeline.run import run_cell
 from bench.planning import registry
-from bench.planning.job import budget_of
-from bench.sources import hub, loading
+from bench.planning.job import Job
+from bench.sources import hub
 from tasks.shared import zero_shot_sets
 from tasks.shared.zero_shot_sets import SETS
 from tests import helpers
+from tests.helpers import run_cell
 from tests.test_real import needs_hub
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
@@ -76,8 +76,10 @@ def only(*names):
 
 def test_scores_are_those_of_the_command_line(mirror):
     task = only("rte", "boolq", "arc_easy")
-    loaded = loading.load("tiny-llama", task, 1)
-    found = task.evaluate(loaded.model, loaded.tok, CPU, budget=Budget(1, 1, 64, items=20))
+    loaded = helpers.load("tiny-llama", task, 1)
+    found = task.evaluate(
+        loaded.model, loaded.tok, CPU, budget=Budget(steps=1, batch=1, length=64, items=20)
+    )
     folder = mirror / "model"
     loaded.model.save_pretrained(folder)
     loaded.tok.save_pretrained(folder)
@@ -121,7 +123,7 @@ def test_a_limit_beyond_the_set_is_refused_before_anything_runs(task, limit, lin
 def test_a_limit_is_an_override_of_the_budget():
     (cell,) = cells("--task", "zero-shot/rte", "--limit", "20", "--method", "dense")
     assert cell.overrides == (("budget.items", 20),)
-    assert budget_of(cell).items == 20
+    assert Job.resolve(cell).budget.items == 20
 
 
 def cells(*arguments):

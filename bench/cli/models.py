@@ -1,29 +1,219 @@
-"""What the commands of `bench.cli.main` do with single models, which need no suite and no records.
-
-Every one takes the parsed options and returns the exit code. Imports that load torch stand in the
-functions that need them.
-"""
+"""Commands for single models: prune, export, load, pretrain, speed, latency, count."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
+from pathlib import Path
+from typing import Any
 
-from bench.cli.output import say
-from bench.core.errors import BenchError
-from bench.core.overrides import parse_settings
+from bench.cli.flags import MANY, add_command, add_settings, positive
+from bench.cli.output import say, warn
+
+DTYPES = ("auto", "float32", "bf16")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands of this module."""
+    _add_prune(commands)
+    _add_export(commands)
+    load = add_command(
+        commands,
+        "load",
+        load_model,
+        "Check an exported folder, or turn it back into a transformers folder.",
+        ("load packed/", "load packed/ --out plain/"),
+    )
+    load.add_argument("folder", type=Path, metavar="DIR", help="an exported folder")
+    load.add_argument("--out", type=Path, metavar="HF_DIR", help="a new or empty folder")
+    pretrain = add_command(
+        commands,
+        "pretrain",
+        pretrain_model,
+        "Train gpt2-mini from scratch and keep it in the cache.",
+        ("pretrain --text nlg/e2e", "pretrain --text texts/ --set steps=200 width=128"),
+    )
+    pretrain.add_argument(
+        "--text",
+        default="nlg/e2e",
+        metavar="SOURCE",
+        help="a task, whose train text is used, or a folder of .txt files",
+    )
+    add_settings(pretrain, "a field of the recipe (steps=200)")
+    _add_measurements(commands)
+    _add_count(commands)
+
+
+def _add_prune(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "prune",
+        prune_model,
+        "Prune one model with a one-shot method and write it as a transformers folder.",
+        (
+            "prune gpt2 --method magnitude --pattern 2:4 --out pruned/",
+            "prune folder/ --method wanda --sparsity 0.5 --calibration text.txt --out pruned/",
+        ),
+    )
+    command.add_argument("model", metavar="MODEL", help="a slug, a hub id or a folder")
+    command.add_argument("--method", required=True, metavar="NAME", help="a one-shot method")
+    command.add_argument("--pattern", metavar="P", help="default: the method's first")
+    command.add_argument(
+        "--sparsity", metavar="S", type=float, help="fraction to prune; N:M fixes its own"
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"
+    )
+    command.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="a task, a text file, or token ids (.json, .npy); data-driven methods need it",
+    )
+    command.add_argument(
+        "--calib", type=positive, default=128, metavar="N", help="calibration sequences (128)"
+    )
+    command.add_argument(
+        "--length",
+        type=positive,
+        metavar="L",
+        help="tokens in a sequence (512 or the model's limit)",
+    )
+    command.add_argument("--seed", type=int, default=1, metavar="K", help="of all random draws (1)")
+    add_settings(command, "a parameter of the method (percdamp=0.05)")
+
+
+def _add_export(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "export",
+        export_model,
+        "Write the model of a record or of a folder in a compact format.",
+        (
+            "export results/…/seed1.json --format nm-packed+int4 --out packed/",
+            "export pruned/ --format bitmap --dtype bf16 --out packed/",
+        ),
+    )
+    command.add_argument("source", metavar="SOURCE", help="a record, or the folder of a model")
+    command.add_argument(
+        "--format",
+        required=True,
+        metavar="F",
+        help="hf, bitmap, csr, nm-packed, int8, int4, or two of them as bitmap+int4",
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32"),
+        help="type of what is not packed (default: the model's)",
+    )
+    command.add_argument(
+        "--embeddings",
+        choices=("int8", "int4"),
+        help="also quantize embeddings and an untied LM head (default: no)",
+    )
+    command.add_argument(
+        "--group", type=int, choices=(64, 128), help="inputs that share a scale (default: 64)"
+    )
+    command.add_argument(
+        "--asymmetric", action="store_true", default=None, help="give every group a zero point"
+    )
+    command.add_argument(
+        "--slice", action="store_true", help="remove dead heads and neurons from the matrices"
+    )
+
+
+def _add_measurements(commands: Any) -> None:
+    speed = add_command(
+        commands,
+        "speed",
+        speed_table,
+        "Measure training steps relative to dense fine-tuning.",
+        ("speed --method pst gmp:0.9 ast:0.5:kd=0",),
+    )
+    speed.add_argument(
+        "--method",
+        **{**MANY, "metavar": "NAME[:SPARSITY[:KEY=VALUE]]"},
+        help="methods to measure (default: all that train)",
+    )
+    speed.add_argument("--model", default="minilm-l6", metavar="NAME", help="a slug (minilm-l6)")
+    speed.add_argument(
+        "--batch", type=positive, default=32, metavar="B", help="sequences in an update (32)"
+    )
+    speed.add_argument(
+        "--length", type=positive, default=64, metavar="L", help="tokens in a sequence (64)"
+    )
+    speed.add_argument(
+        "--steps", type=positive, default=15, metavar="N", help="timed steps of each method (15)"
+    )
+    speed.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the products")
+    latency = add_command(
+        commands,
+        "latency",
+        latency_table,
+        "Measure forward passes of saved models, side by side.",
+        ("latency dense/ sliced/ --batch 1 32",),
+    )
+    latency.add_argument(
+        "models", nargs="+", metavar="MODEL", help="folders, slugs or hub ids; the first is 1 ×"
+    )
+    latency.add_argument(
+        "--batch", type=positive, nargs="+", default=[1, 32], metavar="B", help="sequences (1 32)"
+    )
+    latency.add_argument(
+        "--length", type=positive, default=128, metavar="L", help="tokens in a sequence (128)"
+    )
+    latency.add_argument(
+        "--turns", type=positive, default=30, metavar="N", help="timed passes at most (30)"
+    )
+    latency.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="time for each batch size (60)"
+    )
+    latency.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the products")
+
+
+def _add_count(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "count",
+        count_model,
+        "Count what methods train, store and multiply, from a model's config alone.",
+        ("count llama-2-7b", "count bert-base --method pst dsee --sparsity 0.9"),
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help="a slug, a hub id, a folder or a config.json"
+    )
+    command.add_argument("--method", **MANY, help="methods (default: all)")
+    command.add_argument("--pattern", metavar="P", help="default: each method's first")
+    command.add_argument(
+        "--sparsity", metavar="S", type=float, default=0.5, help="fraction to prune (0.5)"
+    )
+    command.add_argument(
+        "--length", type=positive, default=128, metavar="L", help="tokens in a sequence (128)"
+    )
+    command.add_argument(
+        "--batch", type=positive, default=32, metavar="B", help="sequences in an update (32)"
+    )
+    command.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="device whose savings are counted as realizable (default: this machine's)",
+    )
+    add_settings(command, "a parameter of the methods (rank=16)")
 
 
 def prune_model(options: argparse.Namespace) -> int:
     """Prunes one model into a folder."""
+    from bench.core.overrides import parse_settings
+    from bench.core.pattern import parse_pattern
     from bench.export.prune import prune
 
     found = prune(
         options.model,
         options.method,
         options.out.expanduser(),
-        pattern=options.pattern,
+        pattern=parse_pattern(options.pattern) if options.pattern else None,
         sparsity=options.sparsity,
         overrides=parse_settings(options.set),
         calibration=options.calibration,
@@ -53,7 +243,7 @@ def export_model(options: argparse.Namespace) -> int:
         sliced=options.slice,
     )
     for note in done.notes:
-        say(f"sparsebench: {note}", sys.stderr)
+        warn(note)
     layouts = ", ".join(f"{n} {layout}" for layout, n in sorted(done.layouts.items()))
     say(
         f"{options.out}: {options.format} ({layouts}), {done.size / 1e6:.3f} MB, "
@@ -68,7 +258,8 @@ def export_model(options: argparse.Namespace) -> int:
 
 def load_model(options: argparse.Namespace) -> int:
     """Checks an exported folder, and writes it as transformers has it."""
-    from bench.costs import parameters
+    from bench.core.pattern import DENSE
+    from bench.costs.parameters import count_sparsity
     from bench.export.export import load, unpack_folder
 
     folder = options.folder.expanduser()
@@ -77,7 +268,7 @@ def load_model(options: argparse.Namespace) -> int:
         say(f"{options.out}: an ordinary transformers folder")
         return 0
     model = load(folder)
-    found = parameters.count_sparsity(model, "dense")
+    found = count_sparsity(model, DENSE)
     say(
         f"{folder}: {type(model).__name__}, {str(model.dtype).removeprefix('torch.')}, "
         f"sparsity {found.overall:.4f}"
@@ -89,15 +280,13 @@ def pretrain_model(options: argparse.Namespace) -> int:
     """Trains gpt2-mini from scratch."""
     from tqdm import tqdm
 
-    from bench.costs import measure
+    from bench.core.overrides import parse_settings
+    from bench.core.parameters import make_parameters
+    from bench.costs.measure import reuse_freed_memory
     from bench.pipeline import pretrain
 
-    measure.reuse_freed_memory()
-    try:
-        recipe = pretrain.Recipe(**parse_settings(options.set))
-    except TypeError:
-        known = ", ".join(f.name for f in dataclasses.fields(pretrain.Recipe))
-        raise BenchError(f"--set: the recipe has {known}") from None
+    recipe = make_parameters(pretrain.Recipe, parse_settings(options.set), "the recipe")
+    reuse_freed_memory()
     with tqdm(total=recipe.steps, unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def progress(step: int, _: int) -> None:
@@ -140,16 +329,19 @@ def latency_table(options: argparse.Namespace) -> int:
 
 def count_model(options: argparse.Namespace) -> int:
     """Prints what methods train, store and multiply."""
+    from bench.core.overrides import parse_settings
+    from bench.core.pattern import parse_pattern
     from bench.costs import by_method
-    from bench.weights import patterns, precision
+    from bench.weights.patterns import has_kernel
+    from bench.weights.precision import device_of
 
     # A GPU that is not here is taken for one of compute capability 8.0.
-    kernel = patterns.has_kernel(precision.device_of()) if options.device is None else False
+    kernel = has_kernel(device_of()) if options.device is None else False
     say(
         by_method.report(
             options.model,
             options.method or (),
-            pattern=options.pattern,
+            pattern=parse_pattern(options.pattern) if options.pattern else None,
             sparsity=options.sparsity,
             overrides=parse_settings(options.set),
             length=options.length,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def one_line(error: BaseException) -> str:
@@ -33,3 +36,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see `sparsebench list {kind}s`"
     return BenchError(f"unknown {kind} {name!r}: {hint}")
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong: where, what was given, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = "" if first["type"] == "missing" else f" {first['input']!r:.200}"
+    return f"{place}{given}: {message}"

@@ -1,20 +1,25 @@
-"""Departures from defaults: of the method, of the budget, of the export."""
+"""Departures from a cell's defaults: of the method, of the budget, of the export.
+
+On disk and on the command line they are flat: `lr=1e-4`, `budget.steps=200`,
+`export.quantize=int4`. In memory they are three fields, split once.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, first_error
 
 Scalar = bool | int | float | str
+Pairs = tuple[tuple[str, Scalar], ...]
 
-QUANTIZE = "export."
-"""Namespace of the overrides that quantize a finished model: `export.quantize=int4`."""
+BUDGET, EXPORT = "budget.", "export."
+"""Prefixes of the flat names."""
 
 
 class Quantizer(BaseModel):
@@ -62,50 +67,131 @@ class Quantization:
         return str(self.weights) + (f" + emb {self.embeddings.name}" if self.embeddings else "")
 
 
-def quantization_of(overrides: Iterable[tuple[str, Scalar]]) -> Quantization | None:
-    """The quantization that overrides tell of, None where they tell of none.
+@dataclass(frozen=True, order=True, slots=True)
+class Overrides:
+    """Departures from defaults, each field sorted by name and without its prefix.
+
+    Attributes:
+        method: of the method's parameters.
+        budget: of the task's budget.
+        export: what the finished weights are rounded to.
+        quantization: what `export` describes; None leaves the weights as they are.
 
     Raises:
-        BenchError: there is no such one.
+        BenchError: `export` describes no known quantization.
     """
-    found = {k.removeprefix(QUANTIZE): v for k, v in overrides if k.startswith(QUANTIZE)}
+
+    method: Pairs = ()
+    budget: Pairs = ()
+    export: Pairs = ()
+    quantization: Quantization | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("method", "budget", "export"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        object.__setattr__(self, "quantization", _quantization(dict(self.export)))
+
+    @classmethod
+    def of(cls, flat: Mapping[str, Scalar] | Iterable[tuple[str, Scalar]]) -> Overrides:
+        """Splits flat names: `lr`, `budget.steps`, `export.quantize`."""
+        parts: dict[str, list[tuple[str, Scalar]]] = {"": [], BUDGET: [], EXPORT: []}
+        for name, value in dict(flat).items():
+            prefix = next((p for p in (BUDGET, EXPORT) if name.startswith(p)), "")
+            parts[prefix].append((name.removeprefix(prefix), value))
+        return cls(*(tuple(part) for part in parts.values()))
+
+    @property
+    def flat(self) -> Pairs:
+        """All of them under their flat names, sorted."""
+        budget = ((BUDGET + name, value) for name, value in self.budget)
+        export = ((EXPORT + name, value) for name, value in self.export)
+        return tuple(sorted([*self.method, *budget, *export]))
+
+    @property
+    def shared(self) -> Overrides:
+        """Those that do not belong to the method: budget and export."""
+        return Overrides(budget=self.budget, export=self.export)
+
+    @property
+    def of_budget(self) -> Overrides:
+        """Those of the budget alone."""
+        return Overrides(budget=self.budget)
+
+    def __or__(self, other: Overrides) -> Overrides:
+        return Overrides.of(dict(self.flat) | dict(other.flat))
+
+    def __bool__(self) -> bool:
+        return bool(self.method or self.budget or self.export)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.flat)
+
+
+def overrides_of(value: Overrides | Mapping[str, Scalar] | Iterable[Any]) -> Overrides:
+    """Overrides from flat pairs or a flat mapping; Overrides stay as they are."""
+    return value if isinstance(value, Overrides) else Overrides.of(_checked(value))
+
+
+def _checked(value: Any) -> dict[str, Scalar]:
+    """Flat overrides as JSON has them: pairs of a name and a scalar."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    found: dict[str, Scalar] = {}
+    for pair in pairs:
+        name, content = pair
+        if not isinstance(name, str) or not isinstance(content, (bool, int, float, str)):
+            raise ValueError(f"{name!r} = {content!r} is no pair of a name and a scalar")
+        found[name] = content
+    return found
+
+
+OverridesField = Annotated[
+    Overrides,
+    BeforeValidator(overrides_of),
+    PlainSerializer(lambda overrides: [list(pair) for pair in overrides.flat], return_type=list),
+]
+"""Overrides in a pydantic model; in JSON they are a sorted list of flat pairs."""
+
+
+def _quantization(found: dict[str, Scalar]) -> Quantization | None:
+    """The quantization that the overrides of the export describe.
+
+    Raises:
+        BenchError: there is no such quantization.
+    """
     if not found:
         return None
     if "quantize" not in found:
-        raise BenchError(f"{QUANTIZE}{min(found)} needs {QUANTIZE}quantize: int8 or int4")
-    widths = {field: found.pop(field) for field in ("quantize", "embeddings") if field in found}
-    return Quantization(*(_quantizer(field, width, found) for field, width in widths.items()))
+        raise BenchError(f"{EXPORT}{min(found)} needs {EXPORT}quantize: int8 or int4")
+    widths = {name: found.pop(name) for name in ("quantize", "embeddings") if name in found}
+    return Quantization(*(_quantizer(name, width, found) for name, width in widths.items()))
 
 
-def _quantizer(field: str, width: Scalar, rest: Mapping[str, Scalar]) -> Quantizer:
-    """The quantizer of an override `field` and of those that say more of it."""
+def _quantizer(name: str, width: Scalar, rest: Mapping[str, Scalar]) -> Quantizer:
+    """The quantizer of the override `name` and of those that say more of it."""
     try:
         return Quantizer.model_validate({"name": width, **rest}, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        wrong = str(first["loc"][0]).replace("name", field)
-        raise BenchError(f"{QUANTIZE}{wrong} {first['input']!r}: {first['msg']}") from None
+        line = first_error(error)
+        line = line.replace("name", name, 1) if line.startswith("name ") else line
+        raise BenchError(f"{EXPORT}{line}") from None
 
 
-def own_overrides(overrides: Iterable[tuple[str, Scalar]]) -> dict[str, Scalar]:
-    """Those of the method itself, without the budget's and the quantization's."""
-    return {k: v for k, v in overrides if not k.startswith(("budget.", QUANTIZE))}
+def parse_settings(pairs: Sequence[str]) -> dict[str, Scalar]:
+    """Parses `KEY=VALUE` pairs, values as TOML writes them or else as text.
 
-
-def shared_overrides(overrides: dict[str, Scalar]) -> dict[str, Scalar]:
-    """What baselines have in common with the methods: budget and quantization."""
-    return {k: v for k, v in overrides.items() if k.startswith(("budget.", QUANTIZE))}
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` pairs, values as TOML has them or else as text."""
-    found = {}
+    Raises:
+        BenchError: a pair without a key or without `=`, or a value that is no scalar.
+    """
+    found: dict[str, Scalar] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise BenchError(f"--set {pair}: write KEY=VALUE, as lr=1e-4")
         try:
-            found[key] = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            found[key] = text
+            value = text
+        if not isinstance(value, (bool, int, float, str)):
+            raise BenchError(f"--set {pair}: a value is a number, true, false or a text")
+        found[key] = value
     return found

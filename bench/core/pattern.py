@@ -1,48 +1,144 @@
-"""Sparsity patterns."""
+"""Sparsity patterns: where zeros may lie.
+
+| pattern | zeros |
+|---|---|
+| `dense` | none |
+| `unstructured` | anywhere |
+| `N:M` | in every row, N of M consecutive inputs are kept |
+| `block:RxC` | whole tiles of R outputs × C inputs |
+| `block:RxC+neurons` | tiles in attention, whole neurons in the FFN |
+| `rows` | whole outputs of a matrix |
+| `heads`, `neurons`, `heads+neurons` | whole attention heads, whole FFN neurons |
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from bench.core.errors import BenchError
 
-Pattern = str
-"""`dense | unstructured | N:M (N kept of M) | block:RxC | rows (whole outputs of a matrix) |
-heads | neurons | heads+neurons | block:RxC+neurons (blocks in attention, neurons in the FFN)`."""
-PATTERN = re.compile(
-    r"dense|unstructured|[1-9]\d?:[1-9]\d?|block:\d+x\d+(\+neurons)?"
-    r"|rows|heads|neurons|heads\+neurons"
+_SYNTAX = re.compile(
+    r"dense|unstructured|rows"
+    r"|(?P<n>[1-9]\d?):(?P<m>[1-9]\d?)"
+    r"|block:(?P<r>\d+)x(?P<c>\d+)(?P<ffn>\+neurons)?"
+    r"|(?P<heads>heads)(?P<both>\+neurons)?|(?P<neurons>neurons)"
 )
+_DEFAULTS = {"N:M": "2:4", "block:RxC": "block:16x16", "block:RxC+neurons": "block:16x16+neurons"}
 
 
-def makes(declared: Iterable[Pattern], pattern: Pattern) -> bool:
-    """Whether a method that declares `declared` makes `pattern`; `N:M`, `block:RxC` are open."""
-    family = re.sub(r"^\d+:\d+$", "N:M", re.sub(r"^block:\d+x\d+", "block:RxC", pattern))
-    return pattern in declared or family in declared
+@dataclass(frozen=True, order=True, slots=True)
+class Pattern:
+    """A pattern, parsed once; patterns compare and sort by their text.
 
-
-DEFAULT_PATTERN = {"N:M": "2:4", "block:RxC": "block:16x16"}
-
-
-def own_sparsity(pattern: str) -> float | None:
-    """The sparsity that the pattern itself fixes; None where it is free.
+    Attributes:
+        text: as users write it.
+        n_m: (N, M) of `N:M`.
+        block: (outputs, inputs) of a tile of `block:RxC`.
+        heads: whether whole attention heads go.
+        neurons: whether whole FFN neurons go.
 
     Raises:
-        BenchError: N:M that prunes nothing.
+        ValueError: the text is no pattern, or an N:M that prunes nothing.
     """
-    if pattern == "dense":
-        return 0.0
-    if not makes(("N:M",), pattern):
-        return None
-    kept, group = map(int, pattern.split(":"))
-    if kept >= group:
-        raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
-    return round(1 - kept / group, 4)
+
+    text: str
+    n_m: tuple[int, int] | None = field(init=False, compare=False, repr=False)
+    block: tuple[int, int] | None = field(init=False, compare=False, repr=False)
+    heads: bool = field(init=False, compare=False, repr=False)
+    neurons: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found = _SYNTAX.fullmatch(self.text)
+        if found is None:
+            raise ValueError(
+                f"{self.text!r} is not a pattern; use dense, unstructured, N:M as 2:4, block:RxC "
+                "as block:16x16, rows, heads, neurons or heads+neurons"
+            )
+        n_m = (int(found["n"]), int(found["m"])) if found["n"] else None
+        if n_m and n_m[0] >= n_m[1]:
+            raise ValueError(f"pattern {self.text}: N:M keeps N of M, so N must be below M")
+        set_field = object.__setattr__  # the class is frozen
+        set_field(self, "n_m", n_m)
+        set_field(self, "block", (int(found["r"]), int(found["c"])) if found["r"] else None)
+        set_field(self, "heads", bool(found["heads"]))
+        set_field(self, "neurons", bool(found["neurons"] or found["both"] or found["ffn"]))
+
+    @property
+    def family(self) -> str:
+        """What a method declares for it: `N:M` and `block:RxC` stand for all of their kind."""
+        if self.n_m:
+            return "N:M"
+        if self.block:
+            return "block:RxC+neurons" if self.neurons else "block:RxC"
+        return self.text
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity that the pattern itself fixes; None where it is free."""
+        if self.n_m:
+            return round(1 - self.n_m[0] / self.n_m[1], 4)
+        return 0.0 if self == DENSE else None
+
+    @property
+    def removes_units(self) -> bool:
+        """Whether whole heads or neurons go, so that the matrices become smaller."""
+        return self.heads or self.neurons
+
+    @property
+    def slug(self) -> str:
+        """The pattern in a path: `2of4`, `block-16x16`, `heads-neurons`."""
+        if self.n_m:
+            return self.text.replace(":", "of")
+        return self.text.replace(":", "-").replace("+", "-")
+
+    def at(self, sparsity: float) -> str:
+        """The pattern with its level, as tables name it: `unstructured 0.5`, `2:4`, `dense`."""
+        return self.text if self.sparsity is not None else f"{self.text} {sparsity:g}"
+
+    def made_by(self, families: Iterable[str]) -> bool:
+        """Whether a method that declares `families` makes this pattern."""
+        return self.text in families or self.family in families
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def pattern_slug(pattern: str) -> str:
-    """`2:4` → `2of4`, `block:16x16` → `block-16x16`, `heads+neurons` → `heads-neurons`."""
-    if re.fullmatch(r"\d+:\d+", pattern):
-        return pattern.replace(":", "of")
-    return pattern.replace(":", "-").replace("+", "-")
+DENSE = Pattern("dense")
+UNSTRUCTURED = Pattern("unstructured")
+
+
+def pattern_of(value: Pattern | str) -> Pattern:
+    """Parses a pattern; a Pattern stays as it is.
+
+    Raises:
+        ValueError: the text is no pattern.
+    """
+    return value if isinstance(value, Pattern) else Pattern(value)
+
+
+def default_of(family: str) -> Pattern:
+    """The pattern that a family stands for where none is named."""
+    return Pattern(_DEFAULTS.get(family, family))
+
+
+PatternField = Annotated[
+    Pattern, BeforeValidator(pattern_of), PlainSerializer(str, return_type=str)
+]
+"""A pattern in a pydantic model; in JSON it is its text."""
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Parses what a user typed.
+
+    Raises:
+        BenchError: it is no pattern.
+    """
+    try:
+        return Pattern(text)
+    except ValueError as error:
+        raise BenchError(str(error)) from None

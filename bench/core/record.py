@@ -1,6 +1,6 @@
 """The record: what running a cell left behind, validated because records may come from strangers.
 
-A record is one JSON file; field order here is the order in the file (DESIGN §6).
+A record is one JSON file; field order here is the order in the file.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bench.core.cell import Budget, Cell
-from bench.core.errors import BenchError, Outcome
+from bench.core.errors import BenchError, Outcome, first_error
 from bench.core.overrides import Scalar
 
 Count = Annotated[int, Field(ge=0)]
@@ -20,6 +20,11 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=20_000)]
+
+
+def _budget(value: Any) -> Any:
+    """Makes the budget of a JSON tree: strict types take no dict for an object."""
+    return Budget(**value) if isinstance(value, dict) else value
 
 
 class _Part(BaseModel):
@@ -213,7 +218,7 @@ class Record(_Part):
     key: str
     versions: Versions
     status: Literal["done", "failed"]
-    budget: Budget | None = None
+    budget: Annotated[Budget, BeforeValidator(_budget)] | None = None
     hyper: dict[str, Scalar | None] = {}
     scores: ScoresPart | None = None
     params: Params | None = None
@@ -262,9 +267,7 @@ def parse(text: str | bytes, where: str) -> Record:
         tree = json.loads(text, parse_constant=_refuse)
         return Record.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "record"
-        raise BenchError(f"{where}: corrupt record: {place}: {first['msg']}") from None
+        raise BenchError(f"{where}: corrupt record: {first_error(error)}") from None
     except (BenchError, ValueError, RecursionError) as error:
         raise BenchError(f"{where}: corrupt record: {error}") from None
 

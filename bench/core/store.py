@@ -1,4 +1,4 @@
-"""The tree `results/`: database, cache, resume state and review surface in one (DESIGN §6).
+"""The tree `results/`: database, cache, resume state and review surface in one.
 
 The path of a record is a function of its cell alone, so two writers write different files or the
 same cell. A write is atomic: a temporary file beside the target, fsync, rename, fsync the folder.
@@ -16,7 +16,6 @@ from typing import Literal
 from bench.core.cell import Cell, canonical
 from bench.core.errors import BenchError
 from bench.core.files import disk_error, write_atomic
-from bench.core.pattern import pattern_slug
 from bench.core.record import Record, Versions, parse
 
 State = Literal["missing", "done", "failed", "stale", "corrupt"]
@@ -37,9 +36,9 @@ def path_of(cell: Cell) -> Path:
     """
     level = f"{cell.sparsity:.4f}".rstrip("0")
     level += "0" * (2 - len(level.split(".")[1]))
-    variant = f"{pattern_slug(cell.pattern)}-{level}"
+    variant = f"{cell.pattern.slug}-{level}"
     if cell.budget != "default" or cell.overrides:
-        changed = canonical([cell.budget, cell.overrides])
+        changed = canonical([cell.budget, cell.overrides.flat])
         variant += f"-{hashlib.sha256(changed).hexdigest()[:6]}"
     parts = (slug(cell.task), slug(cell.model), slug(cell.method), variant)
     for part in parts:

@@ -8,25 +8,22 @@ are those it promises (`Method.expected`). A number that only training can tell 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from bench.api import Expected, Method
-from bench.core.cell import Budget, Cell
+from bench.api import Expected
+from bench.core.cell import Budget
 from bench.core.errors import BenchError
 from bench.core.overrides import Scalar
-from bench.core.pattern import makes
+from bench.core.pattern import Pattern
 from bench.core.record import PublishedPart, Trainable
 from bench.core.tables import gib, human, percent, plain
 from bench.costs import without_weights
 from bench.costs.parameters import compared, count_trainable
-from bench.planning import plan, registry
-from bench.planning.job import check_overrides
-from bench.planning.suites import Suite
+from bench.planning.setups import Setup, setups
 from bench.sources import loading
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing, targets
@@ -69,8 +66,7 @@ class Account:
 
 
 def account(
-    method: Method,
-    cell: Cell,
+    setup: Setup,
     budget: Budget,
     kind: type[PreTrainedModel],
     config: PreTrainedConfig,
@@ -81,6 +77,7 @@ def account(
     Raises:
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
     """
+    method, cell = setup.method, setup.cell
     attached = without_weights.attach(method, cell, budget, kind, config)
     model, length = attached.model, budget.length
     _check_groups(attached.ctx.targets, cell.pattern)
@@ -105,7 +102,7 @@ def account(
         zeros, realizable = outcome(model, expected, cell.pattern, dense, length, kernel)
     return Account(
         method=cell.method,
-        pattern=cell.pattern,
+        pattern=cell.pattern.text,
         sparsity=cell.sparsity,
         trainable=held,
         published=None if claim is None else compared(model, held, claim),
@@ -121,7 +118,12 @@ def account(
 
 
 def outcome(
-    model: PreTrainedModel, expected: Expected, pattern: str, dense: int, length: int, kernel: bool
+    model: PreTrainedModel,
+    expected: Expected,
+    pattern: Pattern,
+    dense: int,
+    length: int,
+    kernel: bool,
 ) -> tuple[int, int]:
     """Zeros of the target set and realizable multiply-adds of a finished model without weights."""
     zeros, realizable = expected.zeros or 0, dense
@@ -137,13 +139,13 @@ def outcome(
     return zeros, realizable
 
 
-def _check_groups(targets: Sequence[Target], pattern: str) -> None:
+def _check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
     """Refuses N:M where a matrix has no whole number of groups; not every method was attached."""
-    match = re.fullmatch(r"\d+:(\d+)", pattern)
+    group = pattern.n_m[1] if pattern.n_m else 1
     for target in targets:
-        if match and (width := target.shape[1]) % int(match[1]):
+        if (width := target.shape[1]) % group:
             raise BenchError(
-                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {match[1]}"
+                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {group}"
             )
 
 
@@ -151,44 +153,10 @@ def _elements(targets: Sequence[Target]) -> int:
     return sum(t.shape[0] * t.shape[1] for t in targets)
 
 
-def cells(
-    names: Sequence[str],
-    pattern: str | None,
-    sparsity: float,
-    overrides: Mapping[str, Scalar],
-) -> list[tuple[Method, Cell]]:
-    """The named methods, or all that make the pattern, each with its cell.
-
-    Raises:
-        BenchError: no such method, pattern, sparsity or parameter.
-    """
-    patterns = (pattern,) if pattern else ()
-    suite = Suite("count", "", (), (), patterns=patterns, sparsities=(sparsity,))
-    found = []
-    for name in names or registry.names("method"):
-        kind = registry.method(name)
-        if pattern and not names and not makes(kind.patterns, pattern):
-            continue
-        check_overrides(kind, dict(overrides))
-        for shape, level in plan.levels(kind, suite, explicit=bool(pattern)):
-            cell = plan.make_cell(
-                task="count",
-                model="count",
-                method=name,
-                pattern=shape,
-                sparsity=level,
-                overrides=tuple(overrides.items()),
-            )
-            found.append((kind(kind.Params(**overrides)), cell))
-    if not found:
-        raise BenchError(f"no registered method makes {pattern}")
-    return found
-
-
 def report(
     name: str,
     methods: Sequence[str] = (),
-    pattern: str | None = None,
+    pattern: Pattern | None = None,
     sparsity: float = 0.5,
     overrides: Mapping[str, Scalar] | None = None,
     length: int = 128,
@@ -211,19 +179,19 @@ def report(
         BenchError: one of them cannot be; where no method was named, one that cannot be counted
             is a note below the table instead.
     """
-    chosen = cells(methods, pattern, sparsity, overrides or {})
+    chosen = setups(methods, pattern, sparsity, overrides or {})
     config = config_of(name)
     loading.check_length(config, length, name)
     kind = class_of(config)
     budget = Budget(steps=STEPS, batch=batch, length=length)
     rows, notes = [], []
-    for method, cell in chosen:
+    for setup in chosen:
         try:
-            rows.append(account(method, cell, budget, kind, config, kernel))
+            rows.append(account(setup, budget, kind, config, kernel))
         except BenchError as error:
             if methods:
                 raise
-            notes.append(f"{cell.method}: {error}")
+            notes.append(f"{setup.cell.method}: {error}")
     if any(row.stored is None for row in rows):
         notes.append("–: training decides; a record counts it in the finished model")
     blank = empty(kind, config)

@@ -14,11 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
+from bench.core.pattern import Pattern
 from bench.weights import slicing
 from bench.weights.patterns import halved, has_kernel, holds
 from bench.weights.targets import prunable
 
 DENSE, SLICED, KERNEL = "dense", "sliced", "2:4 kernel"
+_KERNEL_PATTERN = Pattern("2:4")
 
 
 def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
@@ -50,9 +52,9 @@ def use_kernel(model: PreTrainedModel) -> str:
     """
     if not has_kernel(model.device) or model.dtype not in (torch.float16, torch.bfloat16):
         return ""
-    if not all(holds(target.weight, "2:4") for target in prunable(model)):
+    if not all(holds(target.weight, _KERNEL_PATTERN) for target in prunable(model)):
         return ""
-    for target in halved(model, "2:4"):
+    for target in halved(model, _KERNEL_PATTERN):
         module: Any = target.module
         out, width = target.shape
         linear = nn.Linear(width, out, bias=module.bias is not None, device="meta")

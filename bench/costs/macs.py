@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
+from bench.core.pattern import DENSE, Pattern
 from bench.core.record import Macs
 from bench.weights import slicing
 from bench.weights.patterns import density, halved
@@ -42,7 +43,7 @@ _UNCOUNTED = """
 
 
 def count_macs(
-    model: PreTrainedModel, length: int, pattern: str = "dense", kernel: bool = False
+    model: PreTrainedModel, length: int, pattern: Pattern = DENSE, kernel: bool = False
 ) -> Macs:
     """Multiply-adds of one forward pass of one sequence of `length` tokens.
 
@@ -69,7 +70,7 @@ def count_macs(
     realizable = dense
     if kernel:
         realizable -= sum(products[t.name] for t in halved(model, pattern)) // 2
-    if removes_units(pattern):
+    if pattern.removes_units:
         sliced = copy.deepcopy(model)
         slicing.slice_units(sliced)
         realizable = _traced(sliced, length)[""]
@@ -80,11 +81,6 @@ def count_macs(
         realizable=realizable,
         tokens=length,
     )
-
-
-def removes_units(pattern: str) -> bool:
-    """Whether whole heads or neurons go, so that the matrices become smaller."""
-    return "heads" in pattern or "neurons" in pattern
 
 
 def _traced(model: PreTrainedModel, length: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from bench.api import Published
 from bench.core.errors import BenchError
+from bench.core.pattern import Pattern
 from bench.core.record import Params, PublishedPart, Sparsity, Trainable
 from bench.weights.patterns import density, holds
 from bench.weights.side_branch import Branch
@@ -61,7 +62,7 @@ def compared(model: PreTrainedModel, trainable: Trainable, published: Published)
     )
 
 
-def count_sparsity(model: PreTrainedModel, pattern: str) -> Sparsity:
+def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
     """Exact zeros in the target set, and whether the pattern holds in every row.
 
     Raises:

@@ -19,6 +19,7 @@ from bench.core.errors import BenchError, Outcome
 from bench.core.record import Record
 from bench.core.run_settings import RunSettings
 from bench.engine.messages import COMMAND, failed
+from bench.planning.job import Job
 from bench.training import devices
 
 T = TypeVar("T")
@@ -28,23 +29,23 @@ def child_main() -> int:
     """Entry of the subprocess."""
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever prints, prints to the log
-    job = json.loads(sys.stdin.readline())
-    cell = Cell.model_validate(job["cell"])
+    order = json.loads(sys.stdin.readline())
+    job = Job.resolve(Cell.model_validate(order["cell"]))
     threading.Thread(target=_die_with_driver, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "methods", "tasks"):
         logging.getLogger(package).setLevel(logging.INFO)
-    means = RunSettings(**job["means"])
-    if means.processes > 1 and job["rank"] == 0:
-        devices.start_others(job, means.processes, COMMAND, events)
-    record = _first(cell, events, means) if job["rank"] == 0 else _other(cell, means)
+    means = RunSettings(**order["means"])
+    if means.processes > 1 and order["rank"] == 0:
+        devices.start_others(order, means.processes, COMMAND, events)
+    record = _first(job, events, means) if order["rank"] == 0 else _other(job, means)
     if record is not None:
         events.write(json.dumps({"record": record.to_json()}) + "\n")
         events.flush()
     return 0
 
 
-def _first(cell: Cell, events: IO[str], means: RunSettings) -> Record:
+def _first(job: Job, events: IO[str], means: RunSettings) -> Record:
     from bench.costs.measure import reuse_freed_memory
     from bench.pipeline.cache import clear_scratch
     from bench.pipeline.run import run_cell
@@ -53,32 +54,32 @@ def _first(cell: Cell, events: IO[str], means: RunSettings) -> Record:
         events.write(json.dumps({"phase": phase, "done": done, "all": all_}) + "\n")
 
     reuse_freed_memory()
-    record = _attempt(cell, lambda: run_cell(cell, emit, means))
+    record = _attempt(job, lambda: run_cell(job, emit, means))
     # A process that is killed leaves its checkpoints; with a full disk they may serve again, too.
     if record.error is not None and record.error.kind != "disk":
-        clear_scratch(cell)
+        clear_scratch(job)
     return record
 
 
-def _other(cell: Cell, means: RunSettings) -> Record | None:
+def _other(job: Job, means: RunSettings) -> Record | None:
     """What the other processes of a cell do: they train along, and tell only what goes wrong."""
     from bench.pipeline.fit import fit_cell
 
-    found = _attempt(cell, lambda: fit_cell(cell, lambda *_: None, True, means))
+    found = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, means))
     if not isinstance(found, Record) or found.error is None:
         return None
     # Short enough to be written in one go, into the pipe that the first process writes to.
-    return failed(cell, found.error.kind, found.error.message[:500])
+    return failed(job, found.error.kind, found.error.message[:500])
 
 
-def _attempt(cell: Cell, work: Callable[[], T]) -> T | Record:
+def _attempt(job: Job, work: Callable[[], T]) -> T | Record:
     try:
         return work()
     except BenchError as error:
-        return failed(cell, error.kind, str(error))
+        return failed(job, error.kind, str(error))
     except Exception as error:
         traceback.print_exc()
-        return failed(cell, _kind(error), f"{type(error).__name__}: {error}", _trace())
+        return failed(job, _kind(error), f"{type(error).__name__}: {error}", _trace())
 
 
 def _kind(error: Exception) -> Outcome:
@@ -102,3 +103,7 @@ def _trace() -> str:
 def _die_with_driver() -> Any:
     sys.stdin.read()
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(child_main())

@@ -8,26 +8,26 @@ cell that dies takes nobody along. No file is shared: a worker has its own cache
 from __future__ import annotations
 
 import logging
-import sys
 from concurrent.futures import CancelledError, Future
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
 
-from bench.cli.output import say
-from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.record import Record
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.engine import scheduler
 from bench.engine.dask_worker import run_job
 from bench.engine.messages import failed
+from bench.planning.job import Job
 
 try:
     from distributed import Client, KilledWorker, Security
 except ImportError:
     raise BenchError("many machines need dask: pip install 'sparsebench[cluster]'") from None
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 
@@ -62,51 +62,51 @@ class Dask(scheduler.Engine):
         except (OSError, ValueError, TypeError) as error:
             raise BenchError(f"no scheduler answers at {address}: {error}") from None
         if not self._workers():
-            say(f"no workers yet; start some with: sparsebench worker {address}", sys.stderr)
+            log.warning("no workers yet; start some with: sparsebench worker %s", address)
 
     @property
     def slots(self) -> int:
         """Worker processes that there are; one cell waits at the scheduler where there are none."""
         return max(1, self._workers())
 
-    def submit(self, cell: Cell) -> Future[Record]:
+    def submit(self, job: Job) -> Future[Record]:
         """Gives a cell to the scheduler, which has it run again if its worker is lost."""
         future: Future[Record] = Future()
 
         def done(remote: Any) -> None:
             try:
-                future.set_result(self._record(cell, remote))
+                future.set_result(self._record(job, remote))
             except BaseException as error:
                 future.set_exception(error)  # whatever it is, nobody may wait for ever
             finally:
                 remote.release()  # a result kept on a worker would be computed again with its loss
 
-        job = {
-            "cell": cell.model_dump(mode="json"),
+        order = {
+            "cell": job.cell.model_dump(mode="json"),
             "timeout_s": self.timeout_s,
             "means": asdict(self.means),
         }
-        self.client.submit(run_job, job, pure=False).add_done_callback(done)
+        self.client.submit(run_job, order, pure=False).add_done_callback(done)
         return future
 
     def stop(self) -> None:
         """Leaves the scheduler; workers end the cells that nobody waits for any more."""
         self.client.close(timeout=CONNECT_S)
 
-    def _record(self, cell: Cell, remote: Any) -> Record:
+    def _record(self, job: Job, remote: Any) -> Record:
         if remote.status == "error":
             error = remote.exception()
             if isinstance(error, KilledWorker):
-                return failed(cell, "killed", f"every worker that had it was lost: {error}")
-            return failed(cell, "error", f"on a worker: {type(error).__name__}: {error}")
+                return failed(job, "killed", f"every worker that had it was lost: {error}")
+            return failed(job, "error", f"on a worker: {type(error).__name__}: {error}")
         try:
             record = Record.model_validate(remote.result())
         except ValidationError as error:
-            return failed(cell, "contract", f"a worker's answer is no record: {error}")
+            return failed(job, "contract", f"a worker's answer is no record: {error}")
         except (OSError, CancelledError):
             raise self._lost() from None
-        if record.cell != cell:
-            return failed(cell, "contract", f"a worker answered with the record of {record.cell}")
+        if record.cell != job.cell:
+            return failed(job, "contract", f"a worker answered with the record of {record.cell}")
         return record
 
     def _workers(self) -> int:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.cli.output import say
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.run_settings import RunSettings
 from bench.engine import isolate, local
 from bench.engine.local import run_here
+from bench.planning.job import Job
 
 try:
     import dask
@@ -34,11 +32,11 @@ LOOK_S = 1.0
 Json = dict[str, Any]
 
 
-def run_job(job: Json) -> Json:
+def run_job(order: Json) -> Json:
     """Runs a cell on a worker: `{cell, timeout_s, means}` → its record."""
-    cell, means = Cell.model_validate(job["cell"]), RunSettings(**job["means"])
+    job, means = Job.resolve(Cell.model_validate(order["cell"])), RunSettings(**order["means"])
     with _while_wanted():
-        record = run_here(cell, lambda *_: None, job["timeout_s"], means=means)
+        record = run_here(job, lambda *_: None, order["timeout_s"], means=means)
     answer: Json = json.loads(record.to_json())
     return answer
 
@@ -66,27 +64,34 @@ def _while_wanted() -> Iterator[None]:
         over.set()
 
 
-def work(options: argparse.Namespace) -> int:
-    """Runs the cells of a scheduler until it goes: one at a time a GPU, or `--slots`."""
+def serve(
+    address: str, slots: int | None, devices: int, listen: str | None, security: Security
+) -> None:
+    """Runs the cells of a scheduler until the scheduler goes.
+
+    Args:
+        address: the scheduler's, as `tcp://host:8786`.
+        slots: cells at a time; by default one for each GPU.
+        devices: GPUs for each cell.
+        listen: this machine's address for others; by default the loopback alone.
+        security: certificates for TLS.
+
+    Raises:
+        BenchError: no scheduler there, or one on another machine that could not reach this one.
+    """
     import torch
 
-    host = options.listen
-    here = _is_loopback(options.address)
-    if host is None:
-        host = "127.0.0.1"
-        if not here:
-            raise BenchError(
-                f"{options.address} is another machine: say --listen HOST, the address of this one "
-                "that it can reach. Who reaches it can run code here, so use TLS or a private net."
-            )
-    slots = options.slots or max(1, torch.cuda.device_count() // options.devices)
-    shares = local.shares(slots, options.devices)
+    if listen is None and not _is_loopback(address):
+        raise BenchError(
+            f"{address} is another machine: pass --listen HOST, the address of this machine that "
+            "it can reach. Anyone who can connect can execute code here, so use TLS."
+        )
+    slots = slots or max(1, torch.cuda.device_count() // devices)
+    shares = local.shares(slots, devices)
     try:
-        asyncio.run(_serve(options.address, shares, host, security(options)))
+        asyncio.run(_serve(address, shares, listen or "127.0.0.1", security))
     except OSError as error:
-        raise BenchError(f"{options.address}: {error}") from None
-    say(f"the scheduler at {options.address} has gone", sys.stderr)
-    return 1
+        raise BenchError(f"{address}: {error}") from None
 
 
 async def _serve(
@@ -107,17 +112,17 @@ async def _serve(
             await asyncio.gather(*(nanny.close(timeout=2) for nanny in nannies))
 
 
-def security(options: argparse.Namespace) -> Security:
-    """Certificates from the flags, else from dask's own configuration."""
-    if options.tls_ca_file is None:
+def security_of(ca_file: str | None, cert: str | None, key: str | None) -> Security:
+    """Makes TLS settings from certificate files; without them dask's own configuration decides."""
+    if ca_file is None:
         return Security()
     return Security(
         require_encryption=True,
-        tls_ca_file=options.tls_ca_file,
-        tls_client_cert=options.tls_cert,
-        tls_client_key=options.tls_key,
-        tls_worker_cert=options.tls_cert,
-        tls_worker_key=options.tls_key,
+        tls_ca_file=ca_file,
+        tls_client_cert=cert,
+        tls_client_key=key,
+        tls_worker_cert=cert,
+        tls_worker_key=key,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any
 
 from bench.core import provenance
@@ -13,8 +12,7 @@ from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError
 from bench.core.record import Record
 from bench.costs import without_weights
-from bench.planning import registry
-from bench.planning.job import budget_of, hyper_of, trains
+from bench.planning.job import Job
 from bench.sources.architectures import class_of, config_of
 
 
@@ -32,48 +30,49 @@ class Estimator:
     def __init__(self, records: Iterable[Record]) -> None:
         here = _machine(provenance.env())
         self.records = [r for r in records if _machine(r.env) == here]
+        self.update_macs: dict[Cell, int | None] = {}
 
-    def seconds(self, cell: Cell) -> float | None:
-        """Seconds that the cell will take; None where no record tells."""
-        budget = budget_of(cell)
-        trains = _trains(cell)
+    def seconds(self, job: Job) -> float | None:
+        """Returns the seconds that the cell will take; None where no record tells."""
+        cell, budget = job.cell, job.budget
+        setting = _setting(cell, budget)
         similar: Sequence[Callable[[Record], bool]] = (
-            lambda r: _place(r) == _place_of(cell, budget) and _kind(r.cell) == _kind(cell),
-            lambda r: _place(r) == _place_of(cell, budget) and _trains(r.cell) == trains,
-            lambda r: r.cell.model == cell.model and _trains(r.cell) == trains,
+            lambda r: _setting_of(r) == setting and _kind(r.cell) == _kind(cell),
+            lambda r: _setting_of(r) == setting and _trained(r) == job.trains,
+            lambda r: r.cell.model == cell.model and _trained(r) == job.trains,
         )
         for alike in similar:
             if found := [_scaled(r, budget) for r in self.records if alike(r)]:
                 return statistics.median(found)
         return None
 
+    def training_macs(self, job: Job) -> int | None:
+        """Counts multiply-adds of all of a cell's training; None where that cannot be done here."""
+        if not job.trains:
+            return 0
+        key = job.cell.model_copy(update={"seed": 1})  # alike for all seeds
+        if key not in self.update_macs:
+            self.update_macs[key] = _update_macs(job)
+        of_a_sequence = self.update_macs[key]
+        if of_a_sequence is None:
+            return None
+        return of_a_sequence * job.budget.batch * job.budget.steps
 
-@cache
-def _update_macs(cell: Cell) -> int:
-    task, kind = registry.task(cell.task), registry.method(cell.method)
-    config = config_of(cell.model)
-    if task.head == "classification":
-        config.num_labels = task.labels
-    method, model = kind(kind.Params(**hyper_of(cell))), class_of(config, task.head)
-    return without_weights.update_macs(
-        without_weights.attach(method, cell, budget_of(cell), model, config)
-    )
 
-
-def training_macs(cell: Cell) -> int | None:
-    """Multiply-adds of all of a cell's training; None where they cannot be counted from here."""
-    if not trains(cell):
-        return 0
-    budget = budget_of(cell)
+def _update_macs(job: Job) -> int | None:
     try:
-        a_sequence = _update_macs(cell.model_copy(update={"seed": 1}))  # alike for all seeds
+        config = config_of(job.place.name)
+        if job.task.head == "classification":
+            config.num_labels = job.task.labels
+        model = class_of(config, job.task.head)
+        attached = without_weights.attach(job.make_method(), job.cell, job.budget, model, config)
+        return without_weights.update_macs(attached)
     except BenchError:
         return None
-    return a_sequence * budget.batch * budget.steps
 
 
 def spoken(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
+    """Writes a duration: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -84,20 +83,21 @@ def _machine(env: dict[str, Any]) -> Any:
 
 
 def _kind(cell: Cell) -> tuple[str, str]:
-    return cell.method, cell.pattern
+    return cell.method, cell.pattern.text
 
 
-def _trains(cell: Cell) -> bool:
-    return cell.method in registry.names("method") and registry.method(cell.method).trains
+def _trained(record: Record) -> bool:
+    assert record.params is not None
+    return record.params.trainable.body + record.params.trainable.head > 0
 
 
-def _place_of(cell: Cell, budget: Budget) -> tuple[str, str, Budget]:
+def _setting(cell: Cell, budget: Budget) -> tuple[str, str, Budget]:
     return cell.task, cell.model, dataclasses.replace(budget, timeout_s=1.0)
 
 
-def _place(record: Record) -> tuple[str, str, Budget]:
+def _setting_of(record: Record) -> tuple[str, str, Budget]:
     assert record.budget is not None
-    return _place_of(record.cell, record.budget)
+    return _setting(record.cell, record.budget)
 
 
 def _scaled(record: Record, budget: Budget) -> float:

@@ -12,19 +12,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bench.core.cell import Cell
 from bench.core.record import Record
 from bench.core.run_settings import DEFAULTS, RunSettings
-from bench.engine.child import child_main
 from bench.engine.messages import COMMAND, failed, parse_message
-from bench.planning.job import budget_of
+from bench.planning.job import Job
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -32,7 +29,7 @@ _live: set[subprocess.Popen[str]] = set()
 
 
 def run_isolated(
-    cell: Cell,
+    job: Job,
     timeout_s: float,
     log: Path,
     on_progress: OnProgress,
@@ -44,7 +41,7 @@ def run_isolated(
     A training that runs out of memory gets one more try, with its batches in twice the pieces.
 
     Args:
-        cell: what to run.
+        job: the cell to run.
         timeout_s: seconds after which the group is killed, both tries taken together.
         log: file that takes what the child prints.
         on_progress: called with (phase, done, all).
@@ -58,20 +55,20 @@ def run_isolated(
         on_progress(phase, done, all_)
 
     end = time.monotonic() + timeout_s
-    record = _try(cell, means, timeout_s, log, watch, env)
+    record = _try(job, means, timeout_s, log, watch, env)
     oom = record.error is not None and record.error.kind == "oom"
-    if not oom or phases[-1] != "train" or budget_of(cell).batch <= means.processes:
+    if not oom or phases[-1] != "train" or job.budget.batch <= means.processes:
         return record
     halved = replace(means, accumulate=2 * means.accumulate)
-    record = _try(cell, halved, end - time.monotonic(), log, watch, env)
+    record = _try(job, halved, end - time.monotonic(), log, watch, env)
     if record.error is None:
         return record
     message = f"{record.error.message} (the second try, after an oom, with batches in two pieces)"
-    return failed(cell, record.error.kind, message, record.error.log_tail)
+    return failed(job, record.error.kind, message, record.error.log_tail)
 
 
 def _try(
-    cell: Cell,
+    job: Job,
     means: RunSettings,
     timeout_s: float,
     log: Path,
@@ -104,8 +101,8 @@ def _try(
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            job = {"cell": cell.model_dump(mode="json"), "means": asdict(means), "rank": 0}
-            child.stdin.write(json.dumps(job) + "\n")
+            order = {"cell": job.cell.model_dump(mode="json"), "means": asdict(means), "rank": 0}
+            child.stdin.write(json.dumps(order) + "\n")
             child.stdin.flush()
         for line in child.stdout:
             told = parse_message(line)
@@ -124,13 +121,13 @@ def _try(
         return outcome
     tail = _tail(log)
     if expired.is_set():
-        return failed(cell, "timeout", f"stopped after {timeout_s:g} s", tail)
+        return failed(job, "timeout", f"stopped after {timeout_s:g} s", tail)
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         if child.returncode == -signal.SIGKILL and _kernel_ooms() > ooms:
-            return failed(cell, "oom", "the kernel ended the cell's process: no memory", tail)
-        return failed(cell, "killed", f"the cell's process was ended by {name}", tail)
-    return failed(cell, "error", f"the cell's process left with code {child.returncode}", tail)
+            return failed(job, "oom", "the kernel ended the cell's process: no memory", tail)
+        return failed(job, "killed", f"the cell's process was ended by {name}", tail)
+    return failed(job, "error", f"the cell's process left with code {child.returncode}", tail)
 
 
 def _kernel_ooms() -> int:
@@ -157,7 +154,3 @@ def _kill(child: subprocess.Popen[str]) -> None:
 def _tail(log: Path, size: int = 4000) -> str:
     data = log.read_bytes()[-size:]
     return data.decode("utf-8", "replace")
-
-
-if __name__ == "__main__":
-    sys.exit(child_main())

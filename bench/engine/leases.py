@@ -26,8 +26,8 @@ STALE_S = 60.0
 """A claim that nobody has touched for so long is nobody's."""
 
 
-class Claims:
-    """The claims of one driver; a context, in which they are kept alive.
+class Leases:
+    """The leases of one driver; a context, in which they are kept alive.
 
     Args:
         store: the tree whose cells are claimed.
@@ -40,7 +40,7 @@ class Claims:
         self.over = threading.Event()
         self.heart = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> Leases:
         self.heart.start()
         return self
 
@@ -56,7 +56,7 @@ class Claims:
             self._drop(path)
 
     def take(self, cell: Cell) -> bool:
-        """Claims the cell; false if another living driver has.
+        """Leases the cell; false if another living driver has.
 
         Where no claim can be written, the cell is taken without one: the record will tell.
         """

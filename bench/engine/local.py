@@ -10,7 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.record import Record
 from bench.core.run_settings import DEFAULTS, RunSettings
@@ -19,7 +18,7 @@ from bench.engine import isolate
 from bench.engine.messages import failed
 from bench.engine.scheduler import Engine, OnProgress
 from bench.pipeline.cache import trained_dir
-from bench.planning.job import budget_of, needs_reference, reference_of
+from bench.planning.job import Job
 
 LOGS = Path(".sparsebench/logs")
 """What the cells print, on the machine that they run on."""
@@ -51,27 +50,27 @@ class Local(Engine):
         for share in shares(slots, means.processes):
             self.shares.put(share)
 
-    def submit(self, cell: Cell) -> Future[Record]:
+    def submit(self, job: Job) -> Future[Record]:
         """Starts a cell in a thread of its own."""
-        return self.pool.submit(self._run, cell)
+        return self.pool.submit(self._run, job)
 
     def stop(self) -> None:
         """Ends whatever still runs."""
         isolate.kill_all()
         self.pool.shutdown()
 
-    def _run(self, cell: Cell) -> Record:
+    def _run(self, job: Job) -> Record:
         share = self.shares.get()
         try:
-            return run_here(cell, self.on_progress, self.timeout_s, share, self.means)
+            return run_here(job, self.on_progress, self.timeout_s, share, self.means)
         except (BenchError, OSError) as error:
-            return failed(cell, getattr(error, "kind", "error"), str(error))
+            return failed(job, getattr(error, "kind", "error"), str(error))
         finally:
             self.shares.put(share)
 
 
 def run_here(
-    cell: Cell,
+    job: Job,
     on_progress: OnProgress,
     timeout_s: float | None = None,
     env: dict[str, str] | None = None,
@@ -79,37 +78,36 @@ def run_here(
 ) -> Record:
     """Runs a cell on this machine, in a process of its own.
 
-    The dense cell that it starts from is run before it if its weights are not in this machine's
-    cache: its record is another one's, or there already, and training gives the same weights again.
+    The dense cell that it starts from is run first if its weights are not in this machine's cache:
+    its record may come from another machine, and training gives the same weights again.
 
     Args:
-        cell: what to run.
+        job: the cell to run.
         on_progress: called with (cell, phase, done, all).
         timeout_s: after which a cell is stopped; by default its budget says.
         env: additions to the process's environment.
         means: what the cell is run with.
     """
 
-    def run(cell: Cell) -> Record:
+    def run(job: Job) -> Record:
         return isolate.run_isolated(
-            cell,
-            timeout_s or budget_of(cell).timeout_s,
-            LOGS / path_of(cell).with_suffix(".log"),
-            lambda phase, done, all_: on_progress(cell, phase, done, all_),
+            job,
+            timeout_s or job.budget.timeout_s,
+            LOGS / path_of(job.cell).with_suffix(".log"),
+            lambda phase, done, all_: on_progress(job.cell, phase, done, all_),
             {"TOKENIZERS_PARALLELISM": "false", **(env or {})},
             means,
         )
 
-    if needs_reference(cell):
-        reference = reference_of(cell)
-        place = trained_dir(reference)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f".{place.name}.lock")):
-            error = None if place.is_dir() else run(reference).error
+    if job.needs_dense:
+        weights = trained_dir(job.dense)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(weights.with_name(f".{weights.name}.lock")):
+            error = None if weights.is_dir() else run(job.dense).error
         if error is not None:
-            why = f"the dense cell it starts from failed: {reference}: {error.message}"
-            return failed(cell, error.kind, why, error.log_tail)
-    return run(cell)
+            reason = f"the dense cell it starts from failed: {job.dense.cell}: {error.message}"
+            return failed(job, error.kind, reason, error.log_tail)
+    return run(job)
 
 
 def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:

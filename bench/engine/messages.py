@@ -6,11 +6,9 @@ import json
 import sys
 
 from bench.core import provenance
-from bench.core.cell import Cell
 from bench.core.errors import Outcome
 from bench.core.record import Failure, Record
-from bench.planning import registry
-from bench.planning.job import versions_of
+from bench.planning.job import Job
 
 COMMAND = [sys.executable, "-m", "bench.engine.child"]
 
@@ -26,14 +24,14 @@ def parse_message(line: str) -> Record | tuple[str, int, int] | None:
         return None
 
 
-def failed(cell: Cell, kind: Outcome, message: str, tail: str = "") -> Record:
-    """The record of a failure."""
+def failed(job: Job, kind: Outcome, message: str, tail: str = "") -> Record:
+    """Makes the record of a failure."""
     return Record(
-        cell=cell,
-        key=cell.key,
-        versions=versions_of(cell),
+        cell=job.cell,
+        key=job.cell.key,
+        versions=job.versions,
         status="failed",
-        code=provenance.code(registry.method(cell.method)),
+        code=provenance.code(job.method),
         error=Failure(kind=kind, message=message[:2000], log_tail=tail[-4000:]),
         time=provenance.now(),
     )

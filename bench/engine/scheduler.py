@@ -9,9 +9,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from bench.core.cell import Cell
 from bench.core.record import Record
-from bench.engine.leases import Claims
+from bench.engine.leases import Leases
 from bench.engine.messages import failed
-from bench.planning.job import needs_reference, reference_of
+from bench.planning.job import Job
 
 OnProgress = Callable[[Cell, str, int, int], None]
 
@@ -28,7 +28,7 @@ class Engine(ABC):
         """Cells that run at a time; it may change."""
 
     @abstractmethod
-    def submit(self, cell: Cell) -> Future[Record]:
+    def submit(self, job: Job) -> Future[Record]:
         """Starts a cell, or has it wait for a slot.
 
         The future holds its record, done or failed; where it raises `BenchError`, the engine itself
@@ -40,23 +40,23 @@ class Engine(ABC):
         """Ends whatever still runs."""
 
 
-def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Record, None, None]:
+def drive(jobs: Sequence[Job], engine: Engine, leases: Leases) -> Generator[Record, None, None]:
     """Runs cells, dense ones before those that need them, and stops the engine at the end.
 
     A cell that another driver is at is waited for: its record counts as if it were made here.
 
     Args:
-        cells: to be run.
+        jobs: to be run.
         engine: runs them.
-        claims: tells other drivers what runs here.
+        leases: tells other drivers what runs here.
 
     Yields:
         The record of every cell, done or failed, as it comes. The cell is this driver's until the
         next one is asked for, so that its record can be written.
     """
-    waiting = list(cells)
-    unfinished = set(cells)
-    claims.begin(cells)
+    waiting = list(jobs)
+    unfinished = {job.cell for job in jobs}
+    leases.begin(unfinished)
     broken: set[Cell] = set()
     running: dict[Future[Record], Cell] = {}
 
@@ -69,21 +69,21 @@ def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Re
     try:
         while waiting or running:
             slots = engine.slots
-            for cell in list(waiting):
-                needed = reference_of(cell) if needs_reference(cell) else None
+            for job in list(waiting):
+                needed = job.cell.dense if job.needs_dense else None
                 if needed in unfinished or len(running) >= slots:
                     continue
                 if needed in broken:
-                    waiting.remove(cell)
-                    why = f"the dense cell it starts from failed: {needed}"
-                    yield settle(failed(cell, "error", why))
-                elif claims.take(cell):
-                    waiting.remove(cell)
-                    if found := claims.settled(cell):
-                        yield settle(found)
-                        claims.drop(cell)
+                    waiting.remove(job)
+                    reason = f"the dense cell it starts from failed: {needed}"
+                    yield settle(failed(job, "error", reason))
+                elif leases.take(job.cell):
+                    waiting.remove(job)
+                    if record := leases.settled(job.cell):
+                        yield settle(record)
+                        leases.drop(job.cell)
                     else:
-                        running[engine.submit(cell)] = cell
+                        running[engine.submit(job)] = job.cell
             if waiting and not running:
                 time.sleep(LOOK_S)
             # While cells wait, another driver may finish them or another slot may come up.
@@ -91,6 +91,6 @@ def drive(cells: Sequence[Cell], engine: Engine, claims: Claims) -> Generator[Re
             for future in wait(running, idle, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 yield settle(future.result())
-                claims.drop(cell)
+                leases.drop(cell)
     finally:
         engine.stop()

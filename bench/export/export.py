@@ -14,6 +14,7 @@ from transformers import logging as hf_logging
 from bench.core.errors import BenchError
 from bench.core.files import check_free, new_folder
 from bench.core.overrides import Quantization, Quantizer
+from bench.core.pattern import Pattern
 from bench.core.record import Record, Trainable, parse
 from bench.costs import measure
 from bench.costs.parameters import count_params
@@ -24,8 +25,7 @@ from bench.formats.safetensors_file import Entry, dtype_name, read_header
 from bench.pipeline.cache import trained_dir
 from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell
-from bench.planning import registry
-from bench.planning.job import needs_reference, reference_of, versions_of
+from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights import side_branch, slicing
 from bench.weights.targets import embedding_tables, prunable
@@ -46,7 +46,7 @@ class Source:
 
     model: PreTrainedModel
     tok: PreTrainedTokenizerBase | None
-    pattern: str = ""
+    pattern: Pattern | None = None
     quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
     fetch: packed_folder.Fetch = packed_folder.own
@@ -222,24 +222,26 @@ def _of_record(record: Record, name: str) -> Source:
     """The model of a record: a dense cell's from the cache, any other is made again."""
     if record.status != "done" or record.params is None or record.model is None:
         raise BenchError(f"{name} is the record of a failure: there is no model")
-    cell, notes = record.cell, []
-    if (now := versions_of(cell)) != record.versions:
-        notes.append(f"the record is stale: made by {record.versions!r}, now {now!r}")
+    job = Job.resolve(record.cell)
+    notes: list[str] = []
+    if job.versions != record.versions:
+        notes.append(f"the record is stale: made by {record.versions!r}, now {job.versions!r}")
     measure.reuse_freed_memory()
-    place, reference = trained_dir(cell), reference_of(cell)
-    if place.is_dir():  # only dense cells leave their weights
-        loaded = loading.load(cell.model, registry.task(cell.task), cell.seed, place)
+    weights = trained_dir(job)
+    if weights.is_dir():  # only dense cells leave their weights
+        loaded = loading.load(job.place, job.task, job.cell.seed, weights)
         model = loaded.model
     else:
-        if needs_reference(cell) and not trained_dir(reference).is_dir():
-            run_cell(reference, _silent)
-        fitted = fit_cell(cell, _silent)
+        if job.needs_dense and not trained_dir(job.dense).is_dir():
+            run_cell(job.dense, _silent)
+        fitted = fit_cell(job, _silent)
         loaded, model = fitted.loaded, fitted.model
         if loaded.source.weights_sha256 != record.model.weights_sha256:
             notes.append("the method started from other weights than the record's")
     found = count_params(model, Trainable(body=0, head=0)).nonzero
     if found != record.params.nonzero:
         notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
+    cell = job.cell
     return Source(model, loaded.tok, cell.pattern, cell.quantization, tuple(notes))
 
 

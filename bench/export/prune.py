@@ -17,19 +17,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
-from bench.api import Context, Method
+from bench.api import Context
 from bench.core import seeds
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, one_line
 from bench.core.files import check_free, new_folder
-from bench.core.overrides import Scalar, own_overrides
-from bench.core.pattern import DEFAULT_PATTERN
+from bench.core.overrides import Scalar
+from bench.core.pattern import Pattern
 from bench.core.record import Sparsity
 from bench.costs.parameters import count_sparsity
 from bench.pipeline.contract import check_contract
-from bench.planning import plan, registry
-from bench.planning.job import check_overrides
-from bench.planning.suites import Suite
+from bench.planning import registry
+from bench.planning.setups import one_shot_setup
 from bench.sources import catalog, loading, token_windows
 from bench.sources.loading import load_complete, own_class, tokenizer
 from bench.weights import targets
@@ -40,7 +39,7 @@ def prune(
     name: str,
     method: str,
     out: Path,
-    pattern: str | None = None,
+    pattern: Pattern | None = None,
     sparsity: float | None = None,
     overrides: Mapping[str, Scalar] | None = None,
     calibration: str | None = None,
@@ -68,7 +67,8 @@ def prune(
     Raises:
         BenchError: bad input or a failure, in one line; `out` is as it was.
     """
-    made, cell = _order(method, pattern, sparsity, dict(overrides or {}), seed)
+    setup = one_shot_setup(method, pattern, sparsity, overrides or {}, seed)
+    made, cell = setup.method, setup.cell
     check_free(out)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -101,40 +101,6 @@ def prune(
         found = count_sparsity(written, cell.pattern)
         check_contract(cell, made, found, written)
     return found
-
-
-def _order(
-    name: str,
-    pattern: str | None,
-    sparsity: float | None,
-    overrides: dict[str, Scalar],
-    seed: int,
-) -> tuple[Method, Cell]:
-    """The method with its parameters, and the cell that it is told of."""
-    kind = registry.method(name)
-    if kind.trains:
-        known = [n for n in registry.names("method") if not registry.method(n).trains]
-        raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
-    if wrong := sorted(overrides.keys() - own_overrides(overrides.items()).keys()):
-        raise BenchError(f"--set {wrong[0]}: prune has no budget but --calib and --length")
-    check_overrides(kind, overrides)
-    wanted = pattern or DEFAULT_PATTERN.get(kind.patterns[0], kind.patterns[0])
-    suite = Suite("prune", "", (), (), patterns=(wanted,), sparsities=(sparsity or 0.0,))
-    ((_, level),) = plan.levels(kind, suite, explicit=True)
-    if sparsity is None and not level:
-        raise BenchError(f"pattern {wanted} needs --sparsity")
-    cell = plan.make_cell(
-        task="prune",
-        model="model",
-        method=name,
-        pattern=wanted,
-        sparsity=level,
-        seed=seed,
-        overrides=tuple(overrides.items()),
-    )
-    if sparsity is not None and sparsity != level:
-        raise BenchError(f"pattern {wanted} has sparsity {level:g}, not {sparsity:g}")
-    return kind(kind.Params(**overrides)), cell
 
 
 def _context(

@@ -6,7 +6,6 @@ biases, heads, branches) is stored as it is, tied tensors once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
 from bench.core.overrides import Quantization, Quantizer
+from bench.core.pattern import Pattern
 from bench.core.record import Bytes, EmbeddingBytes
 from bench.formats.layouts import GROUPS, Layout, Matrix, dense, lay, zeros_of
 from bench.formats.safetensors_file import dtype_name
@@ -71,10 +71,9 @@ def format_of(
     return Format(layout, Quantization(*made) if made else None)
 
 
-def groups_of(pattern: str) -> Sequence[int]:
-    """The group sizes M to look for in a model of this pattern."""
-    match = re.fullmatch(r"\d+:(\d+)", pattern)
-    return (int(match[1]),) if match else GROUPS
+def groups_of(pattern: Pattern | None) -> Sequence[int]:
+    """Returns the group sizes M to look for in a model of this pattern."""
+    return (pattern.n_m[1],) if pattern and pattern.n_m else GROUPS
 
 
 def rounded_tables(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[str, Matrix]:
@@ -102,7 +101,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def bytes_of(model: PreTrainedModel, pattern: str, quantization: Quantization | None) -> Bytes:
+def bytes_of(model: PreTrainedModel, pattern: Pattern, quantization: Quantization | None) -> Bytes:
     """The model's bytes in every format that fits it.
 
     Args:

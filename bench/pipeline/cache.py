@@ -11,15 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.files import cache_dir
-from bench.planning.job import versions_of
+from bench.planning.job import Job
 
 
-def clear_scratch(cell: Cell) -> None:
+def clear_scratch(job: Job) -> None:
     """Removes the cell's checkpoints."""
-    shutil.rmtree(scratch_dir(cell), ignore_errors=True)
+    shutil.rmtree(scratch_dir(job), ignore_errors=True)
 
 
 def dense_seconds(place: Path) -> float:
@@ -30,19 +29,18 @@ def dense_seconds(place: Path) -> float:
     return float(stored["train_s"])
 
 
-def trained_dir(cell: Cell) -> Path:
-    """Where the trained weights of a dense cell are cached."""
-    return cache_dir() / "trained" / _folder_name(cell)
+def trained_dir(job: Job) -> Path:
+    """Returns where the trained weights of a dense cell are cached."""
+    return cache_dir() / "trained" / _folder_name(job)
 
 
-def scratch_dir(cell: Cell) -> Path:
-    """Where the checkpoints of a cell are while it trains."""
-    return cache_dir() / "scratch" / _folder_name(cell)
+def scratch_dir(job: Job) -> Path:
+    """Returns where the checkpoints of a cell are while it trains."""
+    return cache_dir() / "scratch" / _folder_name(job)
 
 
-def _folder_name(cell: Cell) -> str:
-    versions = versions_of(cell)
-    return f"{cell.key[:16]}-{versions.method}.{versions.task}"
+def _folder_name(job: Job) -> str:
+    return f"{job.cell.key[:16]}-{job.versions.method}.{job.versions.task}"
 
 
 def keep_weights(model: PreTrainedModel, place: Path, seconds: float) -> None:

@@ -8,19 +8,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.api import Context, Task
+from bench.api import Context
 from bench.core import seeds
-from bench.core.cell import Budget, Cell
 from bench.pipeline.cache import trained_dir
-from bench.planning.job import reference_of
+from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights import targets
 
 
-def make_context(
-    cell: Cell, budget: Budget, task: Task, loaded: loading.Loaded, device: torch.device
-) -> Context:
-    """What the method may know."""
+def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Context:
+    """Makes the context of a job's method on a model that has been loaded."""
+    cell, task, budget = job.cell, job.task, job.budget
 
     def calibration() -> Iterable[dict[str, Tensor]]:
         seed = seeds.derive("calibration", cell.task, cell.seed)
@@ -29,8 +27,8 @@ def make_context(
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     def teacher() -> PreTrainedModel:
-        weights = trained_dir(reference_of(cell)) if task.finetunes else None
-        model = loading.load(cell.model, task, cell.seed, weights).model
+        weights = trained_dir(job.dense) if task.finetunes else None
+        model = loading.load(job.place, task, cell.seed, weights).model
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         return model
 

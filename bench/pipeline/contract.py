@@ -7,18 +7,19 @@ from transformers import PreTrainedModel
 from bench.api import Method
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
+from bench.core.pattern import UNSTRUCTURED
 from bench.core.record import Sparsity
 from bench.weights import targets
 
 
 def check_contract(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -> None:
-    """Holds the method to what it promised (DESIGN §10: a method that lies fails)."""
+    """Holds the method to what it promised ; a method that lies fails."""
     if not found.pattern_ok:
         raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
     # Each matrix rounds its count down, so at most one element a matrix is missing.
     matrices = targets.prunable(model)
     slack = len(matrices) / sum(t.shape[0] * t.shape[1] for t in matrices) + 1e-6
-    if cell.pattern == "unstructured" and method.promises_sparsity:
+    if cell.pattern == UNSTRUCTURED and method.promises_sparsity:
         slack += 1e-4  # weights that are zero by chance
     else:
         slack += 1e-2  # whole heads, neurons and blocks come in steps

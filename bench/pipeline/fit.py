@@ -12,19 +12,19 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bench.api import Method, Task
+from bench.api import Method
 from bench.core import provenance, seeds
-from bench.core.cell import Budget, Cell, canonical
+from bench.core.cell import canonical
 from bench.core.errors import BenchError
 from bench.core.record import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.formats import quantize
-from bench.pipeline import cache
-from bench.pipeline.cache import clear_scratch, dense_seconds, scratch_dir
+from bench.pipeline.cache import clear_scratch, dense_seconds, scratch_dir, trained_dir
 from bench.pipeline.context import make_context
-from bench.planning import registry
-from bench.planning.job import budget_of, hyper_of, reference_of, trains, versions_of
+from bench.planning.job import Job
 from bench.sources import loading
+from bench.sources.architectures import config_at
+from bench.sources.loading import check_model
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
 from bench.training.snapshot import Unfit
@@ -49,11 +49,11 @@ class Fitted:
     dense_s: float
 
 
-def fit_cell(cell: Cell, emit: Emit, resume: bool = False, means: RunSettings = DEFAULTS) -> Fitted:
+def fit_cell(job: Job, emit: Emit, resume: bool = False, means: RunSettings = DEFAULTS) -> Fitted:
     """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain.
 
     Args:
-        cell: what to fit.
+        job: the cell to fit, resolved.
         emit: takes the progress.
         resume: go on from a checkpoint if there is one, and write some if it takes long.
         means: batches in pieces, several devices.
@@ -61,35 +61,35 @@ def fit_cell(cell: Cell, emit: Emit, resume: bool = False, means: RunSettings = 
     Raises:
         BenchError: with the kind that a failed record will bear.
     """
-    scratch = scratch_dir(cell) if resume else None
+    scratch = scratch_dir(job) if resume else None
     try:
-        return _fit(cell, emit, scratch, means)
+        return _fit(job, emit, scratch, means)
     except Unfit as reason:
         log.warning("the checkpoint is of no use, training starts over: %s", reason)
     # Out here nothing holds on to the model that was spoilt.
-    clear_scratch(cell)
-    return _fit(cell, emit, scratch, means)
+    clear_scratch(job)
+    return _fit(job, emit, scratch, means)
 
 
-def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: RunSettings) -> Fitted:
-    task, budget = registry.task(cell.task), budget_of(cell)
+def _fit(job: Job, emit: Emit, scratch: Path | None, means: RunSettings) -> Fitted:
+    cell, task, budget = job.cell, job.task, job.budget
     means.check(budget)
     # One-shot methods start from the dense cell's weights, training methods from the pretrained;
     # quantizing the dense cell takes no second training.
-    start_trained = task.finetunes and not trains(cell)
-    trained_dir = cache.trained_dir(reference_of(cell)) if start_trained else None
-    loaded, method, prune_s = _attached(cell, emit, trained_dir)
+    start_trained = task.finetunes and not job.trains
+    weights = trained_dir(job.dense) if start_trained else None
+    loaded, method, prune_s = _attached(job, emit, weights)
     if means.sharded and not method.shardable:
         why = "it works on whole matrices; [trainer] processes without fsdp will do"
         raise BenchError(f"method {cell.method} cannot train with fsdp: {why}")
     trained = train.Trained(Trainable(body=0, head=0), "float32")
     train_s = 0.0
-    if trains(cell):
+    if job.trains:
         emit("train", 0, budget.steps)
         start = time.perf_counter()
         checkpoints = None
         if scratch is not None and not means.sharded:
-            depends = _depends(cell, budget, method, task, loaded) | {"means": means.told()}
+            depends = _depends(job, loaded) | {"means": means.told()}
             checkpoints = Checkpoints(scratch, hashlib.sha256(canonical(depends)).hexdigest())
         trained = train.fit(
             method,
@@ -104,7 +104,7 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: RunSettings) -> Fi
         )
         train_s = time.perf_counter() - start + trained.earlier_s
         if means.sharded:  # what was trained is in pieces; the first process is given the whole
-            loaded, method, _ = _attached(cell, emit, trained_dir)
+            loaded, method, _ = _attached(job, emit, weights)
             if trained.weights:
                 loaded.model.load_state_dict(trained.weights)
     start = time.perf_counter()
@@ -114,43 +114,37 @@ def _fit(cell: Cell, emit: Emit, scratch: Path | None, means: RunSettings) -> Fi
     if quantization := cell.quantization:
         quantize.apply(loaded.model, quantization)
     prune_s += time.perf_counter() - start
-    dense_s = dense_seconds(trained_dir) if trained_dir else 0.0
+    dense_s = dense_seconds(weights) if weights else 0.0
     return Fitted(loaded, loaded.model, trained, method, train_s, prune_s, dense_s)
 
 
-def _attached(
-    cell: Cell, emit: Emit, trained_dir: Path | None
-) -> tuple[loading.Loaded, Method, float]:
-    """The model on its device, the method attached to it, and the seconds that this took."""
-    task, budget, device = registry.task(cell.task), budget_of(cell), device_of()
-    method_class = registry.method(cell.method)
-    method = method_class(method_class.Params(**hyper_of(cell)))
+def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loaded, Method, float]:
+    """Returns the model on its device, the method attached to it, and the seconds that it took."""
+    device, method = device_of(), job.make_method()
     emit("load", 0, 1)
-    loading.check(cell.model, task, budget.length)
-    if trained_dir is not None:
-        dense_seconds(trained_dir)
-    loaded = loading.load(cell.model, task, cell.seed, trained_dir)
-    loaded.tok.model_max_length = budget.length
+    check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
+    if weights is not None:
+        dense_seconds(weights)
+    loaded = loading.load(job.place, job.task, job.cell.seed, weights)
+    loaded.tok.model_max_length = job.budget.length
     model = loaded.model.to(device)  # type: ignore[arg-type]
-    ctx = make_context(cell, budget, task, loaded, device)
-    seeds.seed_all(seeds.derive("method", cell.seed))
+    ctx = make_context(job, loaded, device)
+    seeds.seed_all(seeds.derive("method", job.cell.seed))
     emit("attach", 0, 1)
     start = time.perf_counter()
     method.attach(model, ctx)
     return loaded, method, time.perf_counter() - start
 
 
-def _depends(
-    cell: Cell, budget: Budget, method: Method, task: Task, loaded: loading.Loaded
-) -> dict[str, Any]:
-    """What the numbers of a training depend on."""
+def _depends(job: Job, loaded: loading.Loaded) -> dict[str, Any]:
+    """Returns what the numbers of a training depend on."""
     return {
-        "cell": cell.model_dump(mode="json"),
-        "budget": asdict(budget),
-        "versions": versions_of(cell).model_dump(),
-        "method": provenance.code(type(method)).method_sha256,
+        "cell": job.cell.model_dump(mode="json"),
+        "budget": asdict(job.budget),
+        "versions": job.versions.model_dump(),
+        "method": provenance.code(job.method).method_sha256,
         "sources": provenance.sources_sha256(),
         "weights": loaded.source.weights_sha256,
-        "data": task.source().fingerprint,
+        "data": job.task.source().fingerprint,
         "env": provenance.env(),
     }

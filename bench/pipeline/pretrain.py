@@ -13,18 +13,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bench.core import seeds
 from bench.core.cell import REFERENCE, Budget
 from bench.core.errors import BenchError
 from bench.core.files import cache_dir
+from bench.core.parameters import parameters
 from bench.planning import registry
 from bench.sources import catalog, token_windows
 from bench.training import train
@@ -34,28 +36,24 @@ SLUG = "gpt2-mini"
 END = "<|endoftext|>"
 
 
-@dataclass(frozen=True)
+@parameters
 class Recipe:
-    """Architecture and training; 6.0 M parameters by default.
+    """Architecture and training; 6.0 M parameters by default."""
 
-    Attributes:
-        vocabulary: of the byte-level BPE that is trained on the text.
-        lr: at hidden size 768, as everywhere; Adam's rate here is lr · 768 / width.
-        warmup: as a fraction of the steps; linear decay after it.
-    """
-
-    layers: int = 6
-    width: int = 256
-    heads: int = 4
-    positions: int = 512
-    vocabulary: int = 4096
-    steps: int = 800
-    batch: int = 32
-    length: int = 128
-    lr: float = 5e-4
-    weight_decay: float = 0.1
-    warmup: float = 0.05
-    seed: int = 1
+    layers: int = Field(default=6, ge=1, description="transformer blocks")
+    width: int = Field(default=256, ge=1, description="hidden size")
+    heads: int = Field(default=4, ge=1, description="attention heads of a block")
+    positions: int = Field(default=512, ge=1, description="tokens that the model can see")
+    vocabulary: int = Field(default=4096, ge=257, description="size of the byte-level BPE")
+    steps: int = Field(default=800, ge=1, description="optimizer updates")
+    batch: int = Field(default=32, ge=1, description="sequences an update")
+    length: int = Field(default=128, ge=1, description="tokens a sequence")
+    lr: float = Field(
+        default=5e-4, gt=0, description="learning rate at hidden size 768; scaled by 768 / width"
+    )
+    weight_decay: float = Field(default=0.1, ge=0, description="of matrices")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps")
+    seed: int = Field(default=1, ge=0, description="of weights and order")
 
 
 class _Text:
@@ -115,7 +113,7 @@ def pretrain(source: str, recipe: Recipe, progress: Progress) -> Path:
         model,
         tok,
         _Text(source, documents),  # type: ignore[arg-type]
-        Budget(recipe.steps, recipe.batch, recipe.length),
+        Budget(steps=recipe.steps, batch=recipe.batch, length=recipe.length),
         recipe.seed,
         progress,
     )

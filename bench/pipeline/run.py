@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.api import Split
 from bench.core import provenance
-from bench.core.cell import REFERENCE, Cell
+from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.record import Cost, Data, Record, ScoresPart, Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
@@ -20,29 +20,28 @@ from bench.formats import file_sizes
 from bench.pipeline.cache import clear_scratch, keep_weights, trained_dir
 from bench.pipeline.contract import check_contract
 from bench.pipeline.fit import Emit, Fitted, fit_cell
-from bench.planning import registry
-from bench.planning.job import budget_of, hyper_of, versions_of
+from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights.patterns import has_kernel
 from bench.weights.precision import autocast, device_of, for_scoring
 
 
-def run_cell(cell: Cell, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
+def run_cell(job: Job, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
     """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
 
     Training goes on from where a killed process has left it, to the same scores.
 
     Args:
-        cell: what to run.
+        job: the cell to run, resolved.
         emit: takes the progress.
         means: batches in pieces, several devices.
 
     Raises:
         BenchError: with the kind that a failed record will bear.
     """
-    task, budget = registry.task(cell.task), budget_of(cell)
+    cell, task, budget = job.cell, job.task, job.budget
     device = device_of()
-    fitted = fit_cell(cell, emit, True, means)
+    fitted = fit_cell(job, emit, True, means)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
@@ -51,7 +50,7 @@ def run_cell(cell: Cell, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
     sparsity = count_sparsity(model, cell.pattern)
     check_contract(cell, fitted.method, sparsity, model)
     macs = count_macs(model, budget.length, cell.pattern, has_kernel(device))
-    macs = macs.model_copy(update={"train": train_macs(cell, fitted)})
+    macs = macs.model_copy(update={"train": train_macs(job, fitted)})
     params = count_params(model, fitted.trained.trainable, fitted.method.published)
     emit("evaluate", 0, 1)
     start = time.perf_counter()
@@ -67,7 +66,7 @@ def run_cell(cell: Cell, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
     record = Record(
         cell=cell,
         key=cell.key,
-        versions=versions_of(cell),
+        versions=job.versions,
         status="done",
         budget=budget,
         hyper=asdict(fitted.method.params),
@@ -103,34 +102,31 @@ def run_cell(cell: Cell, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
         time=provenance.now(),
     )
     if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
-        keep_weights(model, trained_dir(cell), fitted.train_s)
-    clear_scratch(cell)
+        keep_weights(model, trained_dir(job), fitted.train_s)
+    clear_scratch(job)
     return record
 
 
-def tune_cell(cell: Cell, emit: Emit, split: Split = "select") -> dict[str, float]:
-    """The cell's scores on the select slice, for choosing hyper-parameters; leaves no record."""
-    fitted = fit_cell(cell, emit)
+def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]:
+    """Returns a cell's scores on the select slice, for choosing parameters; leaves no record."""
+    fitted, device = fit_cell(job, emit), device_of()
     fitted.model.eval()
-    task = registry.task(cell.task)
-    tok, device, budget = fitted.loaded.tok, device_of(), budget_of(cell)
-    with autocast(for_scoring(task.head, device), device):
-        return dict(task.evaluate(fitted.model, tok, device, split, budget).values)
+    with autocast(for_scoring(job.task.head, device), device):
+        tok = fitted.loaded.tok
+        return dict(job.task.evaluate(fitted.model, tok, device, split, job.budget).values)
 
 
-def train_macs(cell: Cell, fitted: Fitted) -> int | None:
-    """Multiply-adds of one update for one sequence; None where they cannot be counted.
+def train_macs(job: Job, fitted: Fitted) -> int | None:
+    """Counts multiply-adds of one update for one sequence; None where they cannot be counted.
 
     Counted on a model and a method of their own, without weights: nothing of the cell moves.
     """
     if fitted.trained.trainable == Trainable(body=0, head=0):
         return 0
-    method_class = type(fitted.method)
-    method = method_class(method_class.Params(**hyper_of(cell)))
-    model, budget = fitted.model, budget_of(cell)
+    method, model = job.make_method(), fitted.model
     try:
         return without_weights.update_macs(
-            without_weights.attach(method, cell, budget, type(model), model.config)
+            without_weights.attach(method, job.cell, job.budget, type(model), model.config)
         )
     except BenchError:
         return None

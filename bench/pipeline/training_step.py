@@ -14,15 +14,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.core.cell import REFERENCE, Cell
+from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.overrides import parse_settings
-from bench.core.pattern import DEFAULT_PATTERN, makes, own_sparsity
+from bench.core.pattern import UNSTRUCTURED, default_of
 from bench.core.tables import plain
 from bench.costs import measure
 from bench.pipeline.context import make_context
 from bench.planning import registry
-from bench.planning.job import budget_of, check_overrides, hyper_of
+from bench.planning.job import Job
+from bench.planning.plan import make_cell
 from bench.sources import loading
 from bench.weights.precision import supports_bf16
 
@@ -33,11 +34,9 @@ TASK = "tiny/reviews"  # decides the head only; the batch is made of random toke
 def default_methods() -> list[str]:
     """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
     found = []
-    for name in registry.names("method"):
-        method = registry.method(name)
-        if method.trains:
-            levels = (":0.5", ":0.9") if makes(method.patterns, "unstructured") else ("",)
-            found += [name + level for level in levels]
+    for method in registry.training_methods():
+        free = UNSTRUCTURED.made_by(method.patterns)
+        found += [method.name + level for level in ((":0.5", ":0.9") if free else ("",))]
     return found
 
 
@@ -118,26 +117,24 @@ def _update(
     """
     method_name, _, rest = name.partition(":")
     level, _, pairs = rest.partition(":")
-    method_class = registry.method(method_name)
-    if not method_class.trains:
-        raise BenchError(f"method {method_name} does not train; speed compares training steps")
-    task = registry.task(TASK)
-    first = method_class.patterns[0]
-    pattern = DEFAULT_PATTERN.get(first, first)
-    cell = Cell(
-        task=TASK,
-        model=slug,
-        method=method_name,
-        pattern=pattern,
-        sparsity=float(level or own_sparsity(pattern) or 0.0),
-        overrides=tuple(parse_settings(pairs.split(":") if pairs else ()).items()),
+    pattern = default_of(registry.method(method_name).patterns[0])
+    job = Job.resolve(
+        make_cell(
+            task=TASK,
+            model=slug,
+            method=method_name,
+            pattern=pattern,
+            sparsity=float(level or pattern.sparsity or 0.0),
+            overrides=parse_settings(pairs.split(":") if pairs else ()),
+        )
     )
-    check_overrides(method_class, hyper_of(cell))
-    loaded = loading.load(slug, task, cell.seed)
+    if not job.method.trains:
+        raise BenchError(f"method {method_name} does not train; speed compares training steps")
+    loaded = loading.load(job.place, job.task, job.cell.seed)
     model = loaded.model.to(device)  # type: ignore[arg-type]
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    method = method_class(method_class.Params(**hyper_of(cell)))
-    ctx = make_context(cell, budget_of(cell), task, loaded, device)
+    method = job.make_method()
+    ctx = make_context(job, loaded, device)
     method.attach(model, ctx._replace(teacher=lambda: teacher))
     optimizer = method.optimizer(method.param_groups(model))
     method.step(model, 1.0)
@@ -145,7 +142,7 @@ def _update(
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.vocab_size)
     ids = torch.randint(5, vocabulary, (batch, length), generator=generator).to(device)
-    labels = torch.randint(0, task.labels, (batch,), generator=generator).to(device)
+    labels = torch.randint(0, job.task.labels, (batch,), generator=generator).to(device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     held = [p for group in optimizer.param_groups for p in group["params"]]
 

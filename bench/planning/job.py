@@ -1,107 +1,116 @@
-"""A cell with its names resolved."""
+"""A cell with its names resolved: made once by the planner and handed down from there."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from bench.api import Method
+from bench.api import Method, Task
 from bench.core.cell import REFERENCE, Budget, Cell
 from bench.core.errors import BenchError, unknown
-from bench.core.overrides import QUANTIZE, Scalar, own_overrides
+from bench.core.overrides import Overrides
+from bench.core.parameters import make_parameters
 from bench.core.record import Versions
 from bench.planning import registry
+from bench.sources.catalog import Place, place_of
 
 
-def budget_of(cell: Cell) -> Budget:
+@dataclass(frozen=True)
+class Job:
+    """A cell and all that its names stand for; nothing below asks the registry again.
+
+    Attributes:
+        cell: what to run.
+        method: the method's class.
+        params: the method's parameters, an instance of `method.Params`.
+        task: data, head and metric.
+        budget: what the method may spend, in numbers.
+        place: where the model's weights lie.
+        versions: present versions of method and task.
+    """
+
+    cell: Cell
+    method: type[Method]
+    params: Any
+    task: Task
+    budget: Budget
+    place: Place
+    versions: Versions
+
+    @classmethod
+    def resolve(cls, cell: Cell) -> Job:
+        """Looks up the cell's names and checks its parameters and budget; fetches nothing.
+
+        Raises:
+            BenchError: an unknown name, a parameter or a budget that cannot be.
+        """
+        method, task = registry.method(cell.method), registry.task(cell.task)
+        job = cls(
+            cell=cell,
+            method=method,
+            params=parameters_of(method, cell.overrides),
+            task=task,
+            budget=_budget(cell, task),
+            place=place_of(cell.model),
+            versions=Versions(method=method.version, task=task.version),
+        )
+        job.make_method().check(cell, job.budget)
+        return job
+
+    def make_method(self) -> Method:
+        """Makes the method with its parameters, not yet attached to a model."""
+        return self.method(self.params)
+
+    @cached_property
+    def dense(self) -> Job:
+        """The dense cell of the same task, model, seed and budget."""
+        return Job.resolve(self.cell.dense)
+
+    @property
+    def only_rounds(self) -> bool:
+        """Whether the cell differs from its dense cell by quantization alone."""
+        own = self.cell.overrides
+        unquantized = Overrides(method=own.method, budget=own.budget)
+        plain = self.cell.model_copy(update={"overrides": unquantized})
+        return plain != self.cell and plain == self.cell.dense
+
+    @property
+    def trains(self) -> bool:
+        """Whether the cell trains: its method and its task do, and it is not only quantized."""
+        if not (self.method.trains and self.task.trains):
+            return False
+        # Without fine-tuning, the dense model is the pretrained one.
+        return (self.task.finetunes and not self.only_rounds) or self.cell.method != REFERENCE
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the dense cell must have been run: the cell starts or learns from its weights."""
+        needs = self.make_method().needs_dense or self.only_rounds
+        return needs and self.task.finetunes
+
+
+def parameters_of(method: type[Method], overrides: Overrides) -> Any:
+    """Makes a method's parameters from the overrides of a cell.
+
+    Raises:
+        BenchError: the method has no such parameter, or refuses its value.
+    """
+    return make_parameters(method.Params, dict(overrides.method), f"method {method.name}")
+
+
+def _budget(cell: Cell, task: Task) -> Budget:
     """The cell's budget in numbers.
 
     Raises:
         BenchError: no such budget, no such field, or more items than the task has.
     """
-    task = registry.task(cell.task)
-    budgets = task.budgets
-    if cell.budget not in budgets:
-        raise unknown("budget", cell.budget, budgets)
-    changes = {k.removeprefix("budget."): v for k, v in cell.overrides if k.startswith("budget.")}
-    try:
-        budget = dataclasses.replace(budgets[cell.budget], **changes)  # type: ignore[arg-type]
-    except TypeError:
-        known = [f"budget.{f.name}" for f in dataclasses.fields(Budget)]
-        raise BenchError(f"overrides {sorted(changes)}: a budget has {', '.join(known)}") from None
+    if cell.budget not in task.budgets:
+        raise unknown("budget", cell.budget, task.budgets)
+    values = dataclasses.asdict(task.budgets[cell.budget]) | dict(cell.overrides.budget)
+    budget = make_parameters(Budget, values, "budget")
     if budget.items and budget.items > task.limit:
         most = f"has {task.limit} items" if task.limit else "is always scored on all its items"
         raise BenchError(f"budget.items={budget.items}: {cell.task} {most}")
     return budget
-
-
-def hyper_of(cell: Cell) -> dict[str, Scalar]:
-    """The cell's departures from the method's default parameters."""
-    return own_overrides(cell.overrides)
-
-
-def is_quantized_reference(cell: Cell) -> bool:
-    """Whether quantizing is all that makes the cell another one than its dense reference."""
-    shared = tuple((k, v) for k, v in cell.overrides if not k.startswith(QUANTIZE))
-    unquantized = cell.model_copy(update={"overrides": shared})
-    return unquantized != cell and unquantized == reference_of(cell)
-
-
-def check_overrides(method: type[Method], overrides: dict[str, Scalar]) -> None:
-    """Refuses parameters that the method does not have, or of another type.
-
-    Raises:
-        BenchError: naming the parameter and the nearest ones.
-    """
-    known = {f.name: f.default for f in dataclasses.fields(method.Params)}
-    for name, value in overrides.items():
-        if name.startswith(("budget.", QUANTIZE)):
-            continue
-        if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
-            raise BenchError(f"method {method.name} has no parameter {name!r}: {hint}")
-        default = known[name]
-        wanted = type(default)
-        fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
-        if default is not None and not (fits or (wanted is float and type(value) is int)):
-            raise BenchError(f"{method.name}.{name} takes a {wanted.__name__}, not {value!r}")
-
-
-def trains(cell: Cell) -> bool:
-    """Whether the cell trains: its method and its task do, and it is not only quantized."""
-    task = registry.task(cell.task)
-    if not (registry.method(cell.method).trains and task.trains):
-        return False
-    # Without fine-tuning, the dense model is the pretrained one.
-    return (task.finetunes and not is_quantized_reference(cell)) or cell.method != REFERENCE
-
-
-def versions_of(cell: Cell) -> Versions:
-    """Present versions of the cell's method and task."""
-    return Versions(
-        method=registry.method(cell.method).version, task=registry.task(cell.task).version
-    )
-
-
-def reference_of(cell: Cell) -> Cell:
-    """The dense cell of the same task, model, seed and budget."""
-    budget = tuple(o for o in cell.overrides if o[0].startswith("budget."))
-    return Cell(
-        task=cell.task,
-        model=cell.model,
-        method=REFERENCE,
-        pattern="dense",
-        sparsity=0.0,
-        seed=cell.seed,
-        budget=cell.budget,
-        overrides=budget,
-    )
-
-
-def needs_reference(cell: Cell) -> bool:
-    """Whether the cell stands on the dense cell's trained weights."""
-    kind = registry.method(cell.method)
-    method = kind(kind.Params(**hyper_of(cell)))
-    needs = method.needs_dense or is_quantized_reference(cell)
-    return needs and registry.task(cell.task).finetunes

@@ -1,4 +1,4 @@
-"""Which cells there are, in which state, and which dense cell each stands on."""
+"""Which cells a suite has, in which state each is, and which of them are to run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from pydantic import ValidationError
 
 from bench.api import Method
 from bench.core.cell import REFERENCE, Cell
-from bench.core.errors import BenchError
-from bench.core.overrides import shared_overrides
-from bench.core.pattern import DEFAULT_PATTERN, makes, own_sparsity
+from bench.core.errors import BenchError, first_error
+from bench.core.pattern import Pattern, default_of
 from bench.core.store import State, Store
 from bench.planning import registry
-from bench.planning.job import budget_of, check_overrides, reference_of, versions_of
+from bench.planning.job import Job
 from bench.planning.suites import Suite
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, what is known of it, and whether running it would change that."""
+    """A job, the state of its record, and whether running it would change that."""
 
-    cell: Cell
+    job: Job
     state: State
     todo: bool
 
 
-def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) -> list[Cell]:
-    """The suite's cells, baselines first.
+def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) -> list[Job]:
+    """Resolves the suite's cells, baselines first.
 
     Args:
         suite: tasks × models × patterns × sparsities × seeds.
@@ -37,62 +36,67 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
         explicit: the user named the patterns; a method that cannot make them is an error.
 
     Raises:
-        BenchError: an unknown name, or a cell that cannot be.
+        BenchError: an unknown name, a parameter that cannot be, or a cell that cannot be.
     """
     wanted = tuple(methods) or suite.methods or tuple(registry.names("method"))
     names = list(dict.fromkeys([REFERENCE, *suite.baselines, *wanted]))
-    names.sort(key=lambda name: name != REFERENCE)
-    overrides = dict(suite.overrides)
     cells = []
     for name in names:
         method = registry.method(name)
-        kept = overrides if name in wanted else shared_overrides(overrides)
-        check_overrides(method, kept)
-        points = levels(method, suite, explicit and name in wanted)
-        for task in suite.tasks:
-            registry.task(task)
-            for model in suite.models:
-                for pattern, sparsity in points:
-                    for seed in suite.seeds:
-                        cells.append(
-                            make_cell(
-                                task=task,
-                                model=model,
-                                method=name,
-                                pattern=pattern,
-                                sparsity=sparsity,
-                                seed=seed,
-                                budget=suite.budget,
-                                overrides=tuple(kept.items()),
-                            )
-                        )
-    for cell in cells:
-        budget_of(cell)
-    # Recovery is against unquantized weights.
-    quantized = [c for c in cells if c.quantization and c.method == REFERENCE]
-    return list(dict.fromkeys([*map(reference_of, quantized), *cells]))
+        overrides = suite.overrides if name in wanted else suite.overrides.shared
+        levels = levels_of(method, suite.patterns, suite.sparsities, explicit and name in wanted)
+        cells += [
+            make_cell(
+                task=task,
+                model=model,
+                method=name,
+                pattern=pattern,
+                sparsity=sparsity,
+                seed=seed,
+                budget=suite.budget,
+                overrides=overrides,
+            )
+            for task in suite.tasks
+            for model in suite.models
+            for pattern, sparsity in levels
+            for seed in suite.seeds
+        ]
+    # Recovery is measured against unquantized weights.
+    references = [c.dense for c in cells if c.quantization and c.method == REFERENCE]
+    return [Job.resolve(cell) for cell in dict.fromkeys([*references, *cells])]
 
 
-def levels(method: type[Method], suite: Suite, explicit: bool) -> list[tuple[str, float]]:
-    """(pattern, sparsity) points of a method; dense and N:M have a sparsity of their own."""
-    patterns = [p for p in suite.patterns if makes(method.patterns, p)]
-    if explicit and (refused := [p for p in suite.patterns if p not in patterns]):
+def levels_of(
+    method: type[Method],
+    patterns: Sequence[Pattern],
+    sparsities: Sequence[float],
+    explicit: bool = False,
+) -> list[tuple[Pattern, float]]:
+    """Returns the (pattern, sparsity) points of a method; dense and N:M fix their own sparsity.
+
+    Args:
+        method: the method's class.
+        patterns: those wanted; without one that the method makes, its first one is taken.
+        sparsities: those wanted, for patterns that leave it free.
+        explicit: refuse patterns that the method cannot make.
+
+    Raises:
+        BenchError: a refused pattern.
+    """
+    makes = [pattern for pattern in patterns if pattern.made_by(method.patterns)]
+    if explicit and (refused := [str(pattern) for pattern in patterns if pattern not in makes]):
         raise BenchError(
             f"method {method.name} makes {', '.join(method.patterns)}, not {', '.join(refused)}"
         )
-    if not patterns:
-        first = method.patterns[0]
-        patterns = [DEFAULT_PATTERN.get(first, first)]
-    found = []
-    for pattern in patterns:
-        own = own_sparsity(pattern)
-        sparsities = suite.sparsities if own is None else (own,)
-        found += [(pattern, sparsity) for sparsity in sparsities]
-    return found
+    points: list[tuple[Pattern, float]] = []
+    for pattern in makes or [default_of(method.patterns[0])]:
+        free = pattern.sparsity is None
+        points += [(pattern, s) for s in (sparsities if free else (pattern.sparsity or 0.0,))]
+    return points
 
 
 def make_cell(**fields: Any) -> Cell:
-    """A cell.
+    """Makes a cell.
 
     Raises:
         BenchError: a field that cannot be, in one line.
@@ -100,25 +104,23 @@ def make_cell(**fields: Any) -> Cell:
     try:
         return Cell(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BenchError(f"{place} {first['input']!r}: {first['msg']}") from None
+        raise BenchError(first_error(error)) from None
 
 
 def plan(
-    cells: Sequence[Cell], store: Store, rerun: bool = False, retry_failed: bool = True
+    jobs: Sequence[Job], store: Store, rerun: bool = False, retry_failed: bool = True
 ) -> list[Planned]:
-    """Every cell with its state, dense ones first.
+    """Returns every job with its state, dense ones first.
 
     Args:
-        cells: wanted.
+        jobs: wanted.
         store: the records that there are.
         rerun: run what is done again.
         retry_failed: run what has failed again.
     """
     kept = {"done"} | (set() if retry_failed else {"failed"})
     planned = []
-    for cell in sorted(cells, key=lambda cell: cell.method != REFERENCE):
-        state = store.state(cell, versions_of(cell))
-        planned.append(Planned(cell, state, rerun or state not in kept))
+    for job in sorted(jobs, key=lambda job: job.cell.method != REFERENCE):
+        state = store.state(job.cell, job.versions)
+        planned.append(Planned(job, state, rerun or state not in kept))
     return planned

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from bench.api import Method, Task
+from bench.core.cell import Cell
 from bench.core.errors import BenchError, unknown
 
 Kind = Literal["method", "task"]
@@ -38,6 +39,16 @@ def names(kind: Kind) -> list[str]:
 def builtin(kind: Kind) -> list[str]:
     """Names that ship with the project, whatever else is installed."""
     return list(importlib.import_module(f"{kind}s").BUILTIN)
+
+
+def is_known(cell: Cell) -> bool:
+    """Returns whether the cell's task and method are registered here."""
+    return cell.task in _entries("task") and cell.method in _entries("method")
+
+
+def training_methods() -> list[type[Method]]:
+    """Returns all registered methods that train."""
+    return [found for found in map(method, names("method")) if found.trains]
 
 
 def _load(kind: Kind, name: str) -> Any:

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.core.errors import BenchError, unknown
-from bench.core.overrides import Scalar
-from bench.core.pattern import Pattern
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.core.errors import BenchError, first_error, unknown
+from bench.core.overrides import Overrides, OverridesField
+from bench.core.pattern import UNSTRUCTURED, PatternField
 from bench.core.run_settings import DEFAULTS, RunSettings
 
 SUITES = Path(__file__).parent.parent / "suites"
 
 
-@dataclass(frozen=True)
-class Suite:
+class Suite(BaseModel):
     """A named set of cells (`bench/suites/*.toml`).
 
     Attributes:
         baselines: methods that are always run along, whatever `--method` says.
         methods: what is run without `--method`; empty means every registered method.
-        patterns: a method takes those it can make, else its own first one.
-        means: what its cells are run with, of the table `[trainer]`.
+        patterns: a method takes those that it can make, else its own first one.
+        settings: how its cells are run, from the table `[trainer]`.
         average: tasks whose mean score the tables state, as a paper's average does.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
     name: str
-    description: str
+    description: str = ""
     tasks: tuple[str, ...]
     models: tuple[str, ...]
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ("dense",)
-    patterns: tuple[Pattern, ...] = ("unstructured",)
+    patterns: tuple[PatternField, ...] = (UNSTRUCTURED,)
     sparsities: tuple[float, ...] = (0.5,)
     seeds: tuple[int, ...] = (1,)
     average: tuple[str, ...] = ()
-    means: RunSettings = DEFAULTS
+    settings: RunSettings = DEFAULTS
     budget: str = "default"
-    overrides: tuple[tuple[str, Scalar], ...] = ()
+    overrides: OverridesField = Overrides()
 
 
 def suite_names() -> list[str]:
@@ -57,12 +59,10 @@ def load_suite(name: str) -> Suite:
     if not path.is_file():
         raise unknown("suite", name, suite_names())
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        means = RunSettings.of(fields.pop("trainer", {}))
-        lists: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-        }
-        lists["overrides"] = tuple(sorted(fields.get("overrides", {}).items()))
-        return Suite(name=path.stem, means=means, **lists)
+        fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = RunSettings.of(fields.pop("trainer", {}))
+        return Suite(name=path.stem, settings=settings, **fields)
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise BenchError(f"{path}: not a suite: {error}") from None
+    except ValidationError as error:
+        raise BenchError(f"{path}: not a suite: {first_error(error)}") from None

@@ -18,14 +18,15 @@ import numpy as np
 
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
-from bench.core.overrides import QUANTIZE, own_overrides
+from bench.core.overrides import Overrides
+from bench.core.pattern import DENSE, Pattern
 from bench.core.record import Record
 from bench.core.tables import escape, human, markdown
 from bench.reporting import cost_tables, paired
-from bench.reporting.rows import higher, mean, method_name, name
+from bench.reporting.rows import higher, mean, method_name
 from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
-Point = tuple[str, str, str, str, float, tuple[tuple[str, Any], ...]]
+Point = tuple[str, str, str, Pattern, float, Overrides]
 """Task, model, budget, pattern, sparsity, overrides that are not the method's own."""
 
 LEGEND = f"""\
@@ -139,8 +140,7 @@ def _points(records: Iterable[Record], wanted: str) -> dict[Point, list[Record]]
     for record in records:
         cell = record.cell
         if method_name(cell.method, cell.overrides) == wanted:
-            own = own_overrides(cell.overrides)
-            shared = tuple(o for o in cell.overrides if o[0] not in own)
+            shared = cell.overrides.shared
             point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
             found[point].append(record)
     return found
@@ -151,8 +151,7 @@ def _at(side: dict[Point, list[Record]], point: Point, wanted: str) -> list[Reco
     if wanted != REFERENCE:
         return side.get(point, [])
     task, model, budget, _, _, shared = point
-    dense = tuple(o for o in shared if not o[0].startswith(QUANTIZE))
-    return side.get((task, model, budget, "dense", 0.0, dense), [])
+    return side.get((task, model, budget, DENSE, 0.0, shared.of_budget), [])
 
 
 def _common(a: list[Record], b: list[Record]) -> tuple[list[Record], list[Record]]:
@@ -280,9 +279,9 @@ def _missing(missing: dict[Point, set[int]], a: str, b: str) -> str:
 def place(point: Point) -> str:
     """A point in words, what is default left out."""
     task, model, budget, pattern, sparsity, shared = point
-    level = name(("", pattern, sparsity, (), True), str)[1]
+    level = pattern.at(sparsity)
     extra = [] if budget == "default" else [f"budget {budget}"]
-    return " ".join([task, model, level, *extra, *(f"{k}={v}" for k, v in shared)])
+    return " ".join([task, model, level, *extra, *(f"{k}={v}" for k, v in shared.flat)])
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tabulate import tabulate
 
-from bench.core.overrides import own_overrides
 from bench.core.record import Record, number, verified
 from bench.core.tables import printable
 from bench.reporting import cost_tables
@@ -100,17 +99,16 @@ def harmless(value: Value) -> Value:
 def _row(record: Record) -> dict[str, Value]:
     cell, scores = record.cell, record.scores
     assert scores is not None
-    own = own_overrides(cell.overrides)
     return {
         "task": cell.task,
         "model": cell.model,
         "method": cell.method,
-        "parameters": " ".join(f"{k}={v}" for k, v in own.items()),
-        "pattern": cell.pattern,
+        "parameters": " ".join(f"{k}={v}" for k, v in cell.overrides.method),
+        "pattern": cell.pattern.text,
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "budget": cell.budget,
-        "shared": " ".join(f"{k}={v}" for k, v in cell.overrides if k not in own),
+        "shared": str(cell.overrides.shared),
         "verified": verified(record),
         "origin": record.origin,
         "metric": scores.metric,

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.core.cell import REFERENCE
-from bench.core.overrides import quantization_of
 from bench.core.record import Record
 from bench.core.tables import escape, human, markdown, percent, plain, printable
-from bench.planning.job import reference_of
 from bench.reporting import cost_tables, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
 
@@ -176,8 +174,8 @@ def _task_means(
 
 
 def _group(record: Record) -> Group:
-    budget = tuple(o for o in record.cell.overrides if o[0].startswith("budget."))
-    return record.cell.task, record.cell.model, record.cell.budget, budget
+    cell = record.cell
+    return cell.task, cell.model, cell.budget, cell.overrides.of_budget.flat
 
 
 def _title(records: Sequence[Record], is_markdown: bool) -> str:
@@ -238,7 +236,7 @@ def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
     for key, records in rows:
         _, pattern, sparsity, overrides, checked = key
         if checked:
-            columns[pattern, sparsity, str(quantization_of(overrides))].append((key, records))
+            columns[pattern, sparsity, str(overrides.quantization)].append((key, records))
     found: dict[Key, str] = defaultdict(lambda: "–")
     for inside in columns.values():
         places, basis = paired.ranks([records for _, records in inside])
@@ -280,7 +278,7 @@ def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | No
 
     None where a dense record is missing.
     """
-    pairs = [(r, dense.get(reference_of(r.cell))) for r in records]
+    pairs = [(r, dense.get(r.cell.dense)) for r in records]
     scores = [(r.scores.value, d.scores.value) for r, d in pairs if r.scores and d and d.scores]
     found, base = sum(s for s, _ in scores), sum(d for _, d in scores)
     if not higher(records):

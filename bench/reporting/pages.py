@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from bench.core.cell import canonical
 from bench.core.files import write_atomic
-from bench.core.overrides import QUANTIZE
 from bench.core.record import Record
 from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
@@ -83,7 +82,14 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
             found.append((suite, inside))
             rest = [r for r in rest if not belongs(r, suite)]
     if rest:
-        found.append((Suite("other", "Cells that belong to no suite.", (), ()), rest))
+        found.append(
+            (
+                Suite(
+                    name="other", description="Cells that belong to no suite.", tasks=(), models=()
+                ),
+                rest,
+            )
+        )
     return found
 
 
@@ -94,8 +100,8 @@ def belongs(record: Record, suite: Suite) -> bool:
         cell.task in suite.tasks
         and cell.model in suite.models
         and cell.budget == suite.budget
-        and [o for o in cell.overrides if not o[0].startswith(QUANTIZE)]
-        == [o for o in suite.overrides if not o[0].startswith(QUANTIZE)]
+        and cell.overrides.method == suite.overrides.method
+        and cell.overrides.budget == suite.overrides.budget
     )
 
 

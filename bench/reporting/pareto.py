@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bench.core.cell import REFERENCE
+from bench.core.pattern import DENSE, UNSTRUCTURED
 from bench.core.record import Record, number
 from bench.core.tables import human
 from bench.planning import registry
@@ -197,9 +198,9 @@ def _short(key: Key, level: bool = True) -> str:
     _, pattern, sparsity, _, _ = key
     called, _, quantized = name(key, str)
     parts = [called] + ([quantized] if quantized != "–" else [])
-    if pattern not in ("unstructured", "dense"):
-        parts.append(pattern)
-    if level and pattern != "dense" and ":" not in pattern:
+    if pattern not in (UNSTRUCTURED, DENSE):
+        parts.append(pattern.text)
+    if level and pattern.sparsity is None:
         parts.append(f"{100 * sparsity:g}%")
     return " ".join(parts)
 

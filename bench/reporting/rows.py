@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.core.overrides import Scalar, own_overrides, quantization_of
+from bench.core.overrides import Overrides
 from bench.core.record import Record, verified
 
 NAME = ("method", "pattern", "quantized")
@@ -38,18 +38,17 @@ def ordered(records: Sequence[Record]) -> list[Row]:
 def name(key: Key, clean: Clean) -> list[str]:
     """What a row is called: method with its parameters, pattern with its level, quantization."""
     method, pattern, sparsity, overrides, checked = key
-    level = "" if pattern == "dense" or ":" in pattern else f" {sparsity:g}"
-    quantization = quantization_of(overrides)
+    quantization = overrides.quantization
     return [
         clean(method_name(method, overrides) + ("" if checked else " (unverified)")),
-        clean(pattern + level),
+        clean(pattern.at(sparsity)),
         clean(str(quantization)) if quantization else "–",
     ]
 
 
-def method_name(method: str, overrides: Iterable[tuple[str, Scalar]]) -> str:
+def method_name(method: str, overrides: Overrides) -> str:
     """A method with the parameters that are not its defaults: `pst lr=0.001`."""
-    return " ".join([method, *(f"{k}={v}" for k, v in own_overrides(overrides).items())])
+    return " ".join([method, *(f"{k}={v}" for k, v in overrides.method)])
 
 
 def higher(records: Sequence[Record]) -> bool:

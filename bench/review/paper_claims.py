@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bench.core.cell import Budget
 from bench.core.errors import BenchError
 from bench.core.overrides import Scalar
+from bench.core.pattern import PatternField
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
+from bench.planning.setups import setups
 from bench.reporting import compare
 from bench.reporting.compare import Line
 from bench.reporting.rows import higher, mean, method_name
@@ -51,7 +53,7 @@ class Claim(BaseModel):
     printed: str = ""
     against: str = ""
     tasks: list[str] = []
-    pattern: str | None = None
+    pattern: PatternField | None = None
     sparsity: float = 0.5
     overrides: dict[str, Scalar] = {}
     margin: float = 0.0
@@ -121,16 +123,15 @@ def _counted(claim: Claim, model: str) -> Finding:
     from bench.sources import architectures
 
     config = architectures.config_of(model)
-    chosen = by_method.cells([claim.method], claim.pattern, claim.sparsity, claim.overrides)
-    method, cell = chosen[0]
+    setup = setups([claim.method], claim.pattern, claim.sparsity, claim.overrides)[0]
     budget = Budget(steps=by_method.STEPS, batch=32, length=128)
     kind = architectures.class_of(config)
-    row = by_method.account(method, cell, budget, kind, config, kernel=False)
+    row = by_method.account(setup, budget, kind, config, kernel=False)
     if claim.check == "saved":
         value = None if row.realizable is None else 100 * (1 - row.realizable / row.dense)
     else:
         value = None if row.published is None else 100 * row.published.ours
-    where = f"{model}, {cell.pattern}, counted"
+    where = f"{model}, {setup.cell.pattern}, counted"
     if value is None:
         return Finding("–", "", f"{where}: training decides", UNTESTED)
     if claim.check == "below":

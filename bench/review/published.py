@@ -164,7 +164,7 @@ def _differs(printed: Published, row: Row) -> list[str]:
     found = [] if cell.model == printed.model else [f"model {cell.model}"]
     if cell.task != printed.task:
         found.append(f"task {cell.task}")
-    if cell.pattern != printed.pattern or _away(printed, row) > 0.005:
+    if cell.pattern.text != printed.pattern or _away(printed, row) > 0.005:
         found.append("another level")
     if cell.budget != FULL:
         found.append(f"budget {cell.budget}")

@@ -18,8 +18,9 @@ from bench.core.errors import BenchError
 from bench.core.files import write_atomic
 from bench.core.record import Record, Trainable, verified
 from bench.core.store import Store, path_of, slug
-from bench.planning import registry
-from bench.planning.job import budget_of, check_overrides, hyper_of, versions_of
+from bench.planning.job import Job
+from bench.planning.registry import is_known
+from bench.planning.setups import Setup
 from bench.review import gate
 
 FOLDER = "submissions"
@@ -118,10 +119,8 @@ def problems(record: Record) -> list[str]:
     found = list(_origin(record))
     if record.status == "done":
         found += [*_counts(record), *_scores(record)]
-        cell = record.cell
-        if cell.task in registry.names("task") and cell.method in registry.names("method"):
-            found += _registered(record)
-            found += [] if found else _closed_forms(record)  # of a cell that could be run here
+        if is_known(record.cell):
+            found += _against_job(record, found)
     return found
 
 
@@ -185,25 +184,30 @@ def _scores(record: Record) -> Iterator[str]:
             yield "scores.all['accuracy'] is not the share of right items"
 
 
-def _registered(record: Record) -> Iterator[str]:
-    """What the project knows of the cell's task and method."""
-    cell = record.cell
+def _against_job(record: Record, found: Sequence[str]) -> list[str]:
+    """Holds a record to what the project knows of its task and method."""
     try:
-        if record.budget != budget_of(cell):
-            yield f"budget is not the task's {cell.budget!r}"
-        if record.versions != versions_of(cell):
-            yield "versions are not those of this checkout: run the cell again"
-        check_overrides(registry.method(cell.method), dict(cell.overrides))
+        job = Job.resolve(record.cell)
     except BenchError as error:
-        yield str(error)
-        return
-    task, scores = registry.task(cell.task), record.scores
+        return [str(error)]
+    wrong = list(_registered(record, job))
+    # Counting what the method must train takes a cell that could be run here.
+    return wrong if wrong or found else list(_closed_forms(record, job))
+
+
+def _registered(record: Record, job: Job) -> Iterator[str]:
+    """Budget, versions and metric of the cell's task and method."""
+    if record.budget != job.budget:
+        yield f"budget is not the task's {job.cell.budget!r}"
+    if record.versions != job.versions:
+        yield "versions are not those of this checkout: run the cell again"
+    task, scores = job.task, record.scores
     assert scores is not None
     if (scores.metric, scores.higher_is_better) != (task.metric, task.higher_is_better):
         yield f"scores.metric is {scores.metric!r}, the task's is {task.metric!r}"
 
 
-def _closed_forms(record: Record) -> Iterator[str]:
+def _closed_forms(record: Record, job: Job) -> Iterator[str]:
     """What the method must train and multiply, counted on the model without weights."""
     from bench.costs import by_method
     from bench.sources import architectures
@@ -213,14 +217,14 @@ def _closed_forms(record: Record) -> Iterator[str]:
     assert params and macs and budget  # noqa: PT018  # of a done record
     if not architectures.ships(cell.model):
         return
-    task, method = registry.task(cell.task), registry.method(cell.method)
+    task = job.task
     config = architectures.config_of(cell.model)
     if task.head == "classification":
         config.num_labels = task.labels
     try:
         kind = architectures.class_of(config, task.head)
-        made = method(method.Params(**hyper_of(cell)))
-        row = by_method.account(made, cell, budget, kind, config, kernel=False)
+        setup = Setup(job.make_method(), cell)
+        row = by_method.account(setup, budget, kind, config, kernel=False)
     except BenchError as error:
         yield str(error)
         return

@@ -18,7 +18,7 @@ from transformers import (
 from transformers import logging as hf_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from bench.core.errors import BenchError, one_line, unknown
+from bench.core.errors import BenchError, one_line
 from bench.sources import catalog, hub
 
 CLASSES = {
@@ -38,35 +38,33 @@ def config_of(name: str) -> PreTrainedConfig:
     Raises:
         BenchError: nothing of that name, or no config of a known architecture.
     """
-    place, path = catalog.PLACES.get(name), Path(name).expanduser()
+    path = Path(name).expanduser()
     config: PreTrainedConfig
     try:
-        if ships(name):
-            config = AutoConfig.for_model(**json.loads((CONFIGS / f"{name}.json").read_text()))
-        elif place is not None and place.tiny is not None:
-            config = AutoConfig.for_model(place.repo, **place.tiny)
+        if ships(name):  # a slug whose weights need not be here, or no slug at all
+            config = AutoConfig.for_model(**json.loads(_shipped(name).read_text()))
         elif path.is_file() or (path / "config.json").is_file():
             config = AutoConfig.from_pretrained(path, local_files_only=True)
         else:
-            config = _fetched(name)
+            shipped = [file.stem for file in CONFIGS.glob("*.json")]
+            config = config_at(catalog.place_of(name, shipped))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{name}: no usable config: {one_line(error)}") from None
     return config
 
 
-def _fetched(name: str) -> PreTrainedConfig:
-    place = catalog.PLACES.get(name)
-    if place is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        known = {*catalog.PLACES, *(path.stem for path in CONFIGS.glob("*.json"))}
-        raise unknown("model", name, known)
-    place = place or catalog.Place(name)
-    config: PreTrainedConfig
-    if (found := hub.find(place.repo)) is not None:
-        config = AutoConfig.from_pretrained(found, local_files_only=True)
-        return config
+def config_at(place: catalog.Place) -> PreTrainedConfig:
+    """Returns the config of a model, fetched alone where it has to be.
+
+    Raises:
+        BenchError: `offline` with the repository id, or a model that is not on this machine.
+    """
+    if (known := known_config(place)) is not None:
+        return known
     if place.command:
-        raise BenchError(f"{name} has not been made on this machine yet; run: {place.command}")
+        raise BenchError(f"{place.name} is not on this machine yet; run: {place.command}")
     hub.give_up_early()
+    config: PreTrainedConfig
     try:
         config = AutoConfig.from_pretrained(place.repo, revision=place.revision or "main")
     except OSError:
@@ -74,9 +72,34 @@ def _fetched(name: str) -> PreTrainedConfig:
     return config
 
 
+def known_config(place: catalog.Place) -> PreTrainedConfig | None:
+    """Returns the config of a model where nothing has to be fetched for it, else None.
+
+    Raises:
+        BenchError: the config is there, but of no architecture of transformers.
+    """
+    config: PreTrainedConfig
+    try:
+        if place.tiny is not None:
+            config = AutoConfig.for_model(place.repo, **place.tiny)
+        elif (folder := hub.find(place.repo)) is not None and (folder / "config.json").is_file():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        elif ships(place.name):
+            config = AutoConfig.for_model(**json.loads(_shipped(place.name).read_text()))
+        else:
+            return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{place.name}: no usable config: {one_line(error)}") from None
+    return config
+
+
 def ships(name: str) -> bool:
     """Whether the config of a slug lies beside this module."""
-    return "/" not in name and (CONFIGS / f"{name}.json").is_file()
+    return "/" not in name and _shipped(name).is_file()
+
+
+def _shipped(name: str) -> Path:
+    return CONFIGS / f"{name}.json"
 
 
 def class_of(config: PreTrainedConfig, head: str | None = None) -> type[PreTrainedModel]:

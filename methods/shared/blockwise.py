@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.api import BenchError, Method, Pattern, Published
 from bench.weights.targets import blocks
-from methods.shared.masks import groups_of, parse_n_m, pruned_count
+from methods.shared.masks import groups_of, pruned_count
 
 
 class ColumnNorms:
@@ -70,7 +70,7 @@ class OneShot(Method):
     def attach(self, model, ctx) -> None:
         """Prunes all targets, block by block."""
         self.report = {"forward_s": 0.0, "prune_s": 0.0}
-        self.n_m = parse_n_m(ctx.cell.pattern)
+        self.n_m = ctx.cell.pattern.n_m
         if self.n_m:
             for target in ctx.targets:
                 groups_of(target.shape[1], *self.n_m, target.name)

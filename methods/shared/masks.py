@@ -7,13 +7,12 @@ scores, the smallest flat index first, as a stable ascending sort would have it.
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.api import BenchError
+from bench.api import BenchError, Pattern
 
 _SAMPLE = 8192
 
@@ -153,21 +152,6 @@ def keep_n_largest(parts: Tensor, n: int) -> Tensor:
     return rank >= m - n
 
 
-def parse_n_m(pattern: str) -> tuple[int, int] | None:
-    """`"2:4"` → (2, 4), N kept of M; None for another pattern.
-
-    Raises:
-        BenchError: N is not below M.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match is None:
-        return None
-    n, m = int(match[1]), int(match[2])
-    if not 0 < n < m:
-        raise BenchError(f"pattern {pattern}: N:M keeps N of M, so N must be below M")
-    return n, m
-
-
 def keep_n_m(scores: Tensor, n: int, m: int, name: str = "the matrix") -> Tensor:
     """Keep mask with the `n` largest of every `m` consecutive inputs of a row.
 
@@ -226,7 +210,7 @@ def keep_largest_global(
 
 
 def keep_masks(
-    scores: dict[str, Tensor], pattern: str, sparsity: float, pool: str = "layer"
+    scores: dict[str, Tensor], pattern: Pattern, sparsity: float, pool: str = "layer"
 ) -> dict[str, Tensor]:
     """Keep masks of a pattern for named score matrices, each (out, in).
 
@@ -241,8 +225,8 @@ def keep_masks(
     """
     if sparsity == 0:
         return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
-    if n_m := parse_n_m(pattern):
-        return {name: keep_n_m(s, *n_m, name=name) for name, s in scores.items()}
+    if pattern.n_m:
+        return {name: keep_n_m(s, *pattern.n_m, name=name) for name, s in scores.items()}
     if pool == "layer":
         return {n: keep_largest(s, pruned_count(s.numel(), sparsity)) for n, s in scores.items()}
     if pool == "row":

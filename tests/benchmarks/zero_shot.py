@@ -34,7 +34,7 @@ def ours(folder, name, limit, dtype):
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     tok = loading.AutoTokenizer.from_pretrained(folder)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        budget = Budget(1, 1, 512, items=limit)
+        budget = Budget(steps=1, batch=1, length=512, items=limit)
         found = task.evaluate(model, tok, torch.device("cpu"), budget=budget)
     print(found.values["accuracy"])
 

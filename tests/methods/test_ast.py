@@ -9,12 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.api import BenchError, Budget, Context
 from bench.costs.parameters import count_trainable
-from bench.pipeline import run
-from bench.pipeline.context import make_context
-from bench.pipeline.fit import fit_cell
-from bench.pipeline.run import run_cell
 from bench.planning import registry
-from bench.planning.job import budget_of, hyper_of, reference_of
+from bench.planning.job import Job
 from bench.sources import catalog, loading
 from bench.weights import targets
 from methods.ast_trainer import AST, annealed, slorb
@@ -22,6 +18,7 @@ from methods.shared.annealed_adamw import AnnealedAdamW
 from methods.shared.distill import distilled, kd_loss
 from methods.shared.masks import keep_n_m
 from tests import helpers
+from tests.helpers import fit_cell, run_cell
 from tests.oracles import ast
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
@@ -406,27 +403,18 @@ def test_the_loss_mixes_teacher_and_task():
 
 def with_teacher(cell):
     """As helpers.attached, with an untrained model for a teacher."""
-    task = run.registry.task(cell.task)
-    loaded = loading.load(cell.model, task, cell.seed)
-    teacher = loading.load(cell.model, task, cell.seed + 1).model.eval().requires_grad_(False)
-    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
-    method = AST(AST.Params(**hyper_of(cell)))
-    method.attach(loaded.model, ctx._replace(teacher=lambda: teacher))
-    return loaded.model, method, ctx
+    teacher = helpers.load(cell.model, Job.resolve(cell).task, cell.seed + 1).model
+    teacher.eval().requires_grad_(False)
+    return helpers.attached(cell, teacher=lambda: teacher)
 
 
 def test_kd_0_loads_no_teacher():
     def none():
         raise AssertionError("the teacher was loaded")
 
-    cell = helpers.cell("ast", pattern="2:4", kd=0.0)
-    task = run.registry.task(cell.task)
-    loaded = loading.load(cell.model, task, cell.seed)
-    ctx = make_context(cell, budget_of(cell), task, loaded, torch.device("cpu"))
-    method = AST(AST.Params(kd=0.0))
-    method.attach(loaded.model, ctx._replace(teacher=none))
-    outputs = loaded.model(**batch())
-    assert method.loss(loaded.model, batch(), outputs) is outputs.loss
+    model, method, _ = helpers.attached(helpers.cell("ast", pattern="2:4", kd=0.0), teacher=none)
+    outputs = model(**batch())
+    assert method.loss(model, batch(), outputs) is outputs.loss
 
 
 # --- SLoRB
@@ -474,7 +462,7 @@ def test_slorb_with_k_1_computes_what_the_dense_model_does(model):
 def test_slorb_stays_a_trained_branch_beside_a_2_4_weight(model, tmp_path):
     options = {"slorb": "mean", "kd": 0.0, "budget__steps": 4, "budget__batch": 4}
     cell = helpers.cell("ast", model, pattern="2:4", **options)
-    run_cell(reference_of(cell), lambda *_: None)
+    run_cell(cell.dense, lambda *_: None)
     record = run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
     assert record.sparsity.overall == pytest.approx(0.5, abs=1e-3)
@@ -504,7 +492,7 @@ def meta(kind, **params):
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(kind))
     found = targets.prunable(model)
-    cell, budget = helpers.cell("ast", pattern="2:4"), Budget(10, 1, 8)
+    cell, budget = helpers.cell("ast", pattern="2:4"), Budget(steps=10, batch=1, length=8)
     ctx = Context(cell, budget, found, None, None, None, torch.device("meta"))
     method = AST(AST.Params(kd=0.0, **params))
     method.attach(model, ctx)
@@ -545,7 +533,7 @@ def test_exported_zeros_are_plus_zero():
 
 @pytest.mark.parametrize(("task", "lr"), [("tiny/reviews", 5e-5), ("tiny/wikitext", 2e-4)])
 def test_language_models_learn_faster_than_new_heads(task, lr):
-    loaded = loading.load("tiny-gpt2", registry.task(task), 1)
+    loaded = helpers.load("tiny-gpt2", registry.task(task), 1)
     for params, expected in ((AST.Params(), lr), (AST.Params(lr=1e-3), 1e-3)):
         method = AST(params)
         groups = method.param_groups(loaded.model)

@@ -53,7 +53,7 @@ def context(model, data, sparsity=0.5, pattern="unstructured"):
     cell = Cell(task="t", model="m", method="m", pattern=pattern, sparsity=sparsity)
     return Context(
         cell=cell,
-        budget=Budget(1, 1, 8),
+        budget=Budget(steps=1, batch=1, length=8),
         targets=targets.prunable(model),
         calibration=lambda: iter(data),
         teacher=lambda: None,

@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bench.api import BenchError, Budget, Context
 from bench.costs.parameters import count_trainable
-from bench.pipeline.fit import fit_cell
 from bench.planning import registry
 from bench.weights import slicing, targets
 from methods.dsee import DSEE, Update, _Add, base
 from methods.shared import sparse_support
 from tests import helpers
+from tests.helpers import fit_cell
 from tests.oracles import bilateral
 from tests.oracles.topk import keep_by_sort
 
@@ -477,7 +477,7 @@ def bert_base(n):
     method = DSEE(DSEE.Params(support=n, omega="random", prune_pooler=True))
     ctx = Context(
         cell=cell,
-        budget=Budget(1, 1, 1),
+        budget=Budget(steps=1, batch=1, length=1),
         targets=targets.prunable(model),
         calibration=list,
         teacher=lambda: model,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bench.api import BenchError
+from bench.core.pattern import Pattern
 from bench.core.record import Trainable
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
 from bench.pipeline.contract import check_contract
-from bench.pipeline.fit import fit_cell
 from bench.sources import loading
 from bench.weights import targets
 from bench.weights.patterns import holds
@@ -19,6 +19,7 @@ from methods.losparse import LoSparse, rank, truncated_svd
 from methods.shared.masks import pruned_count
 from methods.shared.schedules import cubic
 from tests import helpers, meta
+from tests.helpers import fit_cell
 from tests.oracles.platon import importance
 from tests.oracles.topk import keep_by_sort
 
@@ -114,7 +115,7 @@ def test_l_r_and_what_is_kept_of_s_are_what_the_sparsity_leaves(model, sparsity)
     widest = max(t.shape[1] for t in targets.prunable(split))
     assert allowed - widest < stored <= allowed
     # What the record will say: zeros of S, and numbers on disk.
-    found = count_sparsity(split, "rows")
+    found = count_sparsity(split, Pattern("rows"))
     assert found.pattern_ok
     assert found.overall == pytest.approx(sparsity + branches(split) / n, abs=widest / n)
     dense, _, _ = helpers.attached(helpers.cell("dense", model))
@@ -222,11 +223,11 @@ def test_rows_go_whole(model):
 
 def test_the_pattern_needs_whole_rows():
     weight = torch.ones(4, 8)
-    assert holds(weight, "rows")
+    assert holds(weight, Pattern("rows"))
     weight[1] = 0.0
-    assert holds(weight, "rows")
+    assert holds(weight, Pattern("rows"))
     weight[2, :4] = 0.0
-    assert not holds(weight, "rows")
+    assert not holds(weight, Pattern("rows"))
 
 
 def test_rows_compete_by_the_mean_and_pay_their_width():

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from bench.core.pattern import makes
-from bench.pipeline.run import run_cell
+from bench.core.pattern import Pattern, makes
 from bench.planning import registry
-from bench.planning.job import needs_reference, reference_of
+from bench.planning.job import Job
 from bench.weights import targets
 from bench.weights.patterns import holds
 from methods.movement import Gate, Masked, Movement
@@ -18,6 +17,7 @@ from methods.shared.masks import pruned_count
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import cubic
 from tests import helpers, meta
+from tests.helpers import run_cell
 from tests.oracles.topk import keep_by_sort
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
@@ -221,7 +221,7 @@ def test_hybrid_prunes_whole_neurons_with_their_bias(model, mode):
     for target in targets.prunable(sparse):
         assert holds(target.weight, HYBRID)
         if target.name not in paired:
-            assert holds(target.weight, "block:16x16")
+            assert holds(target.weight, Pattern("block:16x16"))
 
 
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-gpt2"])
@@ -308,9 +308,9 @@ def test_frozen_embeddings_are_those_before_the_blocks():
 def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
     steps = {"budget__steps": 4, "budget__batch": 4}
     cell = helpers.cell("movement", distill=0.9, **steps)
-    assert needs_reference(cell)
-    assert not needs_reference(helpers.cell("movement", **steps))
-    run_cell(reference_of(cell), lambda *_: None)
+    assert Job.resolve(cell).needs_dense
+    assert not Job.resolve(helpers.cell("movement", **steps)).needs_dense
+    run_cell(cell.dense, lambda *_: None)
     model, method, ctx = helpers.attached(cell)
     ids = torch.randint(5, 200, (3, 12), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "labels": torch.tensor([0, 1, 1])}
@@ -354,8 +354,8 @@ def test_patterns_and_schedules_that_cannot_be_are_refused():
 def test_holds_knows_blocks_and_neurons():
     weight = torch.ones(8, 8)
     weight[[0, 1, 3]] = 0.0
-    assert holds(weight, "block:4x4+neurons")
-    assert holds(weight.t(), "block:4x4+neurons")
-    assert not holds(weight, "block:4x4")
+    assert holds(weight, Pattern("block:4x4+neurons"))
+    assert holds(weight.t(), Pattern("block:4x4+neurons"))
+    assert not holds(weight, Pattern("block:4x4"))
     weight[5, 1:] = 0.0
-    assert not holds(weight, "block:4x4+neurons")
+    assert not holds(weight, Pattern("block:4x4+neurons"))

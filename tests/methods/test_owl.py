@@ -84,7 +84,7 @@ def test_a_block_with_outlying_inputs_stays_denser():
     norm = loaded.model.bert.encoder.layer[0].output.LayerNorm
     with torch.no_grad():
         norm.weight[:2] *= 60.0  # two inputs of block 1 stand out
-    budget = helpers.plan.budget_of(cell)
+    budget = helpers.plan.Job.resolve(cell).budget
     ctx = helpers.fitting.context(cell, budget, task, loaded, torch.device("cpu"))
     method = OWL()
     method.attach(loaded.model, ctx)

@@ -1,0 +1,84 @@
+"""Typed parameters: checked when a cell is planned, before anything is fetched or run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from bench.core.errors import BenchError, first_error
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def parameters(cls: type[T]) -> type[T]:
+    """Makes a class of annotated fields an immutable, validated dataclass.
+
+    A field is written `rank: int = Field(default=8, ge=1, description="r of A and B")`. Types are
+    strict: a text is no number, and 1 is no truth value; a whole number may stand for a float.
+    """
+    if is_dataclass(cls):
+        cls = _undecorated(cls)
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    decorate: Callable[[type[T]], Any] = dataclass(frozen=True, config=config)
+    made: type[T] = decorate(cls)
+    return made
+
+
+def _undecorated(cls: type[T]) -> type[T]:
+    """The plain class behind a dataclass of the standard library, which checks nothing."""
+    declared = fields(cls)  # type: ignore[arg-type]
+    body: dict[str, Any] = {f.name: f.default for f in declared if f.default is not MISSING}
+    body |= {"__annotations__": {f.name: f.type for f in declared}, "__doc__": cls.__doc__}
+    body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (), body)
+
+
+def make_parameters(kind: type[T], values: Mapping[str, object], owner: str) -> T:
+    """Makes parameters of `kind` from values by name.
+
+    Args:
+        kind: a class that `parameters` has made.
+        values: departures from the defaults.
+        owner: what the parameters belong to, for the message.
+
+    Raises:
+        BenchError: an unknown name, or a value that its field does not allow.
+    """
+    known = list(fields_of(kind))
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+            raise BenchError(f"{owner} has no parameter {name!r}: {hint}")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise BenchError(f"{owner}: {first_error(error)}") from None
+
+
+def fields_of(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a parameter class by name, as pydantic describes them."""
+    found: dict[str, Any] = getattr(kind, "__pydantic_fields__", {})
+    return found
+
+
+def allowed(field: Any) -> str:
+    """Describes what a field takes: its type or choices, and its bounds."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if choices:
+        return ", ".join(map(str, choices))
+    kind = getattr(field.annotation, "__name__", str(field.annotation))
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [
+        f"{sign} {getattr(rule, name):g}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return " ".join([kind, *bounds])
