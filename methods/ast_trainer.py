@@ -1,4 +1,4 @@
-"""AST, adaptive sparse trainer (AAAI'25; METHODS.md §3.8): 2:4 training that starts from dense.
+"""AST, adaptive sparse trainer (AAAI'25, arXiv 2407.20584): 2:4 training that starts from dense.
 
     m: in each row, of every M consecutive inputs keep the N largest |W|; re-chosen every Δ updates
     y = x (m⊙W)ᵀ + b  [+ (x Xᵀ) Qᵀ]          straight-through: ∂L/∂W := ∂L/∂(m⊙W), dense
@@ -166,7 +166,7 @@ class Masked(nn.Module):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """m⊙W forward, identity backward (METHODS.md §1.6)."""
+    """m⊙W forward, identity backward (arXiv 1308.3432)."""
 
     @staticmethod
     def forward(ctx, weight, keep):

@@ -1,4 +1,4 @@
-"""Dense fine-tuning: what every other method is measured against (METHODS.md §3.1)."""
+"""Dense fine-tuning: what every other method is measured against (methods/README.md, dense)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DSEE, dually sparse efficient tuning (arXiv 2111.00160, ACL'23; METHODS.md §3.7).
+"""DSEE, dually sparse efficient tuning (arXiv 2111.00160, ACL'23).
 
     q, v:    y = x (S1⊙W)ᵀ + (α/r)·x (BA + S2)ᵀ + b      S2 is N numbers at fixed places Ω
     others:  y = x (S1⊙W)ᵀ + b
@@ -208,7 +208,7 @@ class DSEE(Method):
     def finish(self, model) -> None:
         """W ← S1⊙W + (α/r)(BA + S2).
 
-        `report` keeps what the merged model cannot tell (§3.7, 4): the sparsity in the pretrained
+        `report` keeps what the merged model cannot tell: the sparsity in the pretrained
         weights, and the numbers to store when the update is kept apart.
         """
         held = sum(int(base(t).count_nonzero()) for t in self.targets)

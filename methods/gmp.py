@@ -1,4 +1,4 @@
-"""GMP, gradual magnitude pruning (Zhu & Gupta, arXiv 1710.01878; METHODS.md §3.4).
+"""GMP, gradual magnitude pruning (Zhu & Gupta, arXiv 1710.01878).
 
     s_t = s·(1 − (1 − (t − t₀)/(t₁ − t₀))³)  at t = t₀, t₀ + Δt, …, t₁;   W̃ = M(|W|)⊙W,  ∂W = G⊙M
 

@@ -1,4 +1,4 @@
-"""L0 regularisation by hard concrete gates, one a weight (arXiv 1712.01312; METHODS.md §3.14).
+"""L0 regularisation by hard concrete gates, one a weight (arXiv 1712.01312).
 
     training   z = clamp(σ((logit u + S)/β)·(ζ − γ) + γ, 0, 1),  u uniform      W̃ = z⊙W
     after      z = clamp(σ(S)·(ζ − γ) + γ, 0, 1)

@@ -1,4 +1,4 @@
-"""LoRA, a trained low-rank update of frozen weights (arXiv 2106.09685; METHODS.md §3.2).
+"""LoRA, a trained low-rank update of frozen weights (arXiv 2106.09685).
 
     W' = W + (α/r)·BA,   A: (r, in) uniform, B: (out, r) zero
 

@@ -1,4 +1,4 @@
-"""LoSparse, low-rank plus structured sparse (ICML'23, arXiv 2306.11222; METHODS.md §3.12).
+"""LoSparse, low-rank plus structured sparse (ICML'23, arXiv 2306.11222).
 
     W = LR + S,   y = x Sᵀ + (x Rᵀ) Lᵀ + b      L: (out, ρ), R: (ρ, in), ρ = ⌈κ·o·i/(o + i)⌉
 

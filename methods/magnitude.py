@@ -1,4 +1,4 @@
-"""One-shot magnitude pruning (METHODS.md §3.3)."""
+"""One-shot magnitude pruning (methods/README.md, magnitude)."""
 
 from __future__ import annotations
 

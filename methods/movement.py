@@ -1,4 +1,4 @@
-"""Movement pruning (arXiv 2005.07683) and block movement (arXiv 2109.04838); METHODS.md §3.5.
+"""Movement pruning (arXiv 2005.07683) and block movement (arXiv 2109.04838).
 
     W̃ = M⊙W,  M = H(S);   ∂W = G⊙M,  ∂S = G⊙W     (G = ∂L/∂W̃; straight through H)
 

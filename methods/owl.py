@@ -1,4 +1,4 @@
-"""OWL: outliers decide how sparse a block becomes (arXiv 2310.05175; METHODS.md §3.15).
+"""OWL: outliers decide how sparse a block becomes (arXiv 2310.05175).
 
 D_l = fraction of block l's Wanda scores above M_o times their mean
 s_l = s − (d_l − mean d),   d_l = 2λ·(D_l − min D)/(max D − min D)

@@ -1,4 +1,4 @@
-"""PLATON, pruning by an upper confidence bound of importance (arXiv 2206.12562; METHODS.md §3.13).
+"""PLATON, pruning by an upper confidence bound of importance (arXiv 2206.12562).
 
     I = |θ⊙∂L/∂θ|,  Ī_k its mean over the k-th window of ΔT updates
     Ĩ = β₁Ĩ + (1 − β₁)Ī_k,   Ũ = β₂Ũ + (1 − β₂)|Ī_k − Ĩ|,   score Ĩ⊙Ũ, one pool over all matrices

@@ -1,4 +1,4 @@
-"""PST, parameter-efficient sparse training (IJCAI'22, arXiv 2205.11005; METHODS.md §3.6).
+"""PST, parameter-efficient sparse training (IJCAI'22, arXiv 2205.11005).
 
     Ŵ = W + β·UV                               the weight moves by a low-rank update
     S = |Ŵ| + α₁·AB + α₂·(R·1ᵀ + 1·Cᵀ)         importance: magnitude + low rank + row + column
@@ -29,14 +29,14 @@ class PST(Method):
     version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
-    # The abstract compares with "previous sparsity methods"; its script trains no head (§3.6).
+    # The abstract compares with "previous sparsity methods"; its script trains no head.
     published: ClassVar[Published | None] = Published(
         0.015, "weights+scores", "BERT-base, rank 8, abstract", head=False
     )
 
     @dataclass(frozen=True)
     class Params:
-        """Defaults are the paper's but for the learning rates (README: how they were chosen).
+        """Defaults are the paper's but for the learning rates (methods/README.md says why).
 
         Attributes:
             rank: r1 of U, V and r2 of A, B.
@@ -113,7 +113,7 @@ class LowRankImportance(nn.Module):
         p = target.parts if params.split_qkv else 1
         o, r = rows // p, params.rank
         self.view = (p, o, i)
-        # Unit variance, not LoRA's scaled init: as the paper's code has it (§3.6, 5c).
+        # Unit variance, not LoRA's scaled init: as the paper's code has it.
         self.U = nn.Parameter(torch.randn(p, o, r, generator=rng))
         self.V = nn.Parameter(torch.zeros(p, r, i))
         self.A = nn.Parameter(torch.randn(p, o, r, generator=rng))
@@ -149,7 +149,7 @@ class LowRankImportance(nn.Module):
 class _MaskedUpdate(torch.autograd.Function):
     """(W, U, V, A, B, R, C) → M⊙Ŵ with the straight-through gradient through M.
 
-    With G = ∂L/∂(M⊙Ŵ) and D = G⊙Ŵ (§3.6, 3): ∂Ŵ = G⊙(M + |Ŵ|), or G⊙M when |Ŵ| is detached;
+    With G = ∂L/∂(M⊙Ŵ) and D = G⊙Ŵ: ∂Ŵ = G⊙(M + |Ŵ|), or G⊙M when |Ŵ| is detached;
     ∂U = β·∂Ŵ·Vᵀ, ∂V = β·Uᵀ·∂Ŵ, ∂A = α₁·D·Bᵀ, ∂B = α₁·Aᵀ·D, ∂R = α₂·rowsum D,
     ∂C = α₂·colsum D. Written by hand because it is memory traffic that costs here: R and C ride
     along as two more ranks, [α₁A, α₂R, 1]·[B; 1; α₂C], so that one product serves all of S and

@@ -1,4 +1,4 @@
-"""RIA: relative importance and activations (ICLR'24; METHODS.md §3.16).
+"""RIA: relative importance and activations (ICLR'24; methods/README.md, ria).
 
     S_ij = ( |W_ij|/Σ_k|W_kj| + |W_ij|/Σ_k|W_ik| ) · ‖X_j‖₂^a
 

@@ -1,4 +1,4 @@
-"""RoSA, low-rank plus sparse updates of frozen weights (arXiv 2401.04679; METHODS.md §3.11).
+"""RoSA, low-rank plus sparse updates of frozen weights (arXiv 2401.04679).
 
     W' = W + (α/r)·BA + S,   S is ⌊d·n⌋ numbers at places Ω of each matrix
 
@@ -32,7 +32,7 @@ class RoSA(Method):
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
-    # Counts adapters of embeddings and LM head, too; ours has none there (§3.11).
+    # Counts adapters of embeddings and LM head, too; ours has none there.
     published: ClassVar[Published | None] = Published(
         81.6 / 6738, "model", "81.6M of 6.74B, LLaMA-2-7B, r = 16, d = 0.6 %, README"
     )

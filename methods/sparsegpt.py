@@ -1,4 +1,4 @@
-"""SparseGPT: layer-wise least squares, column by column (arXiv 2301.00774; METHODS.md §3.10).
+"""SparseGPT: layer-wise least squares, column by column (arXiv 2301.00774).
 
 min ‖XWᵀ − XŴᵀ‖²: prune the smallest W²/[H⁻¹]_jj of a block, let later columns make up for it.
 """

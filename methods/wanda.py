@@ -1,4 +1,4 @@
-"""Wanda: weights times input norms (arXiv 2306.11695; METHODS.md §3.9).
+"""Wanda: weights times input norms (arXiv 2306.11695).
 
 S_ij = |W_ij|·‖X_j‖₂, the smallest of every output row go; no weight is updated.
 """

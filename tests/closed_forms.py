@@ -1,4 +1,4 @@
-"""Trainable elements of every built-in method, as METHODS.md has them."""
+"""Trainable elements of every built-in method, as methods/README.md has them."""
 
 import math
 
@@ -20,7 +20,7 @@ def _nothing(model, params):
 
 
 def _pst(model, params):
-    """(r1 + r2 + 1)·(o + i) a logical matrix (§3.6)."""
+    """(r1 + r2 + 1)·(o + i) a logical matrix (pst)."""
     body = 0
     for target in targets.prunable(model):
         o, i = target.shape
@@ -30,7 +30,7 @@ def _pst(model, params):
 
 
 def _dsee(model, params):
-    """r(o + i) + N for q and v of every layer (§3.7)."""
+    """r(o + i) + N for q and v of every layer (dsee)."""
     c = model.config
     d, size = c.hidden_size, c.hidden_size // c.num_attention_heads
     values = size * (getattr(c, "num_key_value_heads", None) or c.num_attention_heads)
@@ -39,7 +39,7 @@ def _dsee(model, params):
 
 
 def _ast(model, params):
-    """Everything; SLoRB adds Q: (o, i/k) and, where it is trained, X: (i/k, i) (§3.8, 2)."""
+    """Everything; SLoRB adds Q: (o, i/k) and, where it is trained, X: (i/k, i) (ast)."""
     dense = _dense(model, params)
     if params.slorb == "none":
         return dense
@@ -49,14 +49,14 @@ def _ast(model, params):
 
 
 def _scored(model, params):
-    """All weights, and a score for every prunable one (§3.5, §3.14)."""
+    """All weights, and a score for every prunable one (movement, l0)."""
     dense = _dense(model, params)
     scores = sum(o * i for o, i in (t.shape for t in targets.prunable(model)))
     return Trainable(body=dense.body + scores, head=dense.head)
 
 
 def _lora(model, params):
-    """r·(o + i) for each block's query and value (§3.2)."""
+    """r·(o + i) for each block's query and value (lora)."""
     config = model.config
     d, heads = config.hidden_size, config.num_attention_heads
     value = d * (getattr(config, "num_key_value_heads", None) or heads) // heads
@@ -65,7 +65,7 @@ def _lora(model, params):
 
 
 def _losparse(model, params):
-    """Everything, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉ (§3.12)."""
+    """Everything, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉ (losparse)."""
     dense = _dense(model, params)
     shapes = [t.shape for t in targets.prunable(model)]
     branches = sum(math.ceil(params.kappa * o * i / (o + i)) * (o + i) for o, i in shapes)
@@ -73,7 +73,7 @@ def _losparse(model, params):
 
 
 def _rosa(model, params):
-    """r·(o + i) + ⌊d·n⌋ a logical matrix (§3.11)."""
+    """r·(o + i) + ⌊d·n⌋ a logical matrix (rosa)."""
     body = 0
     for target in targets.prunable(model):
         o, i = target.shape[0] // target.parts, target.shape[1]

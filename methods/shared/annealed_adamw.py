@@ -1,4 +1,4 @@
-"""AST's AdamW: pruned weights decay outside the first moment (METHODS.md §3.8, 1).
+"""AST's AdamW: pruned weights decay outside the first moment (arXiv 2407.20584).
 
 For a weight p with keep mask m, gradient g and decay strength λ:
 
@@ -33,7 +33,7 @@ class AnnealedAdamW(torch.optim.Optimizer):
         eps: ε.
         weight_decay: wd of all parameters of a group, masked or not.
         compat: `released` takes the sign of the released code, whose integer mask turns (1 − m)
-            into −(1 + m): all weights grow, kept ones twice as fast (§3.8, 5a). For comparison.
+            into −(1 + m): all weights grow, kept ones twice as fast. For comparison.
     """
 
     def __init__(

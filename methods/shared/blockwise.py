@@ -1,4 +1,4 @@
-"""What the one-shot methods that look at activations share (METHODS.md §3.9–3.10, DESIGN §4).
+"""What the one-shot methods that look at activations share (methods/README.md, calibration).
 
 The model is walked block by block. One pass of the unpruned block collects a statistic of every
 target's inputs, the block is pruned, and a second pass gives the inputs of the next block. Alive at
@@ -38,7 +38,7 @@ class ColumnNorms:
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """|W_ij|·‖X_j‖₂ (METHODS.md §3.9), (out, in)."""
+    """|W_ij|·‖X_j‖₂ (arXiv 2306.11695), (out, in)."""
     return weight.abs() * norms
 
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation from a dense teacher (METHODS.md §1.7)."""
+"""Knowledge distillation from a dense teacher (methods/README.md, distillation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores → keep masks with exactly the right number of zeros (METHODS.md §1.4).
+"""Scores → keep masks with exactly the right number of zeros (methods/README.md, counts).
 
 Everywhere: `k = floor(n·s + 1e-6)` elements are pruned, the smallest scores first and, among equal
 scores, the smallest flat index first, as a stable ascending sort would have it.
@@ -185,7 +185,7 @@ def keep_n_m_partly(scores: Tensor, n: int, m: int, fraction: float) -> Tensor:
     """Keep mask with a fraction of the groups of `m` made N:M and the rest left dense.
 
     Those that lose most stay dense longest: the order is the sum of the scores that the group
-    would lose (METHODS.md §3.4, 5).
+    would lose (methods/README.md, gmp).
 
     Args:
         scores: (out, in), not negative.

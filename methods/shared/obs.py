@@ -1,4 +1,4 @@
-"""Pruning column by column with optimal-brain-surgeon updates, fast (METHODS.md §3.10).
+"""Pruning column by column with optimal-brain-surgeon updates, fast (arXiv 2301.00774).
 
 The published form takes R, the upper Cholesky factor of H⁻¹, and for every column j
 

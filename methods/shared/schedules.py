@@ -6,7 +6,7 @@ from bench.api import BenchError
 
 
 def between_holds(method: str, params) -> tuple[float, float]:
-    """Where the ramp starts and ends, as fractions of the steps (METHODS.md §1.5).
+    """Where the ramp starts and ends, as fractions of the steps (methods/README.md).
 
     The movement family states its holds in warm-ups of the learning rate.
 
@@ -28,7 +28,7 @@ def between_holds(method: str, params) -> tuple[float, float]:
 
 
 def cubic(t: float, start: float, end: float, initial: float, final: float) -> float:
-    """The cubic ramp that all gradual pruning shares (METHODS.md §1.5).
+    """The cubic ramp that all gradual pruning shares (methods/README.md, schedules).
 
     Args:
         t: progress, in the unit of `start` and `end`.

@@ -1,4 +1,4 @@
-"""Where a sparse update may move: the support Ω (METHODS.md §3.7).
+"""Where a sparse update may move: the support Ω (methods/README.md, dsee).
 
 Greedy bilateral decomposition (GreBsmo, AISTATS'13) writes W ≈ UV + S with a rank that grows from
 round to round; Ω is where |W − UV| is largest at the end.

@@ -1,4 +1,4 @@
-"""METHODS.md §3.8, item 7, and the counts of item 2."""
+"""Properties and counts of AST (methods/README.md, ast)."""
 
 import math
 
@@ -254,7 +254,7 @@ def test_without_gradient_pruned_weights_move_toward_0_and_kept_ones_stay():
     steps = path.diff(dim=0)
     assert bool((steps * path[:-1] < 0).all())
     assert bool((path.diff(dim=0).sign() == -start[:2].sign()).all())
-    # λ is divided by √v, so the first step is lr / (1 − β₁) whatever λ is (§3.8, 5b).
+    # λ is divided by √v, so the first step is lr / (1 − β₁) whatever λ is.
     assert torch.allclose(steps[0].abs(), torch.full((2,), lr / 0.1), rtol=1e-2)
 
 

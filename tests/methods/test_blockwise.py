@@ -1,4 +1,4 @@
-"""The block-sequential driver (METHODS.md §3.9, item 3; DESIGN §4)."""
+"""The block-sequential driver (methods/README.md, calibration)."""
 
 import gc
 import itertools
@@ -293,7 +293,7 @@ def peak(kind, depth):
 
 @pytest.mark.parametrize("kind", [wanda.Wanda, sparsegpt.SparseGPT, ria.RIA, owl.OWL])
 def test_peak_memory_does_not_grow_with_depth(kind):
-    """DESIGN §4: weights, one block's statistics and its activations, whatever the depth."""
+    """Alive: weights, one block's statistics and its activations, whatever the depth."""
     shallow, deep = (peak(kind, depth) for depth in (2, 24))
     assert deep <= shallow + 22 * 1024  # a kilobyte a block: less than any matrix or statistic
 

@@ -1,4 +1,4 @@
-"""METHODS.md §3.7, item 7, and the counts of its item 2."""
+"""Properties and counts of DSEE (methods/README.md, dsee)."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""METHODS.md §3.4, item 7."""
+"""Properties of gradual magnitude pruning (methods/README.md, gmp)."""
 
 import itertools
 

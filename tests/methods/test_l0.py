@@ -1,4 +1,4 @@
-"""METHODS.md §3.14, item 7."""
+"""Properties of L0 gates (methods/README.md, l0)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""METHODS.md §3.2, item 7."""
+"""Properties of LoRA (methods/README.md, lora)."""
 
 import pytest
 import torch

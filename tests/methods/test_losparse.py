@@ -1,4 +1,4 @@
-"""METHODS.md §3.12, item 7, and what "sparsity" means with a branch."""
+"""Properties of LoSparse (methods/README.md, losparse), and what "sparsity" means with a branch."""
 
 import math
 from types import SimpleNamespace

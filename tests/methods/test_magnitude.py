@@ -1,4 +1,4 @@
-"""METHODS.md §3.3, item 7, and the registry's promises for one-shot methods."""
+"""Magnitude pruning (methods/README.md, magnitude), and the promises of one-shot methods."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""METHODS.md §3.5, item 7."""
+"""Properties of movement pruning (methods/README.md, movement)."""
 
 import math
 

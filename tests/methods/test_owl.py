@@ -1,4 +1,4 @@
-"""METHODS.md §3.15, item 7."""
+"""Properties of OWL (methods/README.md, owl)."""
 
 import pytest
 import torch

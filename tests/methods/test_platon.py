@@ -1,4 +1,4 @@
-"""METHODS.md §3.13, item 7, and its equations by brute force."""
+"""Properties of PLATON (methods/README.md, platon), and its equations by brute force."""
 
 from types import SimpleNamespace
 

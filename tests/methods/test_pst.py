@@ -1,4 +1,4 @@
-"""METHODS.md §3.6, item 7."""
+"""Properties and counts of PST (methods/README.md, pst)."""
 
 import pytest
 import torch

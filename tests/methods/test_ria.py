@@ -1,4 +1,4 @@
-"""METHODS.md §3.16, item 7."""
+"""Properties of RIA (methods/README.md, ria)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""METHODS.md §3.11, item 7, and the counts of its item 2."""
+"""Properties and counts of RoSA (methods/README.md, rosa)."""
 
 import pytest
 import torch

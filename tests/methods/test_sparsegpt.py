@@ -1,4 +1,4 @@
-"""METHODS.md §3.10, item 7, and the solver against the published form."""
+"""Properties of SparseGPT (arXiv 2301.00774), and the solver against the published form."""
 
 import pytest
 import torch
@@ -162,7 +162,7 @@ def test_inputs_that_are_not_finite_are_named():
 
 
 def test_order_of_methods_on_correlated_inputs():
-    # METHODS.md §3.10's recipe: worst ratio of 50 seeds 0.463 (50 %) and 0.475 (2:4).
+    # The recipe of tests/oracles/layer.py: worst ratio of 50 seeds 0.463 (50 %) and 0.475 (2:4).
     W, X = correlated(seed=3)
     for n_m in (None, (2, 4)):
         ours = method(W, X, n_m=n_m)

@@ -1,4 +1,4 @@
-"""METHODS.md §3.9, item 7, and the variant."""
+"""Properties of Wanda (methods/README.md, wanda), and the variant."""
 
 import pytest
 import torch
@@ -135,7 +135,7 @@ def test_zeros_in_every_matrix_are_exact_where_rows_cannot_be(model, use_variant
 
 
 def test_below_magnitude_on_correlated_inputs():
-    # METHODS.md §3.10's recipe: worst ratio of 50 seeds 0.375 (50 %) and 0.527 (2:4).
+    # The recipe of tests/oracles/layer.py: worst ratio of 50 seeds 0.375 (50 %) and 0.527 (2:4).
     W, X = correlated(seed=3)
     for n_m in (None, (2, 4)):
         ones = torch.ones(1, X.shape[1])

@@ -1,4 +1,4 @@
-"""AST's AdamW, one weight at a time, and its distillation loss, one row at a time (§3.8, §1.7)."""
+"""AST's AdamW, one weight at a time, and its distillation loss, one row at a time."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Greedy bilateral decomposition as METHODS.md §3.7 tells it, with all of QR(E)."""
+"""Greedy bilateral decomposition as methods/README.md (dsee) tells it, with all of QR(E)."""
 
 import torch
 

@@ -4,7 +4,7 @@ import torch
 
 
 def correlated(seed):
-    """(W (64, 128), X (1024, 128)) of METHODS.md §3.10's ordering recipe."""
+    """(W (64, 128), X (1024, 128)): correlated inputs whose columns differ in size tenfold."""
     g = torch.Generator().manual_seed(seed)
     Z = torch.randn(1024, 32, generator=g)
     F = torch.randn(32, 128, generator=g)

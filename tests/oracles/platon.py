@@ -1,4 +1,4 @@
-"""PLATON's importance from a history of (θ, gradient), as METHODS.md §3.13 has it."""
+"""PLATON's importance from a history of (θ, gradient), as methods/README.md (platon) has it."""
 
 
 def importance(history, every, last, beta1, beta2):

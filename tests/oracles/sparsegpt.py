@@ -1,4 +1,4 @@
-"""SparseGPT as METHODS.md §3.10 writes it: R from three factorisations, one column at a time."""
+"""SparseGPT as arXiv 2301.00774 writes it: R from three factorisations, one column at a time."""
 
 import torch
 

@@ -24,7 +24,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 def pst_weight(W, U, V, A, B, R, C, k, beta, alpha1, alpha2, detach):
-    """M⊙Ŵ of METHODS.md §3.6, written as the equations stand there; 2-d shapes."""
+    """M⊙Ŵ of PST (arXiv 2205.11005), written as the equations stand there; 2-d shapes."""
     updated = W + beta * U @ V
     size = updated.detach().abs() if detach else updated.abs()
     ones_o, ones_i = torch.ones(W.shape[0], 1), torch.ones(1, W.shape[1])
