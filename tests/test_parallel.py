@@ -163,7 +163,7 @@ def test_the_suite_says_how_many(tmp_path):
     ("table", "told"),
     [
         ("learning_rate = 1.0", "learning_rate: it takes processes, "),
-        ("processes = 0", "processes = 0: write a number from 1"),
+        ("processes = 0", "processes = 0: write a whole number from 1 on"),
         ('processes = "2"', "processes = '2'"),
         ('fsdp = "full_shard"', "fsdp needs processes = 2 or more"),
     ],

@@ -185,9 +185,9 @@ def test_a_folder_that_is_in_use_is_left_alone(capsys, tmp_path):
     (out / "thesis.txt").write_text("years")
     (tmp_path / "file").write_text("x")
     for place, line in (
-        (out, "is there and not empty"),
-        (folder, "is there and not empty"),
-        (tmp_path / "file", "is there and not empty"),
+        (out, "already exists and is not empty"),
+        (folder, "already exists and is not empty"),
+        (tmp_path / "file", "already exists and is not empty"),
         (tmp_path / "file" / "below", "file"),
     ):
         code, text, err = run(capsys, *good(folder, place))

@@ -68,7 +68,7 @@ def test_a_consistent_record_passes():
             "not the share of right items",
         ),
         ({"origin": "local"}, "origin 'local' is this project's own"),
-        ({"origin": "<b>x</b>"}, "origin is no plain name"),
+        ({"origin": "<b>x</b>"}, "origin is not a plain name"),
         (
             {"speed": [Speed(hardware="h", dtype="d", form="dense", batch=1, length=1,
                              ms_p50=2, ms_p95=1, dense_ms_p50=2)]},

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.core.errors import BenchError, one_line
 
 
 def cache_dir() -> Path:
-    """`SPARSEBENCH_CACHE`, else `sparsebench` in the user's cache folder."""
+    """Returns `SPARSEBENCH_CACHE`, else the folder `sparsebench` in the user's cache folder."""
     if named := os.environ.get("SPARSEBENCH_CACHE"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -23,18 +23,28 @@ def cache_dir() -> Path:
 
 
 def check_free(out: Path) -> None:
-    """Refuses a place that is taken, an empty folder excepted."""
+    """Checks that `out` does not exist or is an empty folder.
+
+    Raises:
+        BenchError: `out` exists and is not an empty folder, or cannot be read (kind `disk`).
+    """
     try:
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise BenchError(f"{out} is there and not empty; name a new folder")
+            raise BenchError(f"{out} already exists and is not empty; name a new folder")
     except OSError as error:
         raise disk_error(out, error) from error
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` at the end; after a failure nothing is left."""
-    new = [parent for parent in out.parents if not parent.exists()]  # deepest first
+    """Yields a temporary folder beside `out` and renames it to `out` at the end.
+
+    After a failure nothing is left, not even parent folders that were made for it.
+
+    Raises:
+        BenchError: kind `disk`, where writing failed.
+    """
+    new_parents = [parent for parent in out.parents if not parent.exists()]  # deepest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as scratch:
@@ -43,7 +53,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield folder
             os.rename(folder, out)
     except BaseException as error:
-        for parent in new:
+        for parent in new_parents:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         if isinstance(error, (OSError, SafetensorError)):
@@ -52,10 +62,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by a file with `content`, durably, or leaves it as it was.
+    """Replaces `path` by a file with `content`, or leaves it unchanged.
+
+    The file is on the disk when the function returns (fsync of the file and its folder).
 
     Raises:
-        OSError: as the file system gives it; no temporary file stays behind.
+        OSError: the file system's own error; no temporary file stays behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -77,6 +89,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> BenchError:
-    """One line for a write that failed."""
+    """Makes the error for a failed write, of kind `disk`."""
     reason = errno.errorcode.get(error.errno or 0, "")
     return BenchError(f"cannot write {path}: {error.strerror or error} {reason}".rstrip(), "disk")

@@ -1,6 +1,6 @@
-"""The record: what running a cell left behind, validated because records may come from strangers.
+"""The record: the validated outcome of one cell, since records may come from strangers.
 
-A record is one JSON file; field order here is the order in the file.
+A record is one JSON file. Its fields stand in the order of this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Text = Annotated[str, Field(max_length=20_000)]
 
 
 def _budget(value: Any) -> Any:
-    """Makes the budget of a JSON tree: strict types take no dict for an object."""
+    """Makes the budget of a JSON tree, since strict types refuse a dict for an object."""
     return Budget(**value) if isinstance(value, dict) else value
 
 
@@ -32,16 +32,23 @@ class _Part(BaseModel):
 
 
 class Versions(_Part):
-    """Versions of the method and the task; when either moves on, the record is stale."""
+    """The versions of the method and the task; when either changes, the record is stale."""
 
     method: int
     task: int
 
 
 class ScoresPart(_Part):
-    """`value` is the primary metric, `all` every metric, `items` one outcome an item.
+    """The scores of a cell on its task.
 
-    `notes` are footnotes, as why a metric is absent.
+    Attributes:
+        metric: name of the primary metric.
+        higher_is_better: whether a higher value of it is better.
+        value: the primary metric: a fraction, or a perplexity.
+        all: every metric by name, in the same units.
+        n: number of scored items.
+        items: one outcome an item: a text of 0 and 1, or numbers; empty where there are none.
+        notes: footnotes, for example the reason for an absent metric.
     """
 
     metric: Text
@@ -54,22 +61,27 @@ class ScoresPart(_Part):
 
     @property
     def unit(self) -> int:
-        """Factor of a score in print: fractions as percent, perplexity as it is."""
+        """Factor of a printed score: 100 for fractions (percent), 1 for perplexity."""
         return 100 if self.higher_is_better else 1
 
 
 class Trainable(_Part):
-    """Elements of the tensors that the optimizer held; the task's head counted apart."""
+    """The number of elements that the optimizer held, counted for body and task head apart."""
 
     body: Count
     head: Count
 
 
 class PublishedPart(_Part):
-    """The trained share that the method's paper prints, and ours of the same denominator.
+    """The trained share that the method's paper prints, and our share of the same denominator.
 
-    Both are fractions; `of` names the denominator, which has `denominator` elements in this model.
-    `head`: whether the task's head is in the numerator. `setting` is the paper's.
+    Attributes:
+        share: the printed share, a fraction.
+        ours: our share, a fraction.
+        of: name of the denominator.
+        denominator: number of its elements in this model.
+        head: whether the numerator includes the task's head.
+        setting: the setting of the paper.
     """
 
     share: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -81,10 +93,15 @@ class PublishedPart(_Part):
 
 
 class Params(_Part):
-    """Elements: of the model, of the target set, non-zero there, kept on disk, trained.
+    """Numbers of elements in the exported, reloaded model; tied tensors count once.
 
-    `stored` = nonzero + everything outside the target set (embeddings, biases, norms, heads),
-    tied tensors once. `published` is absent where the paper prints no trained share.
+    Attributes:
+        total: elements of the whole model.
+        prunable: elements of the target set.
+        nonzero: elements of the target set that are not zero.
+        stored: `nonzero` + all elements outside the target set (embeddings, biases, norms, heads).
+        trainable: elements that the optimizer held.
+        published: the paper's trained share; absent where the paper prints none.
     """
 
     total: Count
@@ -96,7 +113,14 @@ class Params(_Part):
 
 
 class Sparsity(_Part):
-    """Fractions of exact zeros in the target set of the exported, reloaded model."""
+    """Fractions of exact zeros in the target set of the exported, reloaded model.
+
+    Attributes:
+        overall: fraction over all targets.
+        min_layer: lowest fraction of a target.
+        max_layer: highest fraction of a target.
+        pattern_ok: whether every target holds the cell's pattern.
+    """
 
     overall: Fraction
     min_layer: Fraction
@@ -105,13 +129,18 @@ class Sparsity(_Part):
 
 
 class Macs(_Part):
-    """Multiply-adds of one forward pass of one sequence of `tokens` tokens, head included.
+    """Multiply-adds of one sequence of `tokens` tokens. Forward passes include the head.
 
-    `effective` leaves out products with zero weights; no hardware promise. `realizable` is what
-    the cell's device can leave out: heads and neurons that are sliced away, half of a 2:4 matrix
-    where there is a kernel, nothing else. `train` is forward and backward of one update with all
-    that the method adds (branches, scores, a teacher), divided by its sequences: 0 where nothing
-    was trained, absent where it could not be counted.
+    Attributes:
+        dense: one forward pass, zeros included.
+        effective: without products with zero weights. It promises no speed on any hardware.
+        head: the part of `dense` that the head takes.
+        realizable: without the products that the cell's device can skip: sliced heads and neurons,
+            half of a 2:4 matrix where there is a kernel, nothing else.
+        train: forward and backward of one update with all that the method adds (branches, scores,
+            a teacher), divided by its sequences. It is 0 where nothing was trained, and absent
+            where it could not be counted.
+        tokens: length of the sequence.
     """
 
     dense: Count
@@ -123,17 +152,25 @@ class Macs(_Part):
 
 
 class EmbeddingBytes(_Part):
-    """Of embeddings, tied ones once, and of an LM head: as they lie in memory, and as stored."""
+    """The bytes of embeddings and of an LM head; tied tensors count once.
+
+    Attributes:
+        dense: bytes in memory.
+        stored: bytes in the smallest lossless format, or in the quantized one.
+    """
 
     dense: Count
     stored: Count
 
 
 class Bytes(_Part):
-    """Of all parameters as they lie in memory, and in each file format that fits the model.
+    """The bytes of all parameters in memory, and in each file format that fits the model.
 
-    `stored` is the smallest lossless one; of a quantized cell it is the format it is quantized to.
-    `embeddings` is what of `dense` and `stored` they take.
+    Attributes:
+        dense: bytes in memory.
+        stored: bytes in the smallest lossless format; for a quantized cell, in its own format.
+        formats: bytes by format.
+        embeddings: the part of `dense` and of `stored` that embeddings take.
     """
 
     dense: Count
@@ -143,9 +180,14 @@ class Bytes(_Part):
 
 
 class Cost(_Part):
-    """Wall-clock seconds by phase and the peak resident (or device) bytes of the process.
+    """Wall-clock seconds by phase, and the peak memory of the cell's process.
 
-    `dense_s` is the training time of the dense cell that a one-shot method started from.
+    Attributes:
+        train_s: seconds of training.
+        prune_s: seconds of attaching, pruning and finishing.
+        eval_s: seconds of scoring.
+        dense_s: seconds of training of the dense cell that a one-shot method started from.
+        peak_bytes: highest resident memory, or highest allocation on an accelerator, in bytes.
     """
 
     train_s: Seconds
@@ -156,11 +198,18 @@ class Cost(_Part):
 
 
 class Speed(_Part):
-    """Measured milliseconds of one forward pass of `batch` × `length` tokens.
+    """The measured milliseconds of one forward pass of `batch` × `length` tokens.
 
-    `form` is what was measured (`bench.costs.deployed`): dense, sliced or with a sparse kernel.
-    `dense_ms_p50` is the dense model's median in the same run, pass by pass in turn; a model in
-    dense form is its own dense model.
+    Attributes:
+        hardware: name of the GPU, or of the CPU with its threads.
+        dtype: arithmetic of the pass.
+        form: the measured form (`bench.costs.deployed`): dense, sliced or with a sparse kernel.
+        batch: sequences.
+        length: tokens a sequence.
+        ms_p50: median in milliseconds.
+        ms_p95: 95th percentile in milliseconds.
+        dense_ms_p50: median of the dense model in the same run, in milliseconds; both models take
+            turns pass by pass. A model in dense form is its own dense model.
     """
 
     hardware: Text
@@ -174,7 +223,7 @@ class Speed(_Part):
 
 
 class Data(_Part):
-    """Where the rows came from, their sha256, and what a subset lacks."""
+    """The source of the task's rows, their sha256, and what a subset lacks."""
 
     repo: Text
     revision: Text
@@ -184,7 +233,7 @@ class Data(_Part):
 
 
 class Model(_Part):
-    """Where the weights came from, and the sha256 of what the method was given."""
+    """The source of the weights, and the sha256 of the weights that the method was given."""
 
     source: Text
     revision: Text
@@ -192,7 +241,7 @@ class Model(_Part):
 
 
 class Code(_Part):
-    """The commit, whether the tree was dirty, and the sha256 of the method's source file."""
+    """The git commit, whether the tree was dirty, and the sha256 of the method's source file."""
 
     git: Text
     dirty: bool
@@ -200,7 +249,7 @@ class Code(_Part):
 
 
 class Failure(_Part):
-    """Why a cell failed."""
+    """The reason why a cell failed, and the end of its log."""
 
     kind: Outcome
     message: Text
@@ -208,9 +257,9 @@ class Failure(_Part):
 
 
 class Record(_Part):
-    """One cell's outcome. A done record has all parts, a failed one has `error` instead.
+    """The outcome of one cell. A done record has all parts; a failed one has `error` instead.
 
-    `report` holds what the method says of its run (`Method.report`).
+    `report` holds the numbers that the method reports of its run (`Method.report`).
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -252,16 +301,20 @@ class Record(_Part):
         return self
 
     def to_json(self) -> str:
-        """The file's text: floats to six significant digits, no NaN, trailing newline."""
+        """Returns the file's text, with floats of six significant digits and a final newline.
+
+        Raises:
+            BenchError: kind `nan`: a number is not finite.
+        """
         tree = _six_digits(self.model_dump(mode="json", by_alias=True, exclude_none=True))
         return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse(text: str | bytes, where: str) -> Record:
-    """Validates a record's JSON.
+    """Parses and validates the JSON of a record.
 
     Raises:
-        BenchError: it is no record; the line names `where` and the first thing wrong.
+        BenchError: the text is not a record; the line names `where` and the first error.
     """
     try:
         tree = json.loads(text, parse_constant=_refuse)
@@ -273,7 +326,7 @@ def parse(text: str | bytes, where: str) -> Record:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _six_digits(value: Any) -> Any:
@@ -290,17 +343,17 @@ def _six_digits(value: Any) -> Any:
 
 
 LOCAL = "local"
-"""Origin of the records that the project made."""
+"""The origin of records that the project made itself."""
 
 
 def verified(record: Record) -> bool:
-    """Whether the project ran the cell itself; a submission bears its sender as `origin`."""
+    """Tells whether the project ran the cell itself; a submission's `origin` is its sender."""
     return record.origin == LOCAL
 
 
-def number(record: Record, place: str) -> int | float | None:
-    """A number of a record by its place, as `macs.effective`; None where it was not counted."""
-    found: Any = record
-    for part in place.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[no-any-return]
+def number(record: Record, path: str) -> int | float | None:
+    """Returns a number of a record by its path, as `macs.effective`; None where it is absent."""
+    value: Any = record
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value  # type: ignore[no-any-return]

@@ -128,7 +128,7 @@ def _origin(record: Record) -> Iterator[str]:
     if verified(record):
         yield f"origin {record.origin!r} is this project's own; name who ran the cell"
     elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._/-]{0,99}", record.origin):
-        yield "origin is no plain name of up to 100 characters"
+        yield "origin is not a plain name of up to 100 characters"
 
 
 def _counts(record: Record) -> Iterator[str]:
