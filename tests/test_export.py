@@ -310,8 +310,8 @@ def test_branches_survive(kind, form, tmp_path):
         (("M", "--format", "hf+int4"), "unknown format"),
         (("M", "--format", "nm-packed"), "no weight has an N:M pattern"),
         (("M", "--format", "hf", "--dtype", "bf16"), "--dtype is for packed formats"),
-        (("M", "--format", "csr", "--embeddings", "int8"), "is for the formats int8 and int4"),
-        (("M", "--format", "hf", "--embeddings", "int8"), "is for the formats int8 and int4"),
+        (("M", "--format", "csr", "--embeddings", "int8"), "needs a format with int8 or int4"),
+        (("M", "--format", "hf", "--embeddings", "int8"), "needs a format with int8 or int4"),
         (("nothing", "--format", "csr"), "neither a record (.json) nor a folder"),
         (("nothing.json", "--format", "csr"), "No such file"),
         (("M/config.json", "--format", "csr"), "corrupt record"),
@@ -451,7 +451,7 @@ def test_absurd_claims_allocate_nothing(valid, monkeypatch):
         ({"n_layer": 10**9}, "more layers than the file has tensors"),
         ({"n_embd": -1}, "makes no model|config.json|damaged file"),
         ({"n_head": "many"}, "makes no model|config.json"),
-        ({"sliced": {"heads": [10**9], "neurons": [1]}}, "config.sliced tells of"),
+        ({"sliced": {"heads": [10**9], "neurons": [1]}}, "config.sliced states"),
         ({"sliced": {"heads": [True, "x"]}}, "makes no model"),
         ({"architectures": ["os.system"]}, "no model class"),
         ({"auto_map": {"AutoConfig": "x--y.Z"}, "model_type": "x"}, "config.json"),
@@ -501,7 +501,7 @@ def test_overlapping_and_missing_tensors_are_refused(valid):
     size = tree[names[-1]]["data_offsets"][1] - tree[names[-1]]["data_offsets"][0]
     with pytest.raises(BenchError, match="expected Entry"):
         good.load_with(less, body[:-size])
-    with pytest.raises(BenchError, match="its tensors take"):
+    with pytest.raises(BenchError, match="its header and tensors take"):
         good.load(good.data + b"x")
-    with pytest.raises(BenchError, match="its tensors take"):
+    with pytest.raises(BenchError, match="its header and tensors take"):
         good.load(good.data[:-1])

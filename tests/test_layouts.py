@@ -11,13 +11,13 @@ from bench.core.overrides import Quantizer
 from bench.formats.file_sizes import format_of
 from bench.formats.integer_coding import (
     groups_of_numbers,
-    nbytes,
     number_groups,
     pack_digits,
+    packed_bytes,
     unpack_digits,
     word,
 )
-from bench.formats.layouts import Matrix, lay, pack, unpack, zeros_of
+from bench.formats.layouts import Matrix, lay_out, pack, unpack, zeros_of
 from bench.formats.quantize import dequantize, quantize, rounded
 
 FORMATS = ["bitmap", "csr", "nm-packed", "int8", "int4", "bitmap+int4", "csr+int8"]
@@ -43,7 +43,7 @@ def n_of_m(weight, n=2, m=4):
 def packed(weight, form, group=64, asymmetric=False):
     """(tensors, matrix) of a weight in a format."""
     form = format_of(form, group, asymmetric)
-    matrix = lay(zeros_of(weight), form.layout, form.quantization and form.quantization.weights)
+    matrix = lay_out(zeros_of(weight), form.layout, form.quantization and form.quantization.weights)
     return pack(weight, matrix), matrix
 
 
@@ -137,7 +137,7 @@ def test_numbers_come_back(base, count):
     values[-2:] = base - 1
     found = pack_digits(values, base)
     assert found.dtype == torch.uint8
-    assert len(found) == nbytes(count, base)
+    assert len(found) == packed_bytes(count, base)
     assert torch.equal(unpack_digits(found, base, count), values)
     few = min(count, 60)
     each, size = slow_word(base)
@@ -276,7 +276,7 @@ def test_the_bound_holds_for_small_and_large_weights(scale, asymmetric):
 def test_weights_without_a_scale_are_refused(bad):
     weight = random(4, 64)
     weight[1, 3] = bad
-    with pytest.raises(BenchError, match="int4 wants finite weights"):
+    with pytest.raises(BenchError, match="int4 needs finite weights"):
         quantize(weight, Quantizer(name="int4"))
     tensors, matrix = packed(unstructured(weight), "bitmap")  # only a quantizer minds
     assert torch.equal(unpack(tensors, matrix).nan_to_num(7.0), weight.nan_to_num(7.0))

@@ -93,7 +93,7 @@ def test_a_saved_sliced_model_is_smaller_and_comes_back(kind, tmp_path):
     assert size["zeroed"] - size["sliced"] == pytest.approx(4 * lost, abs=256)  # headers differ
     written = json.loads((tmp_path / "sliced" / "config.json").read_text())
     assert written["sliced"] == model.config.sliced
-    again = slicing.load(tmp_path / "sliced", type(model))
+    again = slicing.load_sliced(tmp_path / "sliced", type(model))
     assert not again.training
     assert left(again) == left(model)
     assert torch.equal(helpers.logits(again), helpers.logits(model))
@@ -160,17 +160,17 @@ def test_shares_of_bert_base_are_the_papers(heads, neurons, saved):
 def test_what_cannot_be_is_refused(tmp_path):
     model = made("bert")
     model.save_pretrained(tmp_path / "plain")
-    with pytest.raises(BenchError, match="holds no sliced model"):
-        slicing.load(tmp_path / "plain", type(model))
+    with pytest.raises(BenchError, match="does not hold a sliced model"):
+        slicing.load_sliced(tmp_path / "plain", type(model))
     zero(model)
     slicing.slice_units(model)
     model.config.sliced["heads"][0] = 4
     model.save_pretrained(tmp_path / "lies")
     with pytest.raises(BenchError, match="size mismatch"):
-        slicing.load(tmp_path / "lies", type(model))
+        slicing.load_sliced(tmp_path / "lies", type(model))
     with torch.device("meta"):
         strange = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model("distilbert", n_layers=2)
         )
-    with pytest.raises(BenchError, match="cannot tell heads and neurons"):
+    with pytest.raises(BenchError, match="cannot find heads and neurons"):
         slicing.units(strange)

@@ -110,7 +110,7 @@ def _nan(tree):
     [
         (lambda t: json.dumps(t)[:-40], "corrupt record"),
         (lambda t: "", "corrupt record"),
-        (_nan, "NaN is no JSON number"),
+        (_nan, "NaN is not a JSON number"),
         (lambda t: json.dumps(t | {"surprise": 1}), "surprise"),
         (lambda t: json.dumps(t | {"key": "0" * 64}), "key is not the sha256"),
         (lambda t: json.dumps({k: v for k, v in t.items() if k != "scores"}), "needs scores"),

@@ -120,7 +120,8 @@ def test_the_command_names_every_file_that_is_wrong(capsys, tmp_path):
     (folder / "link.json").symlink_to("/etc/hostname")
     code, out, _ = run(capsys, "check", str(folder))
     assert code == 1
-    for text in ("belongs to", "NaN is no JSON number", "run.sh", "16 MiB", "a link; send files"):
+    wrong = ("belongs to", "NaN is not a JSON number", "run.sh", "16 MiB", "a link; send files")
+    for text in wrong:
         assert text in out.replace("\\", ""), text
     assert str(tmp_path) not in out.partition("belongs to")[0].replace("\\", "")
 

@@ -333,10 +333,10 @@ def count_model(options: argparse.Namespace) -> int:
     from bench.core.pattern import parse_pattern
     from bench.costs import by_method
     from bench.weights.patterns import has_kernel
-    from bench.weights.precision import device_of
+    from bench.weights.precision import default_device
 
     # A GPU that is not here is taken for one of compute capability 8.0.
-    kernel = has_kernel(device_of()) if options.device is None else False
+    kernel = has_kernel(default_device()) if options.device is None else False
     say(
         by_method.report(
             options.model,

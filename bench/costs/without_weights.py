@@ -26,7 +26,7 @@ from bench.weights.targets import head_parameters, prunable
 
 
 @dataclass(frozen=True)
-class Weightless:
+class Attached:
     """A method attached to a model of shapes, and a batch for it, all on the meta device."""
 
     model: PreTrainedModel
@@ -37,7 +37,7 @@ class Weightless:
 
 def attach(
     method: Method, cell: Cell, budget: Budget, kind: Any, config: PreTrainedConfig
-) -> Weightless:
+) -> Attached:
     """Attaches a training method; a one-shot method changes no shapes and is left alone.
 
     Raises:
@@ -58,7 +58,7 @@ def attach(
         if method.trains:
             with _values_refused(method):
                 method.attach(model, ctx)
-    return Weightless(model, method, ctx, inputs)
+    return Attached(model, method, ctx, inputs)
 
 
 def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def update_macs(cell: Weightless) -> int:
+def update_macs(cell: Attached) -> int:
     """Multiply-adds of one update at the final sparsity, divided by its sequences.
 
     Every matrix product of forward, loss and backward counts, a teacher's among them. Products of
@@ -97,11 +97,11 @@ def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
     with torch.device("meta"), torch.no_grad(), _NothingIsPadding(), counter:
         model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     prefix = f"{type(model).__name__}."
-    found = {
+    macs = {
         name.removeprefix(prefix): sum(flops.values()) // 2
         for name, flops in counter.get_flop_counts().items()
     }
-    return found | {"": counter.get_total_flops() // 2}
+    return macs | {"": counter.get_total_flops() // 2}
 
 
 def tensors(*things: Any) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from bench.costs import measure
 from bench.costs.parameters import count_params
 from bench.export import packed_folder
 from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
-from bench.formats.layouts import Matrix, lay, zeros_of
+from bench.formats.layouts import Matrix, lay_out, zeros_of
 from bench.formats.safetensors_file import Entry, dtype_name, read_header
 from bench.pipeline.cache import trained_dir
 from bench.pipeline.fit import fit_cell
@@ -158,7 +158,7 @@ def load(folder: Path) -> PreTrainedModel:
     kind, config = loading.own_class(folder, str(folder))
     model: Any
     if getattr(config, "sliced", None):
-        model = slicing.load(folder, kind).to(config.dtype or torch.float32)  # type: ignore[arg-type]
+        model = slicing.load_sliced(folder, kind).to(config.dtype or torch.float32)  # type: ignore[arg-type]
     else:
         model = loading.load_complete(folder, kind, str(folder))
         side_branch.restore(model, folder)
@@ -255,7 +255,7 @@ def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
     codes = form.quantization.weights if form.quantization else None
     for target in prunable(source.model):
         zeros = zeros_of(packed_folder.weight_of(target, source.fetch), groups_of(source.pattern))
-        found[target.name] = lay(zeros, form.layout, codes)
+        found[target.name] = lay_out(zeros, form.layout, codes)
     if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
         raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
     return found

@@ -32,7 +32,7 @@ from bench.planning.setups import one_shot_setup
 from bench.sources import catalog, loading, token_windows
 from bench.sources.loading import load_complete, own_class, tokenizer
 from bench.weights import targets
-from bench.weights.precision import device_of
+from bench.weights.precision import default_device
 
 
 def prune(
@@ -90,7 +90,7 @@ def prune(
             batches = _calibration(calibration, tok, config, budget, seed)
         model = load_complete(folder, kind, name)
         dtype = model.dtype
-        device = device_of()
+        device = default_device()
         model.float().to(device).eval()
         seeds.seed_all(seeds.derive("method", seed))
         made.attach(model, _context(cell, budget, model, batches, folder, kind, name))

@@ -1,7 +1,7 @@
-"""What a model takes on disk in each format (METHODS.md §4.2): counted, nothing is packed.
+"""Computes a model's size on disk in each format (methods/README.md, "Costs"); packs nothing.
 
-The targets are packed, and embeddings too where they are quantized; everything else (norms,
-biases, heads, branches) is stored as it is, tied tensors once.
+Targets are packed, and embeddings where they are quantized. Everything else (norms, biases, heads,
+branches) is stored unchanged. Tied tensors are stored once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.core.errors import BenchError
 from bench.core.overrides import Quantization, Quantizer
 from bench.core.pattern import Pattern
 from bench.core.record import Bytes, EmbeddingBytes
-from bench.formats.layouts import GROUPS, Layout, Matrix, dense, lay, zeros_of
+from bench.formats.layouts import GROUPS, Layout, Matrix, dense, lay_out, zeros_of
 from bench.formats.safetensors_file import dtype_name
 from bench.weights import slicing
 from bench.weights.targets import embedding_tables, prunable
@@ -28,11 +28,11 @@ PLAIN = "hf"
 
 @dataclass(frozen=True)
 class Format:
-    """How a model is stored.
+    """A storage format of a model.
 
     Attributes:
-        layout: of the targets' weights; None leaves it to the zeros (`bench.formats.layouts.lay`).
-        quantization: None keeps the values as they are.
+        layout: layout of the targets' weights; with None the zeros decide (`layouts.lay_out`).
+        quantization: quantization of the values; None keeps them.
     """
 
     layout: Layout | None
@@ -42,16 +42,16 @@ class Format:
 def format_of(
     name: str, group: int = 64, asymmetric: bool = False, embeddings: str | None = None
 ) -> Format:
-    """A format by name: `hf`, a layout, an integer width, or both as `bitmap+int4`.
+    """Parses the name of a format: `hf`, a layout, an integer width, or both as `bitmap+int4`.
 
     Args:
         name: the format.
-        group: neighbouring inputs that share a scale.
-        asymmetric: whether every group has a zero point.
-        embeddings: width of their integers; None stores them as they are.
+        group: number of neighbouring inputs that share a scale.
+        asymmetric: whether each group has its own zero point.
+        embeddings: integer width of the embeddings; None does not quantize them.
 
     Raises:
-        BenchError: no such format, or integers for embeddings alone.
+        BenchError: there is no such format, or only the embeddings would be quantized.
     """
     parts = name.split("+")
     layouts = [layout for layout in LAYOUTS if layout in parts]
@@ -59,16 +59,18 @@ def format_of(
     odd = sorted(parts) != sorted([*layouts, *widths]) or max(len(layouts), len(widths)) > 1
     if odd and name != PLAIN:
         known = ", ".join([PLAIN, *LAYOUTS, *WIDTHS])
-        raise BenchError(f"unknown format {name!r}: {known}, or both as bitmap+int4")
+        raise BenchError(
+            f"unknown format {name!r}: use {known}, or a layout and a width as bitmap+int4"
+        )
     if embeddings and not widths:
-        raise BenchError(f"--embeddings is for the formats {' and '.join(WIDTHS)}, not for {name}")
-    made = [
+        raise BenchError(f"--embeddings needs a format with {' or '.join(WIDTHS)}, not {name}")
+    quantizers = [
         Quantizer.model_validate({"name": width, "group": group, "asymmetric": asymmetric})
         for width in (*widths, embeddings)
         if width
     ]
     layout = "dense" if name == PLAIN else layouts[0] if layouts else None
-    return Format(layout, Quantization(*made) if made else None)
+    return Format(layout, Quantization(*quantizers) if quantizers else None)
 
 
 def groups_of(pattern: Pattern | None) -> Sequence[int]:
@@ -77,7 +79,7 @@ def groups_of(pattern: Pattern | None) -> Sequence[int]:
 
 
 def rounded_tables(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[str, Matrix]:
-    """How the embeddings are packed, by module; none of them without a quantizer."""
+    """Returns how each embedding is packed, by module name; empty without a quantizer."""
     if quantizer is None:
         return {}
     return {
@@ -87,8 +89,8 @@ def rounded_tables(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[
 
 
 def rest(model: PreTrainedModel, packed: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
-    """What is stored beside the weights of the modules `packed`, tied tensors once."""
-    # By the parameter, not by its memory: on the meta device there is none.
+    """Yields all tensors except the weights of the modules `packed`; tied tensors come once."""
+    # Compare parameters, not their memory: tensors on the meta device have none.
     seen = {id(model.get_submodule(name).weight) for name in packed}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -96,27 +98,27 @@ def rest(model: PreTrainedModel, packed: Collection[str] = ()) -> Iterator[tuple
             yield name, tensor
 
 
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all tensors."""
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """Returns the number of bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def bytes_of(model: PreTrainedModel, pattern: Pattern, quantization: Quantization | None) -> Bytes:
-    """The model's bytes in every format that fits it.
+    """Computes the model's bytes in each format that fits it.
 
     Args:
-        model: a finished one, its parameters plain.
-        pattern: the cell's.
-        quantization: what it was rounded to; then this is the one format.
+        model: a finished model with plain parameters.
+        pattern: the cell's pattern.
+        quantization: the quantization that rounded the model; it is then the only format.
     """
     targets = prunable(model)
-    whole = nbytes(tensor for _, tensor in rest(model))
-    around = whole - nbytes(target.stored for target in targets)
-    looked = [zeros_of(target.weight, groups_of(pattern)) for target in targets]
-    embedded = nbytes(table.stored for table in embedding_tables(model))
+    whole = total_bytes(tensor for _, tensor in rest(model))
+    around = whole - total_bytes(target.stored for target in targets)
+    zeros_by_target = [zeros_of(target.weight, groups_of(pattern)) for target in targets]
+    embedded = total_bytes(table.stored for table in embedding_tables(model))
 
     def packed(layout: Layout | None, codes: Quantizer | None = None) -> int:
-        return around + sum(lay(zeros, layout, codes).nbytes for zeros in looked)
+        return around + sum(lay_out(zeros, layout, codes).nbytes for zeros in zeros_by_target)
 
     if quantization is not None:
         size = packed(None, quantization.weights)
@@ -129,21 +131,21 @@ def bytes_of(model: PreTrainedModel, pattern: Pattern, quantization: Quantizatio
             formats={quantization.weights.name: size},
             embeddings=EmbeddingBytes(dense=embedded, stored=kept),
         )
-    found: dict[str, int] = {
+    formats: dict[str, int] = {
         layout: packed(layout)
         for layout in LAYOUTS
-        if layout != "nm-packed" or any(zeros.nm for zeros in looked)
+        if layout != "nm-packed" or any(zeros.nm for zeros in zeros_by_target)
     }
     if removed := _removable(model):
-        found["sliced"] = whole - removed * targets[0].stored.element_size()
-    stored = min(whole, *found.values())
-    found |= {name: packed(None, Quantizer.model_validate({"name": name})) for name in WIDTHS}
+        formats["sliced"] = whole - removed * targets[0].stored.element_size()
+    stored = min(whole, *formats.values())
+    formats |= {name: packed(None, Quantizer.model_validate({"name": name})) for name in WIDTHS}
     both = EmbeddingBytes(dense=embedded, stored=embedded)
-    return Bytes(dense=whole, stored=stored, formats=found, embeddings=both)
+    return Bytes(dense=whole, stored=stored, formats=formats, embeddings=both)
 
 
 def _removable(model: PreTrainedModel) -> int:
-    """Elements in dead heads and neurons; none where these cannot be told or taken out."""
+    """Counts the elements of dead heads and neurons; 0 where the model cannot be sliced."""
     try:
         return slicing.removable(model)
     except BenchError:

@@ -1,6 +1,6 @@
-"""Tensor formats: a sparse weight as its kept values and where they stand.
+"""Layouts: a sparse weight as its kept values and their positions.
 
-| layout | where the values stand |
+| layout | positions of the values |
 |---|---|
 | dense | everywhere |
 | bitmap | one bit a weight |
@@ -8,9 +8,9 @@
 | nm-packed | N of every M inputs: one number below C(M, N) for each group of M inputs, several |
 |           | numbers to a word (`integer_coding`); a smaller group is filled with zeros |
 
-Values lie in row-major order of (out, in), as they are or as codes (`bench.formats.quantize`);
-codes of four bits lie two to a byte. A zero is `== 0`: −0.0 comes back as 0.0, everything else
-bit by bit.
+Values are stored in row-major order of (out, in), unchanged or as codes (`bench.formats.quantize`).
+A byte holds two codes of four bits. A zero is `== 0`, so −0.0 comes back as 0.0. All other values
+come back bit by bit.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from bench.core.overrides import Quantizer
 from bench.formats.integer_coding import (
     LARGEST,
     groups_of_numbers,
-    nbytes,
     number_groups,
     pack_digits,
+    packed_bytes,
     unpack_digits,
 )
 from bench.formats.quantize import Quantized, dequantize, quantize
@@ -41,20 +41,20 @@ from bench.formats.safetensors_file import DTYPES, Entry, dtype_name
 Layout = Literal["dense", "bitmap", "csr", "nm-packed"]
 
 GROUPS = (2, 4, 8, 16, 32)
-"""Group sizes in which an N:M pattern is looked for."""
+"""Group sizes M of the N:M patterns that are searched for."""
 
-_CHUNK = 1 << 20  # elements worked on at a time
+_CHUNK = 1 << 20  # elements of one step
 
 
 @dataclass(frozen=True)
 class Zeros:
-    """What a layout needs to know of a weight.
+    """The facts about a weight that decide its layout.
 
     Attributes:
         shape: (out, in).
-        dtype: the weight's, as a safetensors file names it.
-        nonzero: weights that are not zero.
-        nm: the N:M pattern that it has.
+        dtype: dtype of the weight, as a safetensors file names it.
+        nonzero: number of elements that are not zero.
+        nm: (N, M) of the N:M pattern that the weight has; None for no pattern.
     """
 
     shape: tuple[int, int]
@@ -64,34 +64,37 @@ class Zeros:
 
 
 def zeros_of(weight: Tensor, groups: Sequence[int] = GROUPS) -> Zeros:
-    """Counts the zeros of `weight`: (out, in).
+    """Counts the zeros of `weight` (out, in) and finds its N:M pattern.
 
-    It has the pattern N:M when no M neighbouring inputs hold more than N kept ones, N is at most
-    3/4 of M, and at least 3/4 of these places are taken: zeros without a pattern do not do that.
-    The smallest such M of `groups` is the pattern's. One of more than `LARGEST` arrangements is
-    none here: a bitmap is about as small.
+    The weight has the pattern N:M if each group of M neighbouring inputs keeps at most N, N is at
+    most 3/4 of M, and at least 3/4 of all N-per-group positions are in use. Zeros without a
+    pattern do not meet these conditions. M is the smallest such size in `groups`. Patterns with
+    more than `LARGEST` arrangements are ignored, because a bitmap is about as small.
     """
     keep = weight != 0
     nonzero = int(keep.count_nonzero())
     rows, columns = keep.shape
-    found = None
+    n_m = None
     for m in sorted(groups, reverse=True):
         if columns % m == 0:
             n = int(keep.view(-1, m).sum(dim=1, dtype=torch.uint8).max())
-            taken = 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel()
-            if taken and math.comb(m, n) <= LARGEST:
-                found = n, m
-    return Zeros((rows, columns), dtype_name(weight.dtype), nonzero, found)
+            holds = 0 < 4 * n <= 3 * m and 4 * m * nonzero >= 3 * n * keep.numel()
+            if holds and math.comb(m, n) <= LARGEST:
+                n_m = n, m
+    return Zeros((rows, columns), dtype_name(weight.dtype), nonzero, n_m)
 
 
 class Matrix(BaseModel):
-    """How one weight lies in a file; it is part of the file's header.
+    """The storage of one weight in a file; the file's header holds it.
 
     Attributes:
         shape: (out, in).
-        dtype: the weight's, as a safetensors file names it.
-        count: values in the file.
-        n: of every `m` inputs `n` are in the file; both 0 for other layouts.
+        dtype: dtype of the weight, as a safetensors file names it.
+        layout: layout of the values.
+        count: number of values in the file.
+        n: values in the file of every `m` inputs (nm-packed); 0 for other layouts.
+        m: inputs of a group (nm-packed); 0 for other layouts.
+        quantizer: quantizer of the values; None stores them unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,33 +125,39 @@ class Matrix(BaseModel):
 
     @property
     def tensors(self) -> dict[str, Entry]:
-        """Names, dtypes and shapes of what the weight becomes (METHODS.md §4.2)."""
+        """Names, dtypes and shapes of the tensors that store the weight."""
         rows, columns = self.shape
-        found = {}
+        entries = {}
         if self.layout == "bitmap":
-            found["bitmap"] = _digits(rows * columns, 2)
+            entries["bitmap"] = _digits(rows * columns, 2)
         elif self.layout == "csr":
-            found["rows"] = Entry("I32", (rows + 1,))
-            found["columns"] = Entry("I16" if columns <= 2**15 else "I32", (self.count,))
+            entries["rows"] = Entry("I32", (rows + 1,))
+            entries["columns"] = Entry("I16" if columns <= 2**15 else "I32", (self.count,))
         elif self.layout == "nm-packed":
-            found["groups"] = _digits(rows * columns // self.m, math.comb(self.m, self.n))
+            entries["groups"] = _digits(rows * columns // self.m, math.comb(self.m, self.n))
         if self.quantizer is None:
-            return found | {"values": Entry(self.dtype, (self.count,))}
+            return entries | {"values": Entry(self.dtype, (self.count,))}
         groups = self.quantizer.groups(columns)
-        found["values"] = _digits(self.count, self.quantizer.levels)
-        found["scales"] = Entry("F16", (rows, groups))
+        entries["values"] = _digits(self.count, self.quantizer.levels)
+        entries["scales"] = Entry("F16", (rows, groups))
         if self.quantizer.asymmetric:
-            found["zeros"] = _digits(rows * groups, self.quantizer.levels)
-        return found
+            entries["zeros"] = _digits(rows * groups, self.quantizer.levels)
+        return entries
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all these tensors."""
+        """Number of bytes of all these tensors."""
         return sum(entry.nbytes for entry in self.tensors.values())
 
 
 def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None) -> Matrix:
-    """All of a weight in a file, whatever its zeros."""
+    """Returns the storage of all elements of a weight, zeros included.
+
+    Args:
+        shape: (out, in).
+        dtype: dtype of the weight, as a safetensors file names it.
+        quantizer: makes codes of the values; None stores them unchanged.
+    """
     return Matrix(
         shape=shape,
         dtype=dtype,  # type: ignore[arg-type]
@@ -158,66 +167,70 @@ def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None
     )
 
 
-def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
-    """How a weight with these zeros lies in a file.
+def lay_out(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
+    """Returns the storage of a weight with these zeros.
 
     Args:
-        zeros: of the weight.
-        layout: None for nm-packed where the weight has a pattern N:M and for bitmap elsewhere, or
-            dense where that is smaller. Without a pattern, nm-packed is dense.
-        quantizer: makes codes of the values.
+        zeros: facts about the weight.
+        layout: the layout. None chooses nm-packed for a weight with an N:M pattern, else bitmap,
+            but dense where that is smaller. Without a pattern, nm-packed becomes dense.
+        quantizer: makes codes of the values; None stores them unchanged.
     """
     size = zeros.shape[0] * zeros.shape[1]
     common: dict[str, Any] = {"shape": zeros.shape, "dtype": zeros.dtype, "quantizer": quantizer}
     whole = dense(zeros.shape, zeros.dtype, quantizer)
     if layout in ("nm-packed", None) and zeros.nm:
         n, m = zeros.nm
-        found = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
+        packed = Matrix(layout="nm-packed", count=size // m * n, n=n, m=m, **common)
     elif layout in ("nm-packed", "dense"):
         return whole
     else:
-        found = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
-    return whole if layout is None and whole.nbytes < found.nbytes else found
+        packed = Matrix(layout=layout or "bitmap", count=zeros.nonzero, **common)
+    return whole if layout is None and whole.nbytes < packed.nbytes else packed
 
 
 def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
-    """`weight`: (out, in) as the tensors of `matrix`.
+    """Packs `weight` (out, in) into the tensors that `matrix` describes.
 
     Raises:
-        BenchError: weights that cannot be quantized.
+        BenchError: the weight cannot be quantized.
     """
     keep = None if matrix.layout == "dense" else weight != 0
-    found = {}
+    tensors = {}
     if matrix.layout == "bitmap":
         assert keep is not None
-        found["bitmap"] = pack_digits(keep.flatten().to(torch.uint8), 2)
+        tensors["bitmap"] = pack_digits(keep.flatten().to(torch.uint8), 2)
     elif matrix.layout == "csr":
         assert keep is not None
         ends = keep.sum(dim=1).cumsum(0)
-        found["rows"] = F.pad(ends, (1, 0)).to(torch.int32)
+        tensors["rows"] = F.pad(ends, (1, 0)).to(torch.int32)
         index = torch.arange(matrix.shape[1], device=weight.device)
         dtype = DTYPES[matrix.tensors["columns"].dtype]
-        found["columns"] = _select(index.to(dtype).expand_as(keep), keep)
+        tensors["columns"] = _select(index.to(dtype).expand_as(keep), keep)
     elif matrix.layout == "nm-packed":
         assert keep is not None
         keep = _filled(keep, matrix.n, matrix.m)
         numbers = number_groups(keep.view(-1, matrix.m), matrix.n)
-        found["groups"] = pack_digits(numbers, math.comb(matrix.m, matrix.n))
+        tensors["groups"] = pack_digits(numbers, math.comb(matrix.m, matrix.n))
     if matrix.quantizer is None:
-        return found | {"values": _select(weight, keep)}
+        return tensors | {"values": _select(weight, keep)}
     quantized = quantize(weight, matrix.quantizer)
-    found["values"] = pack_digits(_select(quantized.codes, keep), matrix.quantizer.levels)
-    found["scales"] = quantized.scales
+    tensors["values"] = pack_digits(_select(quantized.codes, keep), matrix.quantizer.levels)
+    tensors["scales"] = quantized.scales
     if quantized.zeros is not None:
-        found["zeros"] = pack_digits(quantized.zeros.flatten(), matrix.quantizer.levels)
-    return found
+        tensors["zeros"] = pack_digits(quantized.zeros.flatten(), matrix.quantizer.levels)
+    return tensors
 
 
 def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
-    """The weight: (out, in), in its dtype; `tensors` have the shapes that `matrix` says.
+    """Unpacks a weight: (out, in), in its own dtype.
+
+    Args:
+        tensors: tensors with the shapes that `matrix` describes.
+        matrix: storage of the weight.
 
     Raises:
-        BenchError: positions or scales that cannot be.
+        BenchError: positions or scales are not possible.
     """
     keep = _positions(tensors, matrix)
     if matrix.quantizer is None:
@@ -237,7 +250,11 @@ def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
 
 
 def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
-    """Which weights have a value: (out, in) of exactly `matrix.count` ones; None for all."""
+    """Returns a mask (out, in) of the `matrix.count` elements with a value; None for all.
+
+    Raises:
+        BenchError: the positions do not fit `matrix`.
+    """
     rows, columns = matrix.shape
     if matrix.layout == "dense":
         return None
@@ -265,11 +282,11 @@ def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
 
 
 def _digits(count: int, base: int) -> Entry:
-    return Entry("U8", (nbytes(count, base),))
+    return Entry("U8", (packed_bytes(count, base),))
 
 
 def _filled(keep: Tensor, n: int, m: int) -> Tensor:
-    """`keep` with exactly `n` of every `m` inputs: the first free ones fill up."""
+    """Fills `keep` up to exactly `n` of every `m` inputs, the first free inputs first."""
     groups = keep.view(-1, m)
     free = ~groups
     lacking = n - groups.sum(dim=1, keepdim=True, dtype=torch.uint8)
@@ -278,17 +295,17 @@ def _filled(keep: Tensor, n: int, m: int) -> Tensor:
 
 
 def _select(values: Tensor, keep: Tensor | None) -> Tensor:
-    """The kept values in row-major order, (count,)."""
+    """Returns the kept values in row-major order, (count,)."""
     if keep is None:
         return values.flatten()
-    # In chunks: selecting takes many bytes a weight for indices.
+    # In chunks, because the indices of a selection take many bytes an element.
     rows = max(1, _CHUNK // values.shape[1])
     pairs = zip(values.split(rows), keep.split(rows), strict=True)
     return torch.cat([part.masked_select(kept) for part, kept in pairs])
 
 
 def _place(values: Tensor, keep: Tensor | None, matrix: Matrix) -> Tensor:
-    """The kept values where they stand, zeros elsewhere: (out, in)."""
+    """Returns (out, in) with the kept values in their positions and zeros elsewhere."""
     if keep is None:
         return values.view(matrix.shape)
     return values.new_zeros(matrix.shape).masked_scatter_(keep, values)

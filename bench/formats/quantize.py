@@ -2,9 +2,9 @@
 
     weight ≈ (code − zero) · scale,    code in 0 … levels − 1
 
-A group is `group` neighbouring inputs of one output, so groups run along dim 1 of (out, in); the
-last one of a row may be shorter. Symmetric codes have their zero in the middle; asymmetric ones
-store it. The range of a group always holds 0, so pruned weights change no scale and are exact.
+A group is `group` neighbouring inputs of one output, so groups run along dim 1 of (out, in). The
+last group of a row may be shorter. Symmetric codes have their zero in the middle; asymmetric codes
+store it. The range of a group always includes 0, so pruned weights change no scale and stay exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.core.errors import BenchError
 from bench.core.overrides import Quantization, Quantizer
 from bench.weights.targets import embedding_tables, prunable
 
-_CHUNK = 1 << 22  # weights worked on at a time: the steps between take many bytes a weight
+_CHUNK = 1 << 22  # weights of one step, because temporaries take many bytes a weight
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Quantized:
 
 
 def quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
-    """Rounds `weight`: (out, in) to the nearest code; no weight moves by more than scale / 2.
+    """Rounds `weight` (out, in) to the nearest code; no weight changes by more than scale / 2.
 
     Raises:
-        BenchError: a weight that is not finite, or too large for a float16 scale.
+        BenchError: a weight is not finite, or too large for a float16 scale.
     """
     parts = [_quantize(rows, quantizer) for rows in weight.split(_rows(weight))]
     return Quantized(
@@ -70,7 +70,7 @@ def _quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
         scales = _half_up(padded.abs().amax(dim=2, keepdim=True) / (middle - 1))
         zeros = torch.full_like(scales, middle, dtype=torch.float32)
     if not bool(scales.isfinite().all()):
-        raise BenchError(f"{quantizer.name} wants finite weights that a float16 scale can reach")
+        raise BenchError(f"{quantizer.name} needs finite weights within reach of a float16 scale")
     codes = (padded / _step(scales)).round_().add_(zeros).clamp_(0, highest).to(torch.uint8)
     return Quantized(
         codes=codes.view(rows, -1)[:, :columns].contiguous(),
@@ -80,7 +80,7 @@ def _quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
 
 
 def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
-    """The weights that the codes stand for: (out, in), float32."""
+    """Returns the weights that the codes stand for: (out, in), float32."""
     codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
 
     def each(values: Tensor) -> Tensor:
@@ -96,12 +96,12 @@ def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
 
 
 def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """`weight`: (out, in) as it comes back from its codes, in its own dtype."""
+    """Quantizes and dequantizes `weight` (out, in); the result has the weight's dtype."""
     return dequantize(quantize(weight, quantizer), quantizer).to(weight.dtype)
 
 
 def apply(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Replaces the targets' weights, and the embeddings if asked, by what their codes stand for."""
+    """Replaces the weights of targets, and of embeddings if asked, by their rounded values."""
     for target in prunable(model):
         target.write(rounded(target.weight, quantization.weights))
     if quantization.embeddings is not None:
@@ -114,12 +114,12 @@ def _rows(matrix: Tensor) -> int:
 
 
 def _half_up(values: Tensor) -> Tensor:
-    """The smallest float16 not below each value ≥ 0, so that no code falls out of its range."""
+    """Rounds each value ≥ 0 up to the next float16, so that no code leaves its range."""
     half = values.half()
     # Neighbouring positive floats are neighbouring integers.
     return half.view(torch.int16).add_(half.float() < values).view(torch.float16)
 
 
 def _step(scales: Tensor) -> Tensor:
-    """Scales to divide by: where all of a group is zero, anything will do."""
+    """Returns scales to divide by; the scale of an all-zero group becomes 1."""
     return torch.where(scales > 0, scales.float(), 1.0)

@@ -1,9 +1,9 @@
-"""safetensors files, written and read one tensor at a time, trusted in nothing.
+"""Reads and writes safetensors files one tensor at a time, and trusts no file.
 
-The layout is the safetensors format's: eight bytes with the header's length, a JSON header with
-every tensor's dtype, shape and place, then the tensors without gaps, wide dtypes first so that
-each is aligned. A file of ours is read by any safetensors library; files are read here so that
-every claim is held against the file's size before a byte is allocated.
+The layout is that of the safetensors format: eight bytes with the length of the header, then a JSON
+header with the dtype, shape and position of each tensor, then the tensors without gaps. Wide dtypes
+come first, so that each tensor is aligned. Any safetensors library reads our files. This reader
+checks the header against the file's size before it allocates memory.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The dtype as a safetensors file names it.
+    """Returns the name of a dtype in a safetensors file.
 
     Raises:
-        BenchError: it has no name there.
+        BenchError: the dtype has no name there.
     """
     if dtype not in _NAMES:
-        raise BenchError(f"{dtype} cannot be stored")
+        raise BenchError(f"{dtype} cannot be stored in a safetensors file")
     return _NAMES[dtype]
 
 
@@ -58,19 +58,20 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes in the file."""
+        """Number of its bytes in the file."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class File:
-    """A file whose header holds together.
+    """A file with a checked header.
 
     Attributes:
+        path: path of the file.
         entries: its tensors by name.
-        starts: where each begins, in bytes from the file's start.
+        starts: first byte of each tensor, counted from the start of the file.
         metadata: its text fields.
-        size: of the whole file, in bytes.
+        size: bytes of the whole file.
     """
 
     path: Path
@@ -80,7 +81,7 @@ class File:
     size: int
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU.
+        """Reads one tensor to the CPU.
 
         Raises:
             BenchError: the file has become shorter or cannot be read.
@@ -98,7 +99,7 @@ class File:
         if done < entry.nbytes:
             raise broken(self.path, f"{name} ends early")
         if entry.dtype == "BOOL":
-            return (buffer != 0).view(entry.shape)  # any other byte is no bool to torch
+            return (buffer != 0).view(entry.shape)  # torch needs bools to be 0 or 1
         return buffer.view(DTYPES[entry.dtype]).view(entry.shape)
 
 
@@ -108,23 +109,23 @@ def write(
     metadata: Mapping[str, str],
     tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    """Writes a file of which only one tensor is in memory at a time.
+    """Writes a file with only one tensor in memory at a time.
 
     Args:
-        path: the file.
-        entries: what there will be.
+        path: path of the file.
+        entries: dtype and shape of each tensor, by name.
         metadata: text fields.
-        tensors: every entry's tensor once, in any order.
+        tensors: the tensor of each entry once, in any order.
 
     Raises:
-        OSError: as the file system gives it.
+        OSError: the file system's own error.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    starts, place = {}, 0
+    starts, end = {}, 0
     for name in sorted(entries, key=lambda n: (-DTYPES[entries[n].dtype].itemsize, n)):
-        entry, starts[name] = entries[name], place
-        place += entry.nbytes
-        spans = {"shape": list(entry.shape), "data_offsets": [starts[name], place]}
+        entry, starts[name] = entries[name], end
+        end += entry.nbytes
+        spans = {"shape": list(entry.shape), "data_offsets": [starts[name], end]}
         header[name] = {"dtype": entry.dtype, **spans}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -143,10 +144,10 @@ def write(
 
 
 def read_header(path: Path) -> File:
-    """The header of a file, each claim of it held against the file's size.
+    """Reads the header of a file and checks it against the file's size.
 
     Raises:
-        BenchError: no such file, or one that is cut off or damaged.
+        BenchError: there is no such file, or it is cut off or damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -158,13 +159,13 @@ def read_header(path: Path) -> File:
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
-        raise broken(path, "its header is no JSON") from None
+        raise broken(path, "its header is not JSON") from None
     if not isinstance(tree, dict):
-        raise broken(path, "its header is no JSON object")
+        raise broken(path, "its header is not a JSON object")
     metadata = tree.pop("__metadata__", {})
     texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     if not texts:
-        raise broken(path, "its metadata are no texts")
+        raise broken(path, "its metadata are not texts")
     first = 8 + length
     entries, spans = {}, {}
     for name, claim in tree.items():
@@ -175,23 +176,27 @@ def read_header(path: Path) -> File:
             raise broken(path, f"{name!r} does not begin where the tensor before it ends")
         end = spans[name][1]
     if first + end != size:
-        raise broken(path, f"its tensors take {first + end} bytes, the file has {size}")
+        raise broken(path, f"its header and tensors take {first + end} bytes, the file has {size}")
     starts = {name: first + span[0] for name, span in spans.items()}
     return File(path, entries, starts, metadata, size)
 
 
 def _entry(path: Path, name: str, claim: Any) -> tuple[Entry, tuple[int, int]]:
-    """An entry of the header and the span of its bytes, which have the same length."""
+    """Returns an entry of the header and the (first, last + 1) bytes of its data, which must fit.
+
+    Raises:
+        BenchError: the entry is damaged.
+    """
     if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
         raise broken(path, f"{name!r} has no dtype, shape and data_offsets")
     dtype, shape, span = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not (isinstance(dtype, str) and dtype in DTYPES):
         raise broken(path, f"{name!r} has an unknown dtype")
     if not (_naturals(shape) and len(shape) <= 8 and _naturals(span) and len(span) == 2):
-        raise broken(path, f"{name!r} has no shape and place")
+        raise broken(path, f"{name!r} has no possible shape and data_offsets")
     entry = Entry(dtype, tuple(shape))
     if entry.nbytes != span[1] - span[0]:
-        raise broken(path, f"{name!r} does not fill its place")
+        raise broken(path, f"{name!r} does not fill its data_offsets")
     return entry, (span[0], span[1])
 
 
@@ -200,6 +205,6 @@ def _naturals(value: Any) -> bool:
 
 
 def broken(path: Path, reason: str) -> BenchError:
-    """One line for a file that is not what it claims to be."""
-    # A name in a foreign header may hold anything: one line stays one line.
+    """Makes the error for a damaged file."""
+    # A name in a foreign header may hold line breaks; the message stays one line.
     return BenchError(f"{path}: damaged file: {' '.join(reason.split())[:300]}")

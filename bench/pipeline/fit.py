@@ -28,7 +28,7 @@ from bench.sources.loading import check_model
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
 from bench.training.snapshot import Unfit
-from bench.weights.precision import device_of
+from bench.weights.precision import default_device
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
 
 def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loaded, Method, float]:
     """Returns the model on its device, the method attached to it, and the seconds that it took."""
-    device, method = device_of(), job.make_method()
+    device, method = default_device(), job.make_method()
     emit("load", 0, 1)
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
     if weights is not None:

@@ -23,7 +23,7 @@ from bench.pipeline.fit import Emit, Fitted, fit_cell
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights.patterns import has_kernel
-from bench.weights.precision import autocast, device_of, for_scoring
+from bench.weights.precision import autocast, default_device, for_scoring
 
 
 def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
@@ -40,7 +40,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
         BenchError: with the kind that a failed record will bear.
     """
     cell, task, budget = job.cell, job.task, job.budget
-    device = device_of()
+    device = default_device()
     fitted = fit_cell(job, emit, True, settings)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
@@ -109,7 +109,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
 
 def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]:
     """Returns a cell's scores on the select slice, for choosing parameters; leaves no record."""
-    fitted, device = fit_cell(job, emit), device_of()
+    fitted, device = fit_cell(job, emit), default_device()
     fitted.model.eval()
     with autocast(for_scoring(job.task.head, device), device):
         tok = fitted.loaded.tok

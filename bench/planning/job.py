@@ -1,4 +1,4 @@
-"""A cell with its names resolved: made once by the planner and handed down from there."""
+"""A job: a cell with its names resolved. The planner makes it once and hands it down."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bench.sources.catalog import Place, place_of
 
 @dataclass(frozen=True)
 class Job:
-    """A cell and all that its names stand for; nothing below asks the registry again.
+    """A cell with everything that its names stand for. Nothing below asks the registry again.
 
     Attributes:
-        cell: what to run.
+        cell: the cell to run.
         method: the method's class.
         params: the method's parameters, an instance of `method.Params`.
         task: data, head and metric.
-        budget: what the method may spend, in numbers.
-        place: where the model's weights lie.
+        budget: the numbers that limit the method.
+        place: location of the model's weights.
         versions: present versions of method and task.
     """
 
@@ -44,7 +44,7 @@ class Job:
         """Looks up the cell's names and checks its parameters and budget; fetches nothing.
 
         Raises:
-            BenchError: an unknown name, a parameter or a budget that cannot be.
+            BenchError: a name is unknown, or a parameter or a budget is not allowed.
         """
         method, task = registry.method(cell.method), registry.task(cell.task)
         job = cls(
@@ -65,7 +65,7 @@ class Job:
 
     @cached_property
     def dense(self) -> Job:
-        """The dense cell of the same task, model, seed and budget."""
+        """The job of the dense cell of the same task, model, seed and budget."""
         return Job.resolve(self.cell.dense)
 
     @property
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def needs_dense(self) -> bool:
-        """Whether the dense cell must have been run: the cell starts or learns from its weights."""
+        """Whether the cell starts or learns from the dense cell's weights, which must run first."""
         needs = self.make_method().needs_dense or self.only_rounds
         return needs and self.task.finetunes
 
@@ -95,16 +95,16 @@ def parameters_of(method: type[Method], overrides: Overrides) -> Any:
     """Makes a method's parameters from the overrides of a cell.
 
     Raises:
-        BenchError: the method has no such parameter, or refuses its value.
+        BenchError: the method has no such parameter, or does not allow its value.
     """
     return make_parameters(method.Params, dict(overrides.method), f"method {method.name}")
 
 
 def _budget(cell: Cell, task: Task) -> Budget:
-    """The cell's budget in numbers.
+    """Makes the cell's budget from the task's budget and the cell's overrides.
 
     Raises:
-        BenchError: no such budget, no such field, or more items than the task has.
+        BenchError: there is no such budget or field, or the task has fewer items.
     """
     if cell.budget not in task.budgets:
         raise unknown("budget", cell.budget, task.budgets)

@@ -1,4 +1,4 @@
-"""Which cells a suite has, in which state each is, and which of them are to run."""
+"""Lists the cells of a suite, the state of each, and those that will run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.planning.suites import Suite
 
 @dataclass(frozen=True)
 class Planned:
-    """A job, the state of its record, and whether running it would change that."""
+    """A job, the state of its record, and whether it will run (`todo`)."""
 
     job: Job
     state: State
@@ -32,11 +32,12 @@ def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) ->
 
     Args:
         suite: tasks × models × patterns × sparsities × seeds.
-        methods: run these (and the suite's baselines) instead of the suite's.
-        explicit: the user named the patterns; a method that cannot make them is an error.
+        methods: methods to run, with the suite's baselines, instead of the suite's methods.
+        explicit: whether the user named the patterns; then a method that cannot make them is an
+            error.
 
     Raises:
-        BenchError: an unknown name, a parameter that cannot be, or a cell that cannot be.
+        BenchError: a name is unknown, or a parameter or a field of a cell is not allowed.
     """
     wanted = tuple(methods) or suite.methods or tuple(registry.names("method"))
     names = list(dict.fromkeys([REFERENCE, *suite.baselines, *wanted]))
@@ -76,12 +77,12 @@ def levels_of(
 
     Args:
         method: the method's class.
-        patterns: those wanted; without one that the method makes, its first one is taken.
-        sparsities: those wanted, for patterns that leave it free.
-        explicit: refuse patterns that the method cannot make.
+        patterns: wanted patterns. If the method makes none of them, its first one is taken.
+        sparsities: wanted sparsities (fractions), for patterns that do not fix one.
+        explicit: whether to refuse patterns that the method cannot make.
 
     Raises:
-        BenchError: a refused pattern.
+        BenchError: the method cannot make a pattern, and `explicit` is true.
     """
     makes = [pattern for pattern in patterns if pattern.made_by(method.patterns)]
     if explicit and (refused := [str(pattern) for pattern in patterns if pattern not in makes]):
@@ -96,10 +97,10 @@ def levels_of(
 
 
 def make_cell(**fields: Any) -> Cell:
-    """Makes a cell.
+    """Makes a cell from its fields.
 
     Raises:
-        BenchError: a field that cannot be, in one line.
+        BenchError: a field is not allowed; one line names it.
     """
     try:
         return Cell(**fields)
@@ -110,13 +111,13 @@ def make_cell(**fields: Any) -> Cell:
 def plan(
     jobs: Sequence[Job], store: Store, rerun: bool = False, retry_failed: bool = True
 ) -> list[Planned]:
-    """Returns every job with its state, dense ones first.
+    """Returns each job with its state, dense ones first.
 
     Args:
-        jobs: wanted.
-        store: the records that there are.
-        rerun: run what is done again.
-        retry_failed: run what has failed again.
+        jobs: the wanted jobs.
+        store: the existing records.
+        rerun: whether to run done cells again.
+        retry_failed: whether to run failed cells again.
     """
     kept = {"done"} | (set() if retry_failed else {"failed"})
     planned = []

@@ -1,8 +1,8 @@
-"""Names → methods, tasks and suites: the built-in ones and those of installed packages.
+"""Finds methods and tasks by name: the built-in ones and those of installed packages.
 
-The built-in names stand in `methods/__init__.py` and `tasks/__init__.py`; other packages register
-with the entry points `sparsebench.methods` and `sparsebench.tasks`. Nothing is imported before its
-name is asked for.
+The built-in names stand in `methods/__init__.py` and `tasks/__init__.py`. Other packages register
+with the entry points `sparsebench.methods` and `sparsebench.tasks`. A module is imported only when
+its name is asked for.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Kind = Literal["method", "task"]
 def _entries(kind: Kind) -> dict[str, EntryPoint]:
     group = f"sparsebench.{kind}s"
     builtin: dict[str, str] = importlib.import_module(f"{kind}s").BUILTIN
-    found = {name: EntryPoint(name, value, group) for name, value in builtin.items()}
+    entries = {name: EntryPoint(name, value, group) for name, value in builtin.items()}
     for entry in entry_points(group=group):
-        if entry.name in found:
+        if entry.name in entries:
             raise BenchError(f"two packages register the {kind} {entry.name!r}; uninstall one")
-        found[entry.name] = entry
-    return found
+        entries[entry.name] = entry
+    return entries
 
 
 def names(kind: Kind) -> list[str]:
-    """Registered names; the built-in ones first, in their order."""
+    """Returns the registered names: built-in ones first, in their order."""
     return list(_entries(kind))
 
 
 def builtin(kind: Kind) -> list[str]:
-    """Names that ship with the project, whatever else is installed."""
+    """Returns the names that ship with the project, without those of installed packages."""
     return list(importlib.import_module(f"{kind}s").BUILTIN)
 
 
@@ -48,7 +48,7 @@ def is_known(cell: Cell) -> bool:
 
 def training_methods() -> list[type[Method]]:
     """Returns all registered methods that train."""
-    return [found for found in map(method, names("method")) if found.trains]
+    return [kind for kind in map(method, names("method")) if kind.trains]
 
 
 def _load(kind: Kind, name: str) -> Any:
@@ -59,23 +59,23 @@ def _load(kind: Kind, name: str) -> Any:
 
 
 def method(name: str) -> type[Method]:
-    """The method's class.
+    """Returns the method's class.
 
     Raises:
-        BenchError: no such method, or the class bears another name.
+        BenchError: there is no such method, or its class has another name.
     """
-    found: type[Method] = _load("method", name)
-    if found.name != name:
-        raise BenchError(f"method {name!r} is registered with a class that is named {found.name!r}")
-    return found
+    kind: type[Method] = _load("method", name)
+    if kind.name != name:
+        raise BenchError(f"method {name!r} is registered with a class that is named {kind.name!r}")
+    return kind
 
 
 @cache
 def task(name: str) -> Task:
-    """The task, made from its family's class: `glue/rte` → `Glue("glue/rte")`.
+    """Returns the task, made from its family's class: `glue/rte` → `Glue("glue/rte")`.
 
     Raises:
-        BenchError: no such task.
+        BenchError: there is no such task.
     """
-    made: Task = _load("task", name)(name)
-    return made
+    instance: Task = _load("task", name)(name)
+    return instance

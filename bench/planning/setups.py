@@ -1,4 +1,4 @@
-"""Methods at a pattern and a sparsity where there is no task: for one model, for counting."""
+"""Methods at a pattern and a sparsity without a task: to prune one model, or to count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.planning.plan import levels_of, make_cell
 
 @dataclass(frozen=True)
 class Setup:
-    """A method with its parameters, and the cell that it is told of; task and model are labels."""
+    """A method with its parameters, and its cell, whose task and model are only labels."""
 
     method: Method
     cell: Cell
@@ -34,40 +34,40 @@ def setups(
     """Returns the named methods, or all that make the pattern, each with its cell.
 
     Args:
-        names: methods; all registered ones by default.
-        pattern: by default each method's first.
-        sparsity: where the pattern leaves it free.
+        names: names of methods; by default all registered ones.
+        pattern: the pattern; by default each method's first.
+        sparsity: fraction of pruned weights, for patterns that do not fix one.
         overrides: parameters of the methods.
-        seed: of the cells.
-        label: stands for task and model in the cells.
+        seed: seed of the cells.
+        label: name that stands for task and model in the cells.
 
     Raises:
-        BenchError: no such method, pattern, sparsity or parameter.
+        BenchError: a method, pattern, sparsity or parameter does not exist or is not allowed.
     """
     split = Overrides.of(overrides)
     if split.shared:
         wrong = split.shared.flat[0][0]
         raise BenchError(f"--set {wrong}: only parameters of the method can be set here")
-    found = []
+    chosen = []
     for name in names or registry.names("method"):
         method = registry.method(name)
         if pattern and not names and not pattern.made_by(method.patterns):
             continue
         wanted = (pattern,) if pattern else ()
-        for made, level in levels_of(method, wanted, (sparsity,), explicit=bool(pattern)):
+        for point, level in levels_of(method, wanted, (sparsity,), explicit=bool(pattern)):
             cell = make_cell(
                 task=label,
                 model=label,
                 method=name,
-                pattern=made,
+                pattern=point,
                 sparsity=level,
                 seed=seed,
                 overrides=split,
             )
-            found.append(Setup(method(parameters_of(method, split)), cell))
-    if not found:
+            chosen.append(Setup(method(parameters_of(method, split)), cell))
+    if not chosen:
         raise BenchError(f"no registered method makes {pattern}")
-    return found
+    return chosen
 
 
 def one_shot_setup(
@@ -80,8 +80,8 @@ def one_shot_setup(
     """Returns a method that does not train, with its cell.
 
     Raises:
-        BenchError: no such method, one that trains, or a pattern, sparsity or parameter that
-            cannot be.
+        BenchError: there is no such method, or it trains, or a pattern, sparsity or parameter is
+            not allowed.
     """
     if registry.method(name).trains:
         known = [n for n in registry.names("method") if not registry.method(n).trains]

@@ -20,10 +20,10 @@ class Suite(BaseModel):
     """A named set of cells (`bench/suites/*.toml`).
 
     Attributes:
-        baselines: methods that are always run along, whatever `--method` says.
-        methods: what is run without `--method`; empty means every registered method.
-        patterns: a method takes those that it can make, else its own first one.
-        settings: how its cells are run, from the table `[trainer]`.
+        baselines: methods that always run, even if `--method` names others.
+        methods: methods that run without `--method`; empty stands for every registered method.
+        patterns: wanted patterns. A method takes those that it can make, else its own first one.
+        settings: settings of the run, from the table `[trainer]`.
         average: tasks whose mean score the tables state, as a paper's average does.
     """
 
@@ -45,15 +45,15 @@ class Suite(BaseModel):
 
 
 def suite_names() -> list[str]:
-    """Names of the suites that ship with the project."""
+    """Returns the names of the suites that ship with the project."""
     return sorted(path.stem for path in SUITES.glob("*.toml"))
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by name, or any TOML file by path.
+    """Loads a shipped suite by name, or any TOML file by path.
 
     Raises:
-        BenchError: no such suite, or a field it does not know.
+        BenchError: there is no such suite, or the file is not a suite.
     """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():

@@ -103,7 +103,7 @@ def load_folder(folder: Path, kind: Any) -> PreTrainedModel:
         BenchError: a sliced model's weights do not fit the shapes that its config tells.
     """
     if getattr(kind.config_class.from_pretrained(folder, local_files_only=True), "sliced", None):
-        return slicing.load(folder, kind)
+        return slicing.load_sliced(folder, kind)
     model: PreTrainedModel = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )

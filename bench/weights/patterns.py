@@ -1,4 +1,4 @@
-"""Whether weights hold a pattern, and what hardware makes of it."""
+"""Checks whether weights hold a pattern, and whether hardware can use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bench.weights.targets import Target, prunable
 
 
 def density(target: Target) -> float:
-    """Fraction of a target's weights that are not exactly zero."""
+    """Returns the fraction of a target's weights that are not exactly zero."""
     return int(torch.count_nonzero(target.stored)) / target.stored.numel()
 
 
 def holds(weight: Tensor, pattern: Pattern) -> bool:
-    """Whether `weight`: (out, in) has the pattern; patterns without a local rule always hold."""
+    """Tells whether `weight` (out, in) holds the pattern; patterns without a local rule do."""
     rows, columns = weight.shape
     if pattern.n_m:
         kept, group = pattern.n_m
@@ -31,7 +31,7 @@ def holds(weight: Tensor, pattern: Pattern) -> bool:
 
 
 def _tiled(weight: Tensor, tile: tuple[int, int]) -> bool:
-    """Whether every tile of (out, in) elements is pruned whole, or keeps more than half of them."""
+    """Tells whether each tile of (out, in) elements is all zero, or keeps more than half."""
     rows, columns = tile
     if weight.shape[0] % rows or weight.shape[1] % columns:
         return False
@@ -41,11 +41,14 @@ def _tiled(weight: Tensor, tile: tuple[int, int]) -> bool:
 
 
 def halved(model: PreTrainedModel, pattern: Pattern) -> list[Target]:
-    """Returns the targets that torch's 2:4 kernels take: tiles of 32×64, two of four kept."""
+    """Returns the targets that torch's 2:4 kernels accept: at most two of four weights kept.
+
+    The kernels need a multiple of 32 outputs and of 64 inputs.
+    """
     fits = pattern.n_m in ((1, 4), (2, 4))
     return [t for t in prunable(model) if fits and not t.shape[0] % 32 and not t.shape[1] % 64]
 
 
 def has_kernel(device: torch.device) -> bool:
-    """Whether torch multiplies 2:4 matrices there: in 16 bits, from compute capability 8.0 on."""
+    """Tells whether the device has 16-bit kernels for 2:4 matrices (compute capability ≥ 8.0)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,4 +1,4 @@
-"""Which arithmetic a device is asked for: bf16 where it multiplies bf16 in hardware."""
+"""The arithmetic of training and scoring: bf16 where the device multiplies bf16 in hardware."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
+    """Tells whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     if device.type == "cpu":
@@ -19,39 +19,48 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def for_training(device: torch.device) -> str:
-    """`bf16-autocast` or `float32`, as it stands in the record."""
+    """Returns the arithmetic of training, as the record states it: `bf16-autocast` or `float32`."""
     return "bf16-autocast" if supports_bf16(device) else "float32"
 
 
 def for_scoring(head: str, device: torch.device) -> str:
-    """The same for a score: language models are large and scored in bf16, as their papers do.
+    """Returns the arithmetic of scoring, as the record states it: `bf16-autocast` or `float32`.
 
-    A classifier's score is a count of argmaxes over a few hundred short rows: float32 costs little.
+    Language models are large, and their papers score them in bf16. A classifier's score counts
+    argmaxes over a few hundred short rows, where float32 costs little.
     """
     return for_training(device) if head == "causal-lm" else "float32"
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
-    """Where products run in what `for_training` or `for_scoring` named; weights stay float32."""
+    """Makes a context in which products run in `dtype`; weights stay float32.
+
+    Args:
+        dtype: what `for_training` or `for_scoring` returned.
+        device: the device of the products.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16-autocast")
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Products in the type of their operands; where tensors have no values there is no autocast."""
+    """Makes a context in which products keep the dtype of their operands.
+
+    The meta device, whose tensors have no values, knows no autocast.
+    """
     device = tensor.device.type
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The type that autocast gives to products with the tensor; None without autocast."""
+    """Returns the dtype that autocast gives to products with the tensor; None without autocast."""
     device = tensor.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
-def device_of() -> torch.device:
-    """The accelerator if there is one."""
+def default_device() -> torch.device:
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -2,9 +2,10 @@
 
     y = module(x) + (x·downᵀ)·upᵀ
 
-Adding up·down to the weight would fill its zeros, so the branch is exported beside it: its two
-matrices are saved under the module's name, and `bench.sources.loading.load_folder` puts them back.
-They count as parameters and multiply-adds; they are no targets, so sparsity is that of the weight.
+Adding up·down to the weight would fill its zeros, so the branch is exported beside the weight. Its
+two matrices are saved under the module's name, and `bench.sources.loading.load_folder` restores
+them. They count as parameters and multiply-adds. They are not targets, so sparsity is that of the
+weight.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DOWN, _UP = ".branch.down", ".branch.up"
 
 
 class Branch(nn.Module):
-    """x → (x·downᵀ)·upᵀ, with down: (rank, in) and up: (out, rank)."""
+    """The map x → (x·downᵀ)·upᵀ with down: (rank, in) and up: (out, rank)."""
 
     def __init__(self, down: Tensor, up: Tensor) -> None:
         super().__init__()
@@ -29,31 +30,37 @@ class Branch(nn.Module):
         self.up = nn.Parameter(up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the module's output, (..., out)."""
+        """Computes the term (..., out) that is added to the module's output."""
         return F.linear(F.linear(x, self.down), self.up)
 
 
 def add(module: nn.Module, down: Tensor, up: Tensor) -> Branch:
-    """Puts a branch beside `module`, an nn.Linear or a Conv1D, and returns it."""
+    """Adds a branch to `module`, an nn.Linear or a Conv1D, and returns the branch.
+
+    Args:
+        module: the linear module.
+        down: (rank, in).
+        up: (out, rank).
+    """
     module.branch = Branch(down, up)
-    # A function of the file, not a closure: copies and pickles of the model keep working.
+    # A function of this module, not a closure, so that the model can be copied and pickled.
     module.register_forward_hook(_plus_branch)
     return module.branch
 
 
 def restore(model: nn.Module, folder: Path) -> None:
-    """Adds the branches that were saved with the model; there are none for most methods."""
-    found: dict[str, Tensor] = {}
+    """Adds the branches that are saved in the model's folder; most methods have none."""
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
             names = [name for name in stored.keys() if name.endswith((_DOWN, _UP))]  # noqa: SIM118
-            found |= {name: stored.get_tensor(name) for name in names}
-    for owner, (down, up) in owners(found).items():
-        add(model.get_submodule(owner), found[down], found[up])
+            tensors |= {name: stored.get_tensor(name) for name in names}
+    for owner, (down, up) in owners(tensors).items():
+        add(model.get_submodule(owner), tensors[down], tensors[up])
 
 
 def owners(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The modules that have a branch among saved tensors, and the names of its two matrices."""
+    """Returns the modules that have a branch among saved tensors: {module: (down, up)}, by name."""
     stems = [name.removesuffix(_DOWN) for name in names if name.endswith(_DOWN)]
     return {stem: (stem + _DOWN, stem + _UP) for stem in stems}
 

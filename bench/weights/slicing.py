@@ -1,7 +1,8 @@
-"""Heads and FFN neurons as units: which weights each owns, and taking zeroed ones out for good.
+"""Heads and FFN neurons as units: the weights that each owns, and the removal of zeroed units.
 
-METHODS.md §1.8. A method that prunes heads or neurons leaves zeros; `slice_units` makes the
-matrices smaller and says in `model.config.sliced` how small, so that `load` can rebuild them.
+A method that prunes heads or neurons leaves zeros. `slice_units` then makes the matrices smaller
+and notes the remaining units in `model.config.sliced`, so that `load_sliced` can rebuild the
+shapes (methods/README.md, "Heads and neurons").
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from bench.core.errors import BenchError
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, blocks, prunable
 
-# Attention: what makes q, k, v and what reads the heads. FFN: what makes neurons, what reads them.
+# Names of modules: those that make q, k, v; the reader of the heads; those that make the neurons;
+# the reader of the neurons.
 _LAYOUTS = (
     (
         ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -46,12 +48,12 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Units:
-    """The heads of one block, or its FFN neurons; each owns an equal share of rows and columns.
+    """The heads of one block, or its FFN neurons. Each owns an equal share of rows and columns.
 
     Attributes:
-        count: how many. Query heads that share a key head are one unit.
-        rows: the matrices whose outputs (and biases) they are, with the range of rows of each
-            logical matrix.
+        count: number of units. Query heads that share a key head are one unit.
+        rows: the matrices whose outputs (and biases) the units are, with the range of rows of
+            each logical matrix.
         columns: the matrix that reads those outputs.
     """
 
@@ -60,7 +62,11 @@ class Units:
     columns: Target
 
     def indices(self, chosen: Sequence[int] | Tensor, area: slice) -> Tensor:
-        """Rows (or columns) of `area` that the chosen units own, ascending per unit."""
+        """Returns the indices of the rows (or columns) that the chosen units own in `area`.
+
+        Returns:
+            (chosen · share,), unit by unit, ascending within each.
+        """
         share = (area.stop - area.start) // self.count
         if not isinstance(chosen, Tensor):
             chosen = torch.tensor(list(chosen), dtype=torch.long)
@@ -69,33 +75,33 @@ class Units:
 
     @property
     def width(self) -> slice:
-        """All columns of `columns`."""
+        """The range of all columns of `columns`."""
         return slice(0, self.columns.shape[1])
 
     def alive(self) -> list[int]:
-        """Units that may change an output, at least one.
+        """Returns the units that may change an output; at least one.
 
-        A unit is dead when nothing reads it, or when all its rows and biases are zero: heads and
-        the usual activations map zero to zero.
+        A unit is dead when nothing reads it, or when all its rows and biases are zero: attention
+        and the usual activations map zero to zero.
         """
         read = self.columns.weight.view(-1, self.count, self.width.stop // self.count)
         living = read.ne(0).any(dim=2).any(dim=0)
-        made = torch.zeros_like(living)
+        produced = torch.zeros_like(living)
         for target, area in self.rows:
             rows = target.weight[area].ne(0).any(dim=1)
             if (bias := _bias(target)) is not None:
                 rows = rows | bias[area].ne(0)
-            made |= rows.view(self.count, -1).any(dim=1)
-        kept: list[int] = (living & made).nonzero()[:, 0].tolist()
+            produced |= rows.view(self.count, -1).any(dim=1)
+        kept: list[int] = (living & produced).nonzero()[:, 0].tolist()
         return kept or [0]
 
 
 def units(model: PreTrainedModel) -> list[tuple[Units, Units]]:
-    """Heads and neurons of every block.
+    """Returns the heads and the neurons of each block, in order.
 
     Raises:
-        BenchError: a block of an unknown make, or a low-rank branch: where the weight is zero, that
-            still reads and writes.
+        BenchError: the layout of a block is unknown, or the model has low-rank branches. A branch
+            still reads and writes where the weight is zero.
     """
     if any(isinstance(module, Branch) for module in model.modules()):
         raise BenchError("a model with low-rank branches cannot be sliced")
@@ -110,7 +116,7 @@ def _units(model: PreTrainedModel, block: str, targets: dict[str, Target]) -> tu
         if all(f"{block}.{path}" in targets for path in paths):
             break
     else:
-        raise BenchError(f"{type(model).__name__}: cannot tell heads and neurons of {block}")
+        raise BenchError(f"{type(model).__name__}: cannot find heads and neurons of {block}")
     heads = tuple(part for path in qkv for part in _parts(targets[f"{block}.{path}"]))
     neurons = tuple(part for path in makers for part in _parts(targets[f"{block}.{path}"]))
     keys = heads[1][1]
@@ -127,22 +133,25 @@ def _parts(target: Target) -> list[tuple[Target, slice]]:
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Width of one head."""
+    """Returns the number of outputs of one head."""
     config = model.config
     stated = getattr(config, "head_dim", None)
     return int(stated or config.hidden_size // config.num_attention_heads)
 
 
 def slice_units(model: PreTrainedModel) -> None:
-    """Takes dead heads and neurons out of the matrices; logits stay the same (§1.8).
+    """Removes dead heads and neurons from the matrices; logits stay the same up to rounding.
 
-    `model.config.sliced` then tells how many of each are left in every block.
+    `model.config.sliced` then holds the number of heads and neurons that remain in each block.
     """
     _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
 
 
 def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
-    """Takes such a share of the heads and neurons out of every block, whichever; one stays."""
+    """Removes the given shares (0 … 1) of heads and neurons from each block; one of each remains.
+
+    It does not matter which units go: the function serves to count shapes.
+    """
     kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
     _keep(model, kept)
 
@@ -152,7 +161,7 @@ def _left(group: Units, share: float) -> int:
 
 
 def removable(model: PreTrainedModel) -> int:
-    """Elements that `slice_units` would take out: rows with their biases, and columns."""
+    """Counts the elements that `slice_units` would remove: rows with their biases, and columns."""
     removed = 0
     for group in (group for pair in units(model) for group in pair):
         dead = group.count - len(group.alive())
@@ -164,29 +173,31 @@ def removable(model: PreTrainedModel) -> int:
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Gives a newly made model the shapes that its `config.sliced` tells.
+    """Gives a newly made model the shapes that its `config.sliced` states.
 
     Raises:
-        BenchError: it tells of units that the model does not have.
+        BenchError: it states units that the model does not have.
     """
     left = model.config.sliced
     pairs = list(zip(left["heads"], left["neurons"], strict=True))
     whole = [(heads.count, neurons.count) for heads, neurons in units(model)]
     fits = [0 < h <= hs and 0 < n <= ns for (h, n), (hs, ns) in zip(pairs, whole, strict=True)]
     if not all(fits):
-        raise BenchError(f"config.sliced tells of {pairs} heads and neurons, there are {whole}")
+        raise BenchError(
+            f"config.sliced states {pairs} heads and neurons, the whole model has {whole}"
+        )
     _keep(model, [(range(h), range(n)) for h, n in pairs])
 
 
-def load(folder: Path, kind: Any) -> PreTrainedModel:
-    """A saved sliced model of class `kind`, in float32 and eval mode; safetensors only.
+def load_sliced(folder: Path, kind: Any) -> PreTrainedModel:
+    """Loads a saved sliced model of class `kind` in float32 and eval mode; safetensors only.
 
     Raises:
-        BenchError: the config tells no shapes, or the weights do not fit them.
+        BenchError: the config states no shapes, or the weights do not fit them.
     """
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     if getattr(config, "sliced", None) is None:
-        raise BenchError(f"{folder.name} holds no sliced model")
+        raise BenchError(f"{folder.name} does not hold a sliced model: config.sliced is missing")
     model: PreTrainedModel = kind(config)
     shrink(model)
     state = {
@@ -196,10 +207,10 @@ def load(folder: Path, kind: Any) -> PreTrainedModel:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise BenchError(f"{folder.name}: {str(error).splitlines()[-1].strip()}") from None
-    # Tied tensors are saved once: what is missing must be another name of what is there.
-    places = {k: v.data_ptr() for k, v in model.state_dict().items()}
-    read = {places[k] for k in state if k in places}
-    if unexpected or any(places[k] not in read for k in missing):
+    # Tied tensors are saved once: a missing name must be another name of a tensor in the file.
+    pointers = {k: v.data_ptr() for k, v in model.state_dict().items()}
+    read = {pointers[k] for k in state if k in pointers}
+    if unexpected or any(pointers[k] not in read for k in missing):
         raise BenchError(f"{folder.name}: missing {missing}, unexpected {unexpected}")
     model.float().eval()
     return model
@@ -240,7 +251,7 @@ def _bias(target: Target) -> Tensor | None:
 
 
 def _replace(target: Target, weight: Tensor, bias: Tensor | None) -> None:
-    """Puts a weight of another shape, (out, in), and its bias into a module."""
+    """Replaces the weight of a module by one of another shape (out, in), and its bias (out,)."""
     module: Any = target.module
     stored = (weight.t() if target.transposed else weight).contiguous()
     module.weight = nn.Parameter(stored, requires_grad=module.weight.requires_grad)

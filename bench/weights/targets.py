@@ -1,9 +1,8 @@
-"""The prunable set, and every weight of it seen as (out, in), nn.Linear and Conv1D alike.
+"""The prunable set (methods/README.md, "Prunable set"), each weight seen as (out, in).
 
-Beside it the embeddings, which no method prunes and a quantizer may round.
-
-METHODS.md §1.1–1.2: all linear weights inside the transformer blocks; never embeddings, heads,
-poolers, norms or biases (DESIGN §5, rule 1).
+The set holds all linear weights inside the transformer blocks, of nn.Linear and Conv1D alike. It
+never holds embeddings, heads, poolers, norms or biases. This module also lists the embeddings,
+which no method prunes but a quantizer may round.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Target:
         name: the module's name in the model.
         module: the nn.Linear or nn.Embedding, which store (out, in), or Conv1D, which stores
             (in, out). An embedding has its hidden dimension as `in`.
-        parts: how many logical matrices are stacked along `out`: 3 for GPT-2's fused q, k, v.
+        parts: number of logical matrices stacked along `out`: 3 for GPT-2's fused q, k, v.
     """
 
     name: str
@@ -49,10 +48,10 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """Shape of the weight, (out, in)."""
         held: Any = self.module
         if parametrize.is_parametrized(self.module, "weight"):
-            held = held.parametrizations.weight  # a shape is no reason to compute the weight
+            held = held.parametrizations.weight  # read the shape without computing the weight
             rows, columns = held.original.shape
         else:
             rows, columns = held.weight.shape
@@ -62,7 +61,7 @@ class Target:
     def weight(self) -> Tensor:
         """The weight as a contiguous, detached (out, in) tensor; a copy for Conv1D.
 
-        Contiguous because flat indexing of a transposed view writes to a temporary (§1.1).
+        It is contiguous because flat indexing of a transposed view writes to a temporary.
         """
         return normal_form(self.stored, self.transposed)
 
@@ -73,20 +72,20 @@ class Target:
 
     def parametrize(self, parametrization: nn.Module, tensor: str = "weight") -> None:
         """Registers `parametrization`, which maps the stored tensor to the effective stored one."""
-        # unsafe: skip the trial call, which would run the mask selection once for nothing.
+        # unsafe: skips the trial call, which would select the mask once in vain.
         parametrize.register_parametrization(self.module, tensor, parametrization, unsafe=True)
 
 
 def normal_form(stored: Tensor, transposed: bool) -> Tensor:
-    """A stored weight as contiguous (out, in)."""
+    """Returns a stored weight as a contiguous (out, in) tensor."""
     return stored.t().contiguous() if transposed else stored
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, in order: the one ModuleList as long as the config has layers.
+    """Returns the transformer blocks in order: the first ModuleList of `num_hidden_layers` modules.
 
     Raises:
-        BenchError: no such list.
+        BenchError: the model has no such list.
     """
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for module in model.modules():
@@ -96,37 +95,37 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def prunable(model: nn.Module) -> list[Target]:
-    """All linear weights inside the blocks, in forward order of definition."""
+    """Returns all linear weights inside the blocks, in the order of their definition."""
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    found = []
+    targets = []
     for name, module in model.named_modules():
         if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
-            found.append(Target(name, module, _parts(name, module)))
-    return found
+            targets.append(Target(name, module, _parts(name, module)))
+    return targets
 
 
 def embedding_tables(model: PreTrainedModel) -> list[Target]:
-    """All embeddings (of tokens, positions, types), and an LM head that is not tied to one."""
-    found: dict[int, Target] = {}
+    """Returns all embeddings (tokens, positions, types), and an LM head not tied to one."""
+    tables: dict[int, Target] = {}
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or module is output:
             # By the parameter, not by its memory: on the meta device there is none.
-            found.setdefault(id(module.weight), Target(name, module))
-    return list(found.values())
+            tables.setdefault(id(module.weight), Target(name, module))
+    return list(tables.values())
 
 
 def _parts(name: str, module: nn.Module) -> int:
     if isinstance(module, Conv1D) and name.endswith("c_attn"):
-        # By name: without some of its heads (bench.weights.slicing) its shape no longer tells.
+        # By name: once heads are sliced away (bench.weights.slicing), the shape does not show it.
         return 2 if "crossattention" in name else 3
     return 1
 
 
 def head_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of a classification head: what lies outside the base model.
+    """Yields the parameters of a classification head: those outside the base model.
 
-    A language model's head is none: it belongs to what was pretrained, tied or not.
+    A language model's head is not included: it was pretrained, tied or not.
     """
     known = {id(p) for p in model.base_model.parameters()}
     output = model.get_output_embeddings()
@@ -138,7 +137,7 @@ def head_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]
 
 
 def freeze(model: PreTrainedModel, head: bool = True) -> None:
-    """Stops every parameter from training, but for the head's when `head` is true."""
+    """Stops all parameters from training, except those of the head if `head` is true."""
     model.requires_grad_(False)
     if head:
         for _, parameter in head_parameters(model):
@@ -146,7 +145,7 @@ def freeze(model: PreTrainedModel, head: bool = True) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Replaces every parametrized weight by its present value; what is left are plain modules."""
+    """Replaces each parametrized weight by its present value, so that all modules are plain."""
     training = model.training
     model.eval()
     for module in list(model.modules()):
@@ -160,6 +159,6 @@ def merge(model: nn.Module) -> None:
 
 
 def head_modules(model: PreTrainedModel) -> set[str]:
-    """Names of the modules that make a task's or a language model's outputs."""
+    """Returns the names of the modules that compute a task's or a language model's outputs."""
     names = {name.rpartition(".")[0] for name, _ in head_parameters(model)}
     return names | {n for n, m in model.named_modules() if m is model.get_output_embeddings()}
