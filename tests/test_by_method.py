@@ -352,7 +352,7 @@ def test_one_shot_methods_train_nothing_and_third_parties_may_need_weights(monke
     monkeypatch.setattr(PST, "attach", attach)
     with pytest.raises(BenchError, match="pst needs weights to be counted: "):
         held("tiny-bert", "pst")
-    text = by_method.report("tiny-bert", pattern="unstructured", batch=1, length=8)
+    text = by_method.cost_report("tiny-bert", pattern="unstructured", batch=1, length=8)
     assert "pst: pst needs weights to be counted" in text
     assert "\nmagnitude " in text
     assert row("bert-base", "magnitude").train == 0

@@ -33,7 +33,7 @@ def moved(new, old=None):
 
 def test_equal_records_pass():
     assert moved(tree()) == []
-    assert "passed" in gate.report([], 2, "x.json")
+    assert "passed" in gate.verdict_text([], 2, "x.json")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_update_then_check_then_a_planted_change(capsys, tmp_path, monkeypatch):
     code, out, _ = run(capsys, *flags)
     assert (code, out) == (
         0,
-        f"# Gate passed\n\n2 rows of {baseline}: nothing moved that must not.\n",
+        f"# Gate passed\n\n2 rows of {baseline}: no change fails.\n",
     )
     assert "as it was" in run(capsys, *flags, "--update")[1]
     put(tmp_path / "r", tree(params={"nonzero": 401})[:3])
@@ -185,17 +185,17 @@ def test_a_broken_baseline_is_one_line_and_exit_code_2(capsys, tmp_path, text):
     path.write_text(text)
     code, _, err = run(capsys, "--results", results, "--baseline", str(path))
     assert code == 2
-    assert "no baseline" in err
+    assert "not a baseline" in err
     assert err.count("\n") == 1
 
 
 def test_a_baseline_with_a_value_too_few_is_refused(tmp_path):
-    rows = json.loads(gate.to_json(gate.rows_of(tree())))
+    rows = json.loads(gate.baseline_json(gate.rows_of(tree())))
     next(iter(rows["rows"].values()))["score"].pop()
     path = tmp_path / "b.json"
     path.write_text(json.dumps(rows))
     with pytest.raises(gate.BenchError, match="one value a seed"):
-        gate.read(path)
+        gate.read_baseline(path)
 
 
 def test_no_folder_is_exit_code_2(capsys, tmp_path):

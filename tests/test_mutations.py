@@ -37,7 +37,7 @@ def failing():
         except BenchError as error:
             kinds.append(error.kind)
     row = str(path_of(cell(1)).parent)
-    changes = gate.changes({row: gate.read(BASELINE)[row]}, gate.rows_of(records))
+    changes = gate.changes({row: gate.read_baseline(BASELINE)[row]}, gate.rows_of(records))
     return {c.what for c in changes if c.fails}, kinds
 
 

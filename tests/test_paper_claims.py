@@ -20,8 +20,8 @@ def claim(**fields):
 
 def test_the_trained_shares_of_the_abstracts_are_reproduced_by_counting():
     found = {
-        (c.paper, c.check, c.printed): paper_claims.check(c, [])[0]
-        for c in paper_claims.read()
+        (c.paper, c.check, c.printed): paper_claims.findings(c, [])[0]
+        for c in paper_claims.read_claims()
         if c.check in ("share", "below", "saved")
     }
     assert {f.verdict for f in found.values()} == {"reproduced"}
@@ -31,13 +31,13 @@ def test_the_trained_shares_of_the_abstracts_are_reproduced_by_counting():
 
 
 def test_a_share_that_prints_otherwise_is_not_reproduced():
-    (found,) = paper_claims.check(claim(check="share", printed="1.4"), [])
+    (found,) = paper_claims.findings(claim(check="share", printed="1.4"), [])
     assert found.verdict == "not reproduced"
 
 
-@pytest.mark.parametrize("wanted", [c for c in paper_claims.read() if c.against])
+@pytest.mark.parametrize("wanted", [c for c in paper_claims.read_claims() if c.against])
 def test_claims_of_scores_without_records_are_not_tested(wanted):
-    assert {f.verdict for f in paper_claims.check(wanted, [])} == {"not tested here"}
+    assert {f.verdict for f in paper_claims.findings(wanted, [])} == {"not tested here"}
 
 
 def cells(a, b, model="bert-base", budget="full", seeds=3):
@@ -52,7 +52,7 @@ def cells(a, b, model="bert-base", budget="full", seeds=3):
 
 def verdict(records, **fields):
     base = {"check": "comparable", "against": "movement", "margin": 1.0}
-    (found,) = paper_claims.check(claim(**(base | fields)), records)
+    (found,) = paper_claims.findings(claim(**(base | fields)), records)
     return found.verdict
 
 
@@ -84,13 +84,13 @@ def test_a_gap_is_a_number_within_an_interval():
 )
 def test_what_differs_from_the_paper_is_named_and_decides_nothing(changes, why):
     wanted = claim(check="comparable", against="movement", margin=1.0)
-    (found,) = paper_claims.check(wanted, cells(0.9, 0.8, **changes))
+    (found,) = paper_claims.findings(wanted, cells(0.9, 0.8, **changes))
     assert found.verdict == "not tested here"
     assert why in found.where
 
 
 def test_the_published_rows_are_whole():
-    rows = published.read()
+    rows = published.read_published()
     assert len(rows) == 219
     assert {r.confidence for r in rows} == {"H", "M", "L"}
     for row in rows:
@@ -127,7 +127,7 @@ def row(**fields):
         "pattern": "unstructured", "sparsity": 0.9, "metric": "accuracy", "value": 0.802,
         "recipe": "", "setting": "", "source": "s", "confidence": "H",
     }  # fmt: skip
-    return published.Published(**(base | fields))
+    return published.PublishedNumber(**(base | fields))
 
 
 def judged(printed, records):
@@ -168,7 +168,7 @@ def test_a_broken_data_file_is_one_line(tmp_path, text):
     path = tmp_path / "claims.toml"
     path.write_text(text)
     with pytest.raises(BenchError, match="claims.toml"):
-        paper_claims.read(path)
+        paper_claims.read_claims(path)
 
 
 def test_a_broken_row_is_named_by_its_line(tmp_path):
@@ -176,7 +176,7 @@ def test_a_broken_row_is_named_by_its_line(tmp_path):
     lines = published.DATA.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], lines[3].replace("0.845", "high")]))
     with pytest.raises(BenchError, match="line 4"):
-        published.read(path)
+        published.read_published(path)
 
 
 def test_the_command_needs_no_record(capsys, tmp_path):
@@ -191,4 +191,5 @@ def test_the_committed_claims_are_those_of_the_committed_records():
     if not page.exists():
         pytest.skip("no claims are committed")
     records, _ = Store(ROOT / "results").records()
-    assert page.read_text(encoding="utf-8") == paper_claims.report(records) + "\n", "make claims"
+    text = paper_claims.claims_page(records) + "\n"
+    assert page.read_text(encoding="utf-8") == text, "make claims"

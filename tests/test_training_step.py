@@ -19,7 +19,7 @@ def test_a_name_carries_sparsity_and_parameters(monkeypatch):
 
     monkeypatch.setattr(ast, "attach", spy)
     names = ["ast", "ast::kd=0", "ast:0.5:kd=0.5:every=7"]
-    table = training_step.table(names, "tiny-bert", batch=2, length=8, steps=1, dtype="float32")
+    table = training_step.step_table(names, "tiny-bert", 2, length=8, steps=1, dtype="float32")
     assert all(f"{name} " in table for name in ["dense", *names])
     default = ast.Params()
     assert seen == [
@@ -31,7 +31,7 @@ def test_a_name_carries_sparsity_and_parameters(monkeypatch):
 
 def test_an_unknown_parameter_is_named():
     with pytest.raises(BenchError, match="method ast has no parameter 'kp'"):
-        training_step.table(["ast::kp=0"], "tiny-bert", 2, 8, 1, "float32")
+        training_step.step_table(["ast::kp=0"], "tiny-bert", 2, 8, 1, "float32")
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def speed_table(options: argparse.Namespace) -> int:
 
     methods = options.method or training_step.default_methods()
     say(
-        training_step.table(
+        training_step.step_table(
             methods, options.model, options.batch, options.length, options.steps, options.dtype
         )
     )
@@ -338,7 +338,7 @@ def count_model(options: argparse.Namespace) -> int:
     # A GPU that is not here is taken for one of compute capability 8.0.
     kernel = has_kernel(default_device()) if options.device is None else False
     say(
-        by_method.report(
+        by_method.cost_report(
             options.model,
             options.method or (),
             pattern=parse_pattern(options.pattern) if options.pattern else None,

@@ -35,11 +35,11 @@ def show_plan(planned: Sequence[Planned], store: Store) -> None:
 
 def _about(times: Sequence[float | None], macs: Sequence[int | None]) -> str:
     from bench.core.tables import human
-    from bench.engine.estimate import spoken
+    from bench.engine.estimate import duration
 
     known = [time for time in times if time is not None]
     counts = [count for count in macs if count]
-    parts = [spoken(sum(known))] if known else []
+    parts = [duration(sum(known))] if known else []
     parts += [f"{human(sum(counts))} training MACs"] if counts else []
     return f"about {', '.join(parts)}" if parts else ""
 

@@ -125,10 +125,10 @@ def check_records(options: argparse.Namespace) -> int:
         diff = gate.update(options.baseline, gate.rows_of(records))
         parts.append(f"```diff\n{diff}\n```" if diff else f"{options.baseline}: as it was.")
     elif options.baseline:
-        baseline = gate.read(options.baseline)
+        baseline = gate.read_baseline(options.baseline)
         moved = gate.changes(baseline, gate.rows_of(records))
         failed = failed or any(change.fails for change in moved)
-        parts.insert(0, gate.report(moved, len(baseline), str(options.baseline)))
+        parts.insert(0, gate.verdict_text(moved, len(baseline), str(options.baseline)))
     else:
         parts.insert(0, f"{len(records)} records are valid.")
     deliver("\n\n".join(parts), options.out)
@@ -203,7 +203,7 @@ def check_claims(options: argparse.Namespace) -> int:
     from bench.review import paper_claims
 
     records = _valid(options.results) if options.results.is_dir() else []
-    deliver(paper_claims.report(records), options.out)
+    deliver(paper_claims.claims_page(records), options.out)
     return 0
 
 

@@ -299,7 +299,7 @@ def verify_record(options: argparse.Namespace) -> int:
     if own is None or own.status == "failed":
         return 1
     moved = submissions.differences(submitted, own, store.records()[0])
-    say(gate.report(moved, 1, str(options.record), "Verification"))
+    say(gate.verdict_text(moved, 1, str(options.record), "Verification"))
     write_pages(store, options.reports)
     return int(any(change.fails for change in moved))
 

@@ -1,8 +1,9 @@
-"""`sparsebench count`: what every method trains, stores and multiplies, from a config alone.
+"""`sparsebench count`: what each method trains, stores and multiplies, from a config alone.
 
-METHODS.md §4. Nothing is trained or pruned here. Trained elements, training products and the shape
-of the finished model are those of the attached method (`bench.costs.without_weights`); its zeros
-are those it promises (`Method.expected`). A number that only training can tell is left out.
+Nothing is trained or pruned (methods/README.md, "Costs"). Trained elements, products of an update
+and the shape of the finished model come from the attached method (`bench.costs.without_weights`).
+Zeros are those that the method promises (`Method.expected`). Numbers that depend on the course of
+training are left out.
 """
 
 from __future__ import annotations
@@ -32,23 +33,27 @@ from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, merge, prunable
 
 STEPS = 1000
-"""Updates of the budget that methods are attached with; no count depends on it."""
+"""Number of updates in the budget that methods are attached with; no count depends on it."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """One row: a method at a pattern and a sparsity. None: training decides.
+    """The counts of a method at a pattern and a sparsity. None: training decides the number.
 
     Attributes:
+        method: name of the method.
+        pattern: text of the pattern.
+        sparsity: fraction of pruned weights.
         trainable: elements that the optimizer holds.
-        published: the paper's share, and ours of the same denominator.
+        published: the paper's trained share, and ours of the same denominator.
         share: elements of the body that the optimizer holds, as a fraction of the dense model.
-        stored: elements on disk without the target set's zeros.
+        stored: elements on disk, without the zeros of the target set.
         dense: multiply-adds of a sequence's forward pass, branches included.
-        effective: without products with zeros.
-        realizable: without what the device can leave out.
-        train: multiply-adds of an update, for one sequence of it; 0: trains nothing.
-        state_bytes: parameters, buffers, a teacher, gradients and Adam's two moments, in float32.
+        effective: `dense` without products with zeros.
+        realizable: `dense` without the products that the device can skip.
+        train: multiply-adds of an update, divided by its sequences; 0 where nothing trains.
+        state_bytes: bytes of parameters, buffers, a teacher, gradients and Adam's two moments, in
+            float32.
     """
 
     method: str
@@ -72,7 +77,14 @@ def account(
     config: PreTrainedConfig,
     kernel: bool,
 ) -> Account:
-    """The row of a cell: the method on a model of class `kind`, which has `config`.
+    """Counts a method on a model without weights.
+
+    Args:
+        setup: the method and its cell.
+        budget: batch and length of an update.
+        kind: class of the model.
+        config: config of the model.
+        kernel: whether the device has kernels for 2:4 matrices.
 
     Raises:
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
@@ -90,7 +102,7 @@ def account(
         moments = 2 * sum(p.numel() * p.element_size() for g in groups for p in g["params"])
         parts = without_weights.tensors(model, method)
         state = moments + sum(t.numel() * t.element_size() for t in parts)
-        # Not `finish`: it may report on the weights' values.
+        # Not `finish`, which may report on the weights' values.
         merge(model)
     dense = without_weights.forward_macs(model, length)[""]
     total = sum(p.numel() for p in model.parameters())
@@ -109,7 +121,7 @@ def account(
         share=held.body / (total - branches),
         stored=None if zeros is None else total - zeros,
         dense=dense,
-        # Every weight of the target set multiplies every token once.
+        # Each weight of the target set is multiplied once a token.
         effective=None if zeros is None else dense - zeros * length,
         realizable=realizable,
         train=train,
@@ -125,7 +137,16 @@ def outcome(
     length: int,
     kernel: bool,
 ) -> tuple[int, int]:
-    """Zeros of the target set and realizable multiply-adds of a finished model without weights."""
+    """Returns (zeros of the target set, realizable multiply-adds of a forward pass).
+
+    Args:
+        model: a finished model without weights.
+        expected: what the method promises.
+        pattern: the cell's pattern.
+        dense: multiply-adds of a forward pass, zeros included.
+        length: tokens of the sequence.
+        kernel: whether the device has kernels for 2:4 matrices.
+    """
     zeros, realizable = expected.zeros or 0, dense
     if kernel:
         realizable -= length * _elements(halved(model, pattern)) // 2
@@ -140,7 +161,11 @@ def outcome(
 
 
 def _check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
-    """Refuses N:M where a matrix has no whole number of groups; not every method was attached."""
+    """Checks that N:M divides the inputs of each matrix; one-shot methods were not attached.
+
+    Raises:
+        BenchError: a matrix does not have a whole number of groups.
+    """
     group = pattern.n_m[1] if pattern.n_m else 1
     for target in targets:
         if (width := target.shape[1]) % group:
@@ -153,7 +178,7 @@ def _elements(targets: Sequence[Target]) -> int:
     return sum(t.shape[0] * t.shape[1] for t in targets)
 
 
-def report(
+def cost_report(
     name: str,
     methods: Sequence[str] = (),
     pattern: Pattern | None = None,
@@ -163,21 +188,21 @@ def report(
     batch: int = 32,
     kernel: bool = False,
 ) -> str:
-    """The accounting of a model as text.
+    """Returns the costs of methods on a model as text: facts about the model, then a table.
 
     Args:
-        name: slug, hub id, folder or config file.
-        methods: all registered ones by default.
-        pattern: by default each method's first.
-        sparsity: where the pattern leaves it open.
+        name: slug, hub id, folder or config file of the model.
+        methods: names of methods; by default all registered ones.
+        pattern: the pattern; by default each method's first.
+        sparsity: fraction of pruned weights, for patterns that do not fix one.
         overrides: parameters of the methods.
         length: tokens a sequence.
         batch: sequences an update.
         kernel: whether the device has kernels for 2:4 matrices.
 
     Raises:
-        BenchError: one of them cannot be; where no method was named, one that cannot be counted
-            is a note below the table instead.
+        BenchError: an argument is not allowed, or a named method cannot be counted. If no method
+            was named, those that cannot be counted become notes below the table.
     """
     chosen = setups(methods, pattern, sparsity, overrides or {})
     config = config_of(name)
@@ -193,7 +218,7 @@ def report(
                 raise
             notes.append(f"{setup.cell.method}: {error}")
     if any(row.stored is None for row in rows):
-        notes.append("–: training decides; a record counts it in the finished model")
+        notes.append("–: training decides this number; a record counts it in the finished model")
     blank = empty(kind, config)
     about = _about(name, blank, length, batch, kernel)
     return "\n".join([*about, "", _table(rows, length), *notes])

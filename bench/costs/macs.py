@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, traced."""
+"""Counts the multiply-adds of a forward pass by tracing it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bench.weights import slicing
 from bench.weights.patterns import density, halved
 from bench.weights.targets import head_modules, prunable
 
-# Operators that multiply no matrices. Anything that is neither here nor known to fvcore is an
-# error: an uncounted matrix product must not pass for a saving.
+# Operators that multiply no matrices. Any operator that is neither here nor known to fvcore is an
+# error, because an uncounted matrix product would look like a saving.
 _FREE = frozenset(
     f"aten::{name}"
     for name in """
@@ -45,17 +45,17 @@ _UNCOUNTED = """
 def count_macs(
     model: PreTrainedModel, length: int, pattern: Pattern = DENSE, kernel: bool = False
 ) -> Macs:
-    """Multiply-adds of one forward pass of one sequence of `length` tokens.
+    """Counts the multiply-adds of one forward pass of one sequence (methods/README.md, "Costs").
 
-    Linear layers and attention products (q·kᵀ, p·v) are counted, embeddings are 0, the head is
-    counted and stated apart. `effective` scales every target's products by its density,
-    `realizable` leaves out what can be left out (METHODS.md §4.2).
+    Linear layers, attention products (q·kᵀ, p·v) and the head count; embeddings are 0. The head is
+    also stated apart. `effective` scales the products of each target by its density. `realizable`
+    leaves out the products that the device can skip.
 
     Args:
-        model: as exported.
-        length: tokens.
-        pattern: the cell's; heads and neurons are sliced away on a copy.
-        kernel: whether there is one for 2:4 matrices (`has_kernel`).
+        model: the exported model.
+        length: tokens of the sequence.
+        pattern: the cell's pattern; heads and neurons are sliced away on a copy.
+        kernel: whether the device has a kernel for 2:4 matrices (`has_kernel`).
 
     Raises:
         BenchError: the trace holds an operator that neither fvcore nor this module knows.
@@ -84,7 +84,7 @@ def count_macs(
 
 
 def _traced(model: PreTrainedModel, length: int) -> dict[str, int]:
-    """Multiply-adds by module; the whole is `""`, the model's own modules are below `model`."""
+    """Counts multiply-adds by module: `""` is the sum, the model's modules begin with `model`."""
     ids = torch.ones(1, length, dtype=torch.long, device=model.device)
     with _eager(model), torch.no_grad():
         analysis = FlopCountAnalysis(_Logits(model), (ids,))
@@ -95,7 +95,7 @@ def _traced(model: PreTrainedModel, length: int) -> dict[str, int]:
         unknown = set(analysis.unsupported_ops()) - _FREE
     if unknown:
         raise BenchError(f"cannot count MACs: unknown operators {', '.join(sorted(unknown))}")
-    return defaultdict(int, {name: int(found) for name, found in by_module.items()})
+    return defaultdict(int, {name: int(macs) for name, macs in by_module.items()})
 
 
 def _no_macs(inputs: Any, outputs: Any) -> int:
@@ -103,7 +103,7 @@ def _no_macs(inputs: Any, outputs: Any) -> int:
 
 
 class _Logits(nn.Module):
-    """A model as a function of token ids alone, as a tracer wants it."""
+    """A model as a function of token ids alone, as the tracer needs it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class _Logits(nn.Module):
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention, eval mode and no cache while tracing: fvcore has no handler for SDPA."""
+    """Sets eager attention, eval mode and no cache while tracing, as fvcore cannot count SDPA."""
     attention, training = model.config._attn_implementation, model.training
     cache = getattr(model.config, "use_cache", None)
     model.set_attn_implementation("eager")

@@ -1,7 +1,7 @@
-"""What a run really took: memory, and the latency of forward passes.
+"""Measures the memory of a run and the latency of forward passes.
 
-Models that are compared take turns pass by pass, so that whatever else the machine does hits all
-alike: the ratio of their medians is what counts, the milliseconds are for orientation.
+Compared models take turns pass by pass, so that other load on the machine affects all of them
+alike. Compare the ratio of their medians; the milliseconds serve for orientation.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Highest resident memory of this process, or highest allocation on an accelerator, in bytes.
+    """Returns the highest resident memory of this process in bytes; on a GPU, its allocation.
 
-    A cell runs in a process of its own, so this is the cell's own peak.
+    Each cell runs in its own process, so this is the peak of the cell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux hands ru_maxrss on from the parent; the high-water mark is this process's own.
+    # On Linux a process inherits ru_maxrss from its parent, but not the high-water mark.
     status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
+    if status.is_file() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -44,14 +44,17 @@ def peak_bytes(device: torch.device) -> int:
 def latency(
     models: Sequence[PreTrainedModel], batch: int, length: int, turns: int, seconds: float
 ) -> list[list[float]]:
-    """Seconds of forward passes of `batch` × `length` random tokens, a list a model.
+    """Times forward passes of `batch` × `length` random tokens.
 
     Args:
-        models: in eval mode, on one device; they take turns.
-        batch: sequences.
-        length: tokens a sequence, none padded.
-        turns: at most so many timed passes of each, after `WARMUP` untimed ones.
-        seconds: stop after so many, but not before three turns.
+        models: models in eval mode on one device; they take turns.
+        batch: sequences a pass.
+        length: tokens a sequence, without padding.
+        turns: maximum of timed passes of each model, after `WARMUP` untimed ones.
+        seconds: time limit in seconds; three turns are always timed.
+
+    Returns:
+        A list of seconds for each model.
     """
     first = models[0]
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +77,7 @@ def latency(
 
 
 def p50_p95(times: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile, linearly interpolated."""
+    """Returns the median and the 95th percentile, linearly interpolated."""
     p50, p95 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double())
     return float(p50), float(p95)
 
@@ -85,22 +88,23 @@ def _finished(device: torch.device) -> None:
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function of a module returns in a new process, which then ends."""
-    # A pool a call: one pool with `max_tasks_per_child` can deadlock between two tasks.
+    """Calls a module's function in a new process and returns its result; the process then ends."""
+    # One pool a call, because a pool with `max_tasks_per_child` can deadlock between two tasks.
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         return fresh.submit(function, *arguments).result()
 
 
 def reuse_freed_memory() -> None:
-    """Keeps glibc from handing freed tensors back to the system at every step.
+    """Stops glibc from returning the memory of freed tensors to the system at each step.
 
-    By default blocks above 128 kB come and go as fresh pages, and faulting them in again costs a
-    training step more than its elementwise arithmetic. Elsewhere (macOS, musl) this does nothing.
+    By default, blocks above 128 kB are mapped as fresh pages each time. The page faults then cost a
+    training step more than its elementwise arithmetic. Without glibc (macOS, musl) this does
+    nothing.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+    mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
     mallopt(trim_threshold, 2**31 - 1)

@@ -1,7 +1,4 @@
-"""What a model theoretically costs: parameters, multiply-adds (MACs) and bytes.
-
-Everything is counted on the exported, reloaded model; a zero is `== 0.0` (DESIGN §5, rule 5).
-"""
+"""Counts parameters and sparsity of the exported, reloaded model; a zero is `== 0.0`."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ from bench.weights.targets import head_parameters, prunable
 def count_params(
     model: PreTrainedModel, trainable: Trainable, published: Published | None = None
 ) -> Params:
-    """Elements of a plain model; tied tensors count once.
+    """Counts the elements of a plain model; tied tensors count once.
 
     Args:
-        model: as exported.
-        trainable: what the optimizer held.
+        model: the exported model.
+        trainable: number of elements that the optimizer held.
         published: the trained share that the method's paper prints.
     """
     total = sum(p.numel() for p in model.parameters())
@@ -45,7 +42,10 @@ def count_params(
 
 
 def compared(model: PreTrainedModel, trainable: Trainable, published: Published) -> PublishedPart:
-    """A published share and ours of the same denominator, in which a branch is no part."""
+    """Puts our trained share beside a published one, with the same denominator.
+
+    The denominator excludes side branches.
+    """
     whole = sum(p.numel() for p in model.parameters())
     branches = [m for m in model.modules() if isinstance(m, Branch)]
     whole -= sum(p.numel() for branch in branches for p in branch.parameters())
@@ -63,10 +63,10 @@ def compared(model: PreTrainedModel, trainable: Trainable, published: Published)
 
 
 def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
-    """Exact zeros in the target set, and whether the pattern holds in every row.
+    """Measures the fractions of exact zeros in the target set, and checks the pattern.
 
     Raises:
-        BenchError: kind `contract` when something is still parametrized.
+        BenchError: kind `contract`: a module is still parametrized.
     """
     if any(parametrize.is_parametrized(m) for m in model.modules()):
         raise BenchError("the exported model still holds parametrizations", "contract")
@@ -83,7 +83,7 @@ def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
 
 
 def count_trainable(model: PreTrainedModel, groups: list[dict[str, Any]]) -> Trainable:
-    """Elements of the tensors in the optimizer's groups, the task's head apart."""
+    """Counts the elements in the optimizer's groups, those of the task's head apart."""
     held = {id(p): p.numel() for group in groups for p in group["params"]}
     head = sum(held.pop(id(p), 0) for _, p in head_parameters(model))
     return Trainable(body=sum(held.values()), head=head)

@@ -1,8 +1,8 @@
-"""Cells without weights: a model on the meta device, a method attached to it, one update counted.
+"""Counts an update of a method on a model without weights, on the meta device.
 
-Shapes alone decide what a method trains and what an update multiplies. So a config is enough to
-count both: nothing is downloaded, no memory is taken, and every method is measured by running its
-own `attach`, `step` and `loss`, not by a formula that would have to be kept true to them.
+Shapes alone decide what a method trains and what an update multiplies, so a config is enough to
+count both. Nothing is downloaded and no memory is taken. Each method runs its own `attach`, `step`
+and `loss`, so there is no formula to keep in step with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.weights.targets import head_parameters, prunable
 
 @dataclass(frozen=True)
 class Attached:
-    """A method attached to a model of shapes, and a batch for it, all on the meta device."""
+    """A method attached to a model without weights, and a batch, all on the meta device."""
 
     model: PreTrainedModel
     method: Method
@@ -38,10 +38,12 @@ class Attached:
 def attach(
     method: Method, cell: Cell, budget: Budget, kind: Any, config: PreTrainedConfig
 ) -> Attached:
-    """Attaches a training method; a one-shot method changes no shapes and is left alone.
+    """Attaches a training method to a model on the meta device.
+
+    A one-shot method is not attached, because it changes no shapes.
 
     Raises:
-        BenchError: the method refuses, or asks for the weights' values.
+        BenchError: the method refuses the model or the cell, or asks for the weights' values.
     """
     model = empty(kind, config)
     with torch.device("meta"):
@@ -62,7 +64,7 @@ def attach(
 
 
 def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
-    """Inputs of one update: (size, length) tokens without padding, and labels."""
+    """Makes the inputs of one update: (size, length) tokens without padding, and labels."""
     ids = torch.ones(size, length, dtype=torch.long, device="meta")
     classifies = any(True for _ in head_parameters(model))
     dtype = torch.float32 if model.config.num_labels == 1 else torch.long
@@ -71,10 +73,10 @@ def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
 
 
 def update_macs(cell: Attached) -> int:
-    """Multiply-adds of one update at the final sparsity, divided by its sequences.
+    """Counts the multiply-adds of one update at the final sparsity, divided by its sequences.
 
-    Every matrix product of forward, loss and backward counts, a teacher's among them. Products of
-    weights with weights, as low-rank updates are, are paid once an update, whatever the batch.
+    All matrix products of forward, loss and backward count, including those of a teacher. Products
+    of weights with weights, as in low-rank updates, occur once an update for any batch size.
 
     Raises:
         BenchError: the method asks for the weights' values.
@@ -90,7 +92,7 @@ def update_macs(cell: Attached) -> int:
 
 
 def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
-    """Multiply-adds of one sequence's forward pass by module, in all under `""`."""
+    """Counts the multiply-adds of one sequence's forward pass by module; the sum is under `""`."""
     inputs = batch(model, 1, length)
     model.eval()
     counter = _counter()
@@ -105,7 +107,7 @@ def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
 
 
 def tensors(*things: Any) -> Iterator[Tensor]:
-    """All tensors that objects hold, each once, with their gradients."""
+    """Yields all tensors that the objects hold, each once, and their gradients."""
     seen: set[int] = set()
     left: list[Any] = list(things)
     while left:
@@ -125,7 +127,10 @@ def tensors(*things: Any) -> Iterator[Tensor]:
 
 
 def _counter() -> FlopCounterMode:
-    """FlopCounterMode, taught products in place and those with a vector; by shapes, 2 a MAC."""
+    """Makes a FlopCounterMode that also counts products in place and with a vector, 2 FLOPs a MAC.
+
+    Each formula takes the shapes of the operands.
+    """
     aten = torch.ops.aten
     mapping = {
         aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1],
@@ -139,7 +144,7 @@ def _counter() -> FlopCounterMode:
 
 @contextmanager
 def _values_refused(method: Method) -> Iterator[None]:
-    """Turns what torch says about missing values into one line."""
+    """Turns torch's errors about missing values into a BenchError of one line."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
@@ -148,9 +153,9 @@ def _values_refused(method: Method) -> Iterator[None]:
 
 
 class _NothingIsPadding(TorchDispatchMode):
-    """Answers yes when transformers asks whether all tokens are real ones.
+    """Answers yes when transformers asks whether no token is padding.
 
-    That question about values is the only one its models ask, to do without a mask.
+    transformers asks in order to skip the mask. Its models ask for no other value.
     """
 
     def __torch_dispatch__(

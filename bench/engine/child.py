@@ -65,11 +65,11 @@ def _other(job: Job, settings: RunSettings) -> Record | None:
     """What the other processes of a cell do: they train along, and tell only what goes wrong."""
     from bench.pipeline.fit import fit_cell
 
-    found = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, settings))
-    if not isinstance(found, Record) or found.error is None:
+    result = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, settings))
+    if not isinstance(result, Record) or result.error is None:
         return None
     # Short enough to be written in one go, into the pipe that the first process writes to.
-    return failed(job, found.error.kind, found.error.message[:500])
+    return failed(job, result.error.kind, result.error.message[:500])
 
 
 def _attempt(job: Job, work: Callable[[], T]) -> T | Record:
@@ -90,8 +90,8 @@ def _kind(error: Exception) -> Outcome:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(s in text for s in signs):
         return "oom"
     # safetensors tells the number in its text only.
-    told = re.search(r"\(os error (\d+)\)", text)
-    number = getattr(error, "errno", None) or (told and int(told[1]))
+    errno_text = re.search(r"\(os error (\d+)\)", text)
+    number = getattr(error, "errno", None) or (errno_text and int(errno_text[1]))
     full = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
     return "disk" if number in full else "error"
 

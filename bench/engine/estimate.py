@@ -42,8 +42,8 @@ class Estimator:
             lambda r: r.cell.model == cell.model and _trained(r) == job.trains,
         )
         for alike in similar:
-            if found := [_scaled(r, budget) for r in self.records if alike(r)]:
-                return statistics.median(found)
+            if taken := [_scaled(r, budget) for r in self.records if alike(r)]:
+                return statistics.median(taken)
         return None
 
     def training_macs(self, job: Job) -> int | None:
@@ -71,7 +71,7 @@ def _update_macs(job: Job) -> int | None:
         return None
 
 
-def spoken(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Writes a duration: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -109,12 +109,12 @@ def _try(
             child.stdin.write(json.dumps(order) + "\n")
             child.stdin.flush()
         for line in child.stdout:
-            told = parse_message(line)
-            if isinstance(told, Record):
-                outcome = told
+            message = parse_message(line)
+            if isinstance(message, Record):
+                outcome = message
                 break  # one of several processes may have failed, and the others wait for it
-            if told is not None:
-                on_progress(*told)
+            if message is not None:
+                on_progress(*message)
         else:
             child.wait()
     finally:

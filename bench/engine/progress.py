@@ -46,9 +46,9 @@ class Bars:
 @contextmanager
 def bars(cells: int) -> Iterator[Bars]:
     """Bars for a run of `cells` cells, closed at the end."""
-    made = Bars(cells)
+    both = Bars(cells)
     try:
-        yield made
+        yield both
     finally:
-        made.steps.close()
-        made.cells.close()
+        both.steps.close()
+        both.cells.close()

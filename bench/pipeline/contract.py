@@ -12,9 +12,9 @@ from bench.core.record import Sparsity
 from bench.weights import targets
 
 
-def check_contract(cell: Cell, method: Method, found: Sparsity, model: PreTrainedModel) -> None:
+def check_contract(cell: Cell, method: Method, sparsity: Sparsity, model: PreTrainedModel) -> None:
     """Holds the method to what it promised ; a method that lies fails."""
-    if not found.pattern_ok:
+    if not sparsity.pattern_ok:
         raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
     # Each matrix rounds its count down, so at most one element a matrix is missing.
     matrices = targets.prunable(model)
@@ -24,9 +24,9 @@ def check_contract(cell: Cell, method: Method, found: Sparsity, model: PreTraine
     else:
         slack += 1e-2  # whole heads, neurons and blocks come in steps
     # Quantizing rounds small weights to zero: more zeros than promised are no lie then.
-    more = found.overall > cell.sparsity and cell.quantization is not None
-    if method.promises_sparsity and not more and abs(found.overall - cell.sparsity) > slack:
+    more = sparsity.overall > cell.sparsity and cell.quantization is not None
+    if method.promises_sparsity and not more and abs(sparsity.overall - cell.sparsity) > slack:
         raise BenchError(
-            f"{cell.method}: counted sparsity {found.overall:.6f}, promised {cell.sparsity}",
+            f"{cell.method}: counted sparsity {sparsity.overall:.6f}, promised {cell.sparsity}",
             "contract",
         )

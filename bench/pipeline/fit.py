@@ -82,8 +82,8 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
     weights = trained_dir(job.dense) if start_trained else None
     loaded, method, prune_s = _attached(job, emit, weights)
     if settings.sharded and not method.shardable:
-        why = "it works on whole matrices; [trainer] processes without fsdp will do"
-        raise BenchError(f"method {cell.method} cannot train with fsdp: {why}")
+        reason = "it works on whole matrices; [trainer] processes without fsdp will do"
+        raise BenchError(f"method {cell.method} cannot train with fsdp: {reason}")
     trained = train.Trained(Trainable(body=0, head=0), "float32")
     train_s = 0.0
     if job.trains:

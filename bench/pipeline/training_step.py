@@ -33,14 +33,14 @@ TASK = "tiny/reviews"  # decides the head only; the batch is made of random toke
 
 def default_methods() -> list[str]:
     """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
-    found = []
+    named = []
     for method in registry.training_methods():
         free = UNSTRUCTURED.made_by(method.patterns)
-        found += [method.name + level for level in ((":0.5", ":0.9") if free else ("",))]
-    return found
+        named += [method.name + level for level in ((":0.5", ":0.9") if free else ("",))]
+    return named
 
 
-def table(
+def step_table(
     methods: Sequence[str], model: str, batch: int, length: int, steps: int, dtype: str
 ) -> str:
     """Times and renders; dense is always among the methods.

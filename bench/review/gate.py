@@ -1,8 +1,8 @@
-"""The gate: a tree of records against a baseline, for whoever must notice that a number moved.
+"""The gate compares a tree of records with a baseline, so that no change of a number goes unseen.
 
-What is counted (parameters, sparsity, multiply-adds, bytes) must be equal; scores may move as far
-as the baseline's own seeds differ. A count on which the baseline's seeds disagree was decided by
-training and is held to their spread, too.
+Counts (parameters, sparsity, multiply-adds, bytes) must be equal. Scores may differ as much as the
+baseline's own seeds differ. If the baseline's seeds disagree on a count, training decided it, and
+it may differ as much as they do.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ from bench.core.store import path_of
 from bench.core.tables import escape, markdown
 
 LEVEL = 0.99
-"""Of the interval for the mean of as many other seeds, within which a score may move."""
+"""Confidence level of the interval that the mean score of equally many new seeds must meet."""
 
 Number = bool | int | Finite | str | None
 
 
-class Row(BaseModel):
-    """The seeds of one method, level and set of parameters.
+class BaselineRow(BaseModel):
+    """The seeds of one method, sparsity and set of parameters.
 
     Attributes:
-        n: items scored.
-        seeds: ascending.
-        score: one a seed, as the task returned it.
-        exact: what must not move, by its place in the record; a list where the seeds differ.
+        metric: name of the primary metric.
+        n: number of scored items.
+        seeds: the seeds, ascending.
+        score: the score of each seed, as the task returned it.
+        exact: values that must not change, by their path in the record; a list has one value a
+            seed, where the seeds differ.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +53,7 @@ class Row(BaseModel):
     exact: dict[str, Number | list[Number]]
 
     @model_validator(mode="after")
-    def _one_a_seed(self) -> Row:
+    def _one_a_seed(self) -> BaselineRow:
         lists: list[list[Any]] = [
             self.score,
             *(v for v in self.exact.values() if isinstance(v, list)),
@@ -61,9 +63,9 @@ class Row(BaseModel):
         return self
 
     def values(self, name: str) -> dict[int, Number]:
-        """What is known under `name` by seed."""
-        found = self.exact.get(name)
-        per_seed = found if isinstance(found, list) else [found] * len(self.seeds)
+        """Returns the exact value `name` of each seed; None where it is absent."""
+        known = self.exact.get(name)
+        per_seed = known if isinstance(known, list) else [known] * len(self.seeds)
         return dict(zip(self.seeds, per_seed, strict=True))
 
 
@@ -71,12 +73,12 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_: Literal[1] = Field(alias="schema")
-    rows: dict[str, Row]
+    rows: dict[str, BaselineRow]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference; `fails` where the gate does not let it pass."""
+    """One difference from the baseline; `fails` tells whether the gate rejects it."""
 
     row: str
     what: str
@@ -85,20 +87,20 @@ class Change:
     fails: bool = True
 
 
-def rows_of(records: Iterable[Record]) -> dict[str, Row]:
-    """Rows by the folder of their records."""
-    found: dict[str, list[Record]] = defaultdict(list)
+def rows_of(records: Iterable[Record]) -> dict[str, BaselineRow]:
+    """Returns the rows of done records, by the folder of their records."""
+    groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.status == "done":
-            found[str(path_of(record.cell).parent)].append(record)
-    return {name: _row(found[name]) for name in sorted(found)}
+            groups[str(path_of(record.cell).parent)].append(record)
+    return {name: _row(groups[name]) for name in sorted(groups)}
 
 
-def read(path: Path) -> dict[str, Row]:
-    """A baseline file's rows.
+def read_baseline(path: Path) -> dict[str, BaselineRow]:
+    """Reads the rows of a baseline file.
 
     Raises:
-        BenchError: there is none, or it is broken.
+        BenchError: there is no such file, or it is damaged.
     """
     try:
         return _File.model_validate_json(path.read_bytes()).rows
@@ -106,23 +108,23 @@ def read(path: Path) -> dict[str, Row]:
         raise BenchError(f"{path}: {error.strerror}; --update writes a baseline") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BenchError(f"{path}: no baseline: {place}: {first['msg']}".strip()) from None
+        field = ".".join(map(str, first["loc"]))
+        raise BenchError(f"{path}: not a baseline: {field}: {first['msg']}".strip()) from None
 
 
-def to_json(rows: Mapping[str, Row]) -> str:
-    """A baseline file's text: one number a line, so that its diff can be read."""
+def baseline_json(rows: Mapping[str, BaselineRow]) -> str:
+    """Returns the text of a baseline file, with one number a line for readable diffs."""
     tree = {"schema": 1, "rows": {name: rows[name].model_dump() for name in sorted(rows)}}
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def update(path: Path, rows: Mapping[str, Row]) -> str:
-    """Writes a new baseline and returns what changed, as a unified diff.
+def update(path: Path, rows: Mapping[str, BaselineRow]) -> str:
+    """Writes a new baseline and returns the changes as a unified diff.
 
     Raises:
-        BenchError: kind `disk`.
+        BenchError: kind `disk`: the file cannot be read or written.
     """
-    new = to_json(rows)
+    new = baseline_json(rows)
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         write_atomic(path, new)
@@ -132,27 +134,28 @@ def update(path: Path, rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def changes(baseline: Mapping[str, Row], found: Mapping[str, Row]) -> list[Change]:
-    """What moved, row by row; rows and seeds that are new are named and pass."""
+def changes(baseline: Mapping[str, BaselineRow], rows: Mapping[str, BaselineRow]) -> list[Change]:
+    """Lists the changes from `baseline` to `rows`, row by row; new rows and seeds pass."""
     spreads = _spreads(baseline)
     listed = []
-    for name in sorted(set(baseline) | set(found)):
-        old, new = baseline.get(name), found.get(name)
+    for name in sorted(set(baseline) | set(rows)):
+        old, new = baseline.get(name), rows.get(name)
         if new is None:
             listed.append(Change(name, "row", "there", "missing"))
         elif old is None:
             listed.append(Change(name, "row", "–", "new", fails=False))
         else:
-            listed += [Change(name, *c) for c in _row_changes(old, new, *spreads[_place(name)])]
+            spread = spreads[_task_and_model(name)]
+            listed += [Change(name, *change) for change in _row_changes(old, new, *spread)]
     return listed
 
 
-def report(listed: Sequence[Change], rows: int, source: str, title: str = "Gate") -> str:
-    """The verdict in a line, then a table of what moved, in Markdown."""
+def verdict_text(listed: Sequence[Change], rows: int, source: str, title: str = "Gate") -> str:
+    """Returns the verdict as Markdown: one line, then a table of the changes."""
     failing = [change for change in listed if change.fails]
     verdict = "failed" if failing else "passed"
     text = f"# {title} {verdict}\n\n{rows} rows of {escape(source)}: "
-    text += f"{len(failing)} changes fail" if failing else "nothing moved that must not"
+    text += f"{len(failing)} changes fail" if failing else "no change fails"
     if passing := len(listed) - len(failing):
         text += f"; {passing} to note"
     if not listed:
@@ -165,7 +168,7 @@ def report(listed: Sequence[Change], rows: int, source: str, title: str = "Gate"
     return f"{text}.\n\n{markdown(header, table)}"
 
 
-def _row(records: Sequence[Record]) -> Row:
+def _row(records: Sequence[Record]) -> BaselineRow:
     records = sorted(records, key=lambda record: record.cell.seed)
     trees = [_exact(record) for record in records]
     exact: dict[str, Number | list[Number]] = {}
@@ -173,7 +176,7 @@ def _row(records: Sequence[Record]) -> Row:
         values = [tree.get(name) for tree in trees]
         exact[name] = values[0] if len({repr(v) for v in values}) == 1 else values
     scores = [record.scores for record in records if record.scores]
-    return Row(
+    return BaselineRow(
         metric=scores[0].metric,
         n=scores[0].n,
         seeds=[record.cell.seed for record in records],
@@ -183,7 +186,7 @@ def _row(records: Sequence[Record]) -> Row:
 
 
 def _exact(record: Record) -> dict[str, Number]:
-    """What must not move, by its place in the record, as `params.trainable.body`."""
+    """Returns the values that must not change, by path in the record: `params.trainable.body`."""
     parts = record.model_dump(
         mode="json",
         include={
@@ -208,37 +211,38 @@ def _flat(prefix: str, tree: Mapping[str, Any]) -> Iterable[tuple[str, Number]]:
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")  # as records hold it
+    return float(f"{value:.6g}")  # records hold six significant digits
 
 
-def _place(name: str) -> str:
-    """Task and model: where scores and their spread are of one kind."""
+def _task_and_model(name: str) -> str:
+    """Returns the task and the model of a row, which share one spread of scores."""
     return "/".join(name.split("/")[:2])
 
 
-def _spreads(rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
-    """Standard deviation over seeds, pooled over the rows of a task and model, and its t quantile.
+def _spreads(rows: Mapping[str, BaselineRow]) -> dict[str, tuple[float, float]]:
+    """Returns (pooled standard deviation over seeds, t quantile) for each task and model.
 
-    Three seeds of one row know a spread badly; those of all rows together know it better.
+    The seeds of one row are too few to estimate a spread, so the rows of a task and model are
+    pooled.
     """
     squares: dict[str, float] = defaultdict(float)
     degrees: dict[str, int] = defaultdict(int)
     for name, row in rows.items():
         if len(row.score) > 1:
-            degrees[_place(name)] += len(row.score) - 1
-            squares[_place(name)] += (len(row.score) - 1) * statistics.variance(row.score)
-    found = {}
-    for place in {_place(name) for name in rows}:
-        df = degrees[place]
+            degrees[_task_and_model(name)] += len(row.score) - 1
+            squares[_task_and_model(name)] += (len(row.score) - 1) * statistics.variance(row.score)
+    spreads = {}
+    for group in {_task_and_model(name) for name in rows}:
+        df = degrees[group]
         quantile = float(stats.t.isf((1 - LEVEL) / 2, df)) if df else 0.0
-        found[place] = (math.sqrt(squares[place] / df) if df else 0.0, quantile)
-    return found
+        spreads[group] = (math.sqrt(squares[group] / df) if df else 0.0, quantile)
+    return spreads
 
 
 def _row_changes(
-    old: Row, new: Row, pooled: float, quantile: float
+    old: BaselineRow, new: BaselineRow, pooled: float, quantile: float
 ) -> Iterable[tuple[str, str, str, bool]]:
-    """(what, was, now, fails) of a row's seeds, counts and score."""
+    """Yields (what, was, now, fails) for each change of a row's seeds, counts and score."""
     if lost := sorted(set(old.seeds) - set(new.seeds)):
         yield f"seeds {', '.join(map(str, lost))}", "there", "missing", True
     if more := sorted(set(new.seeds) - set(old.seeds)):
@@ -257,7 +261,7 @@ def _row_changes(
     scores = [dict(zip(row.seeds, row.score, strict=True)) for row in (old, new)]
     before_mean, after_mean = (statistics.fmean(s[seed] for seed in common) for s in scores)
     own = statistics.stdev(old.score) if len(old.score) > 1 else 0.0
-    # Arithmetic that differs in the last bit can move a score as far as another seed does.
+    # Arithmetic that differs in the last bit can change a score as much as another seed does.
     free = quantile * max(own, pooled) * math.sqrt(2 / len(common))
     free = max(free, 1 / max(old.n, 1), 1e-3 * abs(before_mean))
     if abs(after_mean - before_mean) > free * (1 + 1e-9):
@@ -265,7 +269,7 @@ def _row_changes(
 
 
 def _within_spread(before: Sequence[Number], after: Sequence[Number]) -> bool:
-    """Whether a number on which the baseline's seeds disagree moved no further than they do."""
+    """Tells whether a count on which the baseline's seeds disagree stays within their spread."""
     numbers = [v for v in [*before, *after] if isinstance(v, int | float)]
     if len(set(map(repr, before))) == 1 or len(numbers) < 2 * len(before):
         return False

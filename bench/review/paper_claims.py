@@ -59,7 +59,7 @@ class Claim(BaseModel):
     margin: float = 0.0
 
 
-def read(path: Path = DATA) -> list[Claim]:
+def read_claims(path: Path = DATA) -> list[Claim]:
     """The claims in the repository.
 
     Raises:
@@ -72,7 +72,7 @@ def read(path: Path = DATA) -> list[Claim]:
         raise BenchError(f"{path.name}: no claims: {str(error).splitlines()[0]}") from None
 
 
-def check(claim: Claim, records: Sequence[Record]) -> list[Finding]:
+def findings(claim: Claim, records: Sequence[Record]) -> list[Finding]:
     """What this suite has to say of a claim; one finding a model or cell."""
     if claim.check in ("share", "below", "saved"):
         return [_counted(claim, model) for model in claim.models]
@@ -89,7 +89,7 @@ def check(claim: Claim, records: Sequence[Record]) -> list[Finding]:
     ]
 
 
-def report(records: Sequence[Record]) -> str:
+def claims_page(records: Sequence[Record]) -> str:
     """All claims and all published numbers as a Markdown page."""
     header = (
         "paper",
@@ -102,13 +102,13 @@ def report(records: Sequence[Record]) -> str:
         "source",
     )
     rows = []
-    for claim in read():
-        for found in check(claim, records):
+    for claim in read_claims():
+        for finding in findings(claim, records):
             rows.append(
                 [
                     *map(escape, (claim.paper, claim.statement, claim.printed or "–")),
-                    *map(escape, (found.here, found.interval or "–", found.where)),
-                    found.verdict,
+                    *map(escape, (finding.here, finding.interval or "–", finding.where)),
+                    finding.verdict,
                     escape(claim.source),
                 ]
             )

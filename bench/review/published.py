@@ -51,7 +51,7 @@ _HEADER = (
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedNumber:
     """A row of the file."""
 
     method: str
@@ -68,7 +68,7 @@ class Published:
     confidence: Literal["H", "M", "L"]
 
 
-def read(path: Path = DATA) -> list[Published]:
+def read_published(path: Path = DATA) -> list[PublishedNumber]:
     """All rows.
 
     Raises:
@@ -82,7 +82,8 @@ def read(path: Path = DATA) -> list[Published]:
                 if level is None:
                     fields.pop("sparsity")
                 value = float(fields.pop("value"))
-                rows.append(Published(sparsity=level, value=value, **fields))  # type: ignore[arg-type]
+                number = PublishedNumber(sparsity=level, value=value, **fields)  # type: ignore[arg-type]
+                rows.append(number)
             except (KeyError, TypeError, ValueError) as error:
                 raise BenchError(f"{path.name}, line {line}: {error}") from None
     return rows
@@ -95,14 +96,14 @@ def section(records: Sequence[Record]) -> str:
         tasks[record.cell.task].append(record)
     rows_of = {task: list(_rows(inside)) for task, inside in tasks.items()}
     rows, without = [], 0
-    for printed in read():
-        found = closest(printed, rows_of)
-        if found is None:
+    for printed in read_published():
+        row = closest(printed, rows_of)
+        if row is None:
             without += 1
             continue
         level = "" if printed.sparsity is None else f"{printed.sparsity:g}"
         texts = (printed.label, printed.model, printed.task, f"{printed.pattern} {level}".strip())
-        finding = _finding(printed, found)
+        finding = _finding(printed, row)
         numbers = (_number(printed.value, printed.metric), finding.here, finding.interval or "–")
         rows.append(
             [
@@ -115,7 +116,7 @@ def section(records: Sequence[Record]) -> str:
     return f"{markdown(_HEADER, rows)}\n\n{note}" if rows else note
 
 
-def closest(printed: Published, rows_of: dict[str, list[Row]]) -> Row | None:
+def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | None:
     """The suite's row of the same task, method and metric that differs least."""
     same = []
     for task, rows in rows_of.items():
@@ -140,7 +141,7 @@ def _rows(records: Sequence[Record]) -> Iterator[Row]:
         yield from ordered(inside)
 
 
-def _finding(printed: Published, row: Row) -> Finding:
+def _finding(printed: PublishedNumber, row: Row) -> Finding:
     values = _scores(row[1], printed.metric)
     mean = statistics.fmean(values)
     differs = _differs(printed, row)
@@ -158,30 +159,30 @@ def _finding(printed: Published, row: Row) -> Finding:
     return Finding(here, interval, where, verdict)
 
 
-def _differs(printed: Published, row: Row) -> list[str]:
+def _differs(printed: PublishedNumber, row: Row) -> list[str]:
     """In what a row is not what was published."""
     cell = row[1][0].cell
-    found = [] if cell.model == printed.model else [f"model {cell.model}"]
+    differences = [] if cell.model == printed.model else [f"model {cell.model}"]
     if cell.task != printed.task:
-        found.append(f"task {cell.task}")
+        differences.append(f"task {cell.task}")
     if cell.pattern.text != printed.pattern or _away(printed, row) > 0.005:
-        found.append("another level")
+        differences.append("another level")
     if cell.budget != FULL:
-        found.append(f"budget {cell.budget}")
+        differences.append(f"budget {cell.budget}")
     if cell.overrides:
-        found.append("parameters")
-    return found + ([f"paper: {printed.recipe}"] if printed.recipe else [])
+        differences.append("parameters")
+    return differences + ([f"paper: {printed.recipe}"] if printed.recipe else [])
 
 
-def _away(printed: Published, row: Row) -> float:
+def _away(printed: PublishedNumber, row: Row) -> float:
     sparsity: float = row[0][2]
     return abs(sparsity - (printed.sparsity or 0.0))
 
 
 def _scores(records: Sequence[Record], metric: str) -> list[float]:
     """The metric of every record; none where one lacks it."""
-    found = [r.scores.all.get(metric) for r in records if r.scores]
-    known = [value for value in found if value is not None]
+    values = [r.scores.all.get(metric) for r in records if r.scores]
+    known = [value for value in values if value is not None]
     return known if len(known) == len(records) else []
 
 

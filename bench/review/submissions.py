@@ -83,8 +83,8 @@ def with_own(store: Store) -> tuple[list[Record], list[str]]:
         lines += broken
         for record in sent:
             if verified(record) or _folder(record) != folder.name:
-                place = Path(FOLDER, folder.name, path_of(record.cell))
-                lines.append(f"{place}: its origin is {record.origin!r}")
+                path = Path(FOLDER, folder.name, path_of(record.cell))
+                lines.append(f"{path}: its origin is {record.origin!r}")
             elif record.cell not in own:
                 records.append(record)
     return records, lines
@@ -102,10 +102,10 @@ def differences(
         known: the project's records; seeds of the same task and model say how far a score may move.
     """
     baseline = gate.rows_of([submitted])
-    found = gate.rows_of([rerun])
+    new = gate.rows_of([rerun])
     row = path_of(rerun.cell).parent
     rest = gate.rows_of(r for r in known if path_of(r.cell).parent != row)
-    moved = gate.changes(baseline | rest, found | rest)
+    moved = gate.changes(baseline | rest, new | rest)
     # The sizes of formats depend on where the zeros fall, which training decides.
     return [change for change in moved if not change.what.startswith("bytes.formats")]
 
@@ -116,12 +116,12 @@ def _folder(record: Record) -> str:
 
 def problems(record: Record) -> list[str]:
     """What is wrong with a record that parses; a line each."""
-    found = list(_origin(record))
+    lines = list(_origin(record))
     if record.status == "done":
-        found += [*_counts(record), *_scores(record)]
+        lines += [*_counts(record), *_scores(record)]
         if is_known(record.cell):
-            found += _against_job(record, found)
-    return found
+            lines += _against_job(record, lines)
+    return lines
 
 
 def _origin(record: Record) -> Iterator[str]:
@@ -184,7 +184,7 @@ def _scores(record: Record) -> Iterator[str]:
             yield "scores.all['accuracy'] is not the share of right items"
 
 
-def _against_job(record: Record, found: Sequence[str]) -> list[str]:
+def _against_job(record: Record, known: Sequence[str]) -> list[str]:
     """Holds a record to what the project knows of its task and method."""
     try:
         job = Job.resolve(record.cell)
@@ -192,7 +192,7 @@ def _against_job(record: Record, found: Sequence[str]) -> list[str]:
         return [str(error)]
     wrong = list(_registered(record, job))
     # Counting what the method must train takes a cell that could be run here.
-    return wrong if wrong or found else list(_closed_forms(record, job))
+    return wrong if wrong or known else list(_closed_forms(record, job))
 
 
 def _registered(record: Record, job: Job) -> Iterator[str]:
@@ -240,6 +240,6 @@ def _closed_forms(record: Record, job: Job) -> Iterator[str]:
         "macs.tokens": (macs.tokens, budget.length),
         "macs.dense": (macs.dense, row.dense),
     }
-    for name, (said, found) in counted.items():
-        if said != found:
-            yield f"{name} is {said:,}; {cell.method} on {cell.model} has {found:,}"
+    for name, (said, expected) in counted.items():
+        if said != expected:
+            yield f"{name} is {said:,}; {cell.method} on {cell.model} has {expected:,}"
