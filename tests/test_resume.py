@@ -240,7 +240,7 @@ def test_a_method_that_does_nothing_special_is_resumed(registered):
     ("kind", "told"),
     [
         (Iterating, "cannot be resumed: method.turns is a itertools.cycle"),
-        (Late, "starts over: method.helper is a .*Seen that came up during training"),
+        (Late, "starts again: method.helper is a .*Seen that came up during training"),
     ],
 )
 def test_what_cannot_be_resumed_is_told_and_starts_over(registered, caplog, kind, told):

@@ -39,7 +39,7 @@ def patched(made, **parts):
 def test_a_consistent_record_passes():
     assert submissions.problems(good()) == []
     assert submissions.problems(record(failed=True)) == [
-        "origin 'local' is this project's own; name who ran the cell"
+        "origin 'local' is reserved for this project; name who ran the cell"
     ]
 
 
@@ -59,7 +59,7 @@ def test_a_consistent_record_passes():
         ({"bytes": {"stored": 4001}}, "bytes.stored is more than bytes.dense"),
         ({"scores": {"all": {}}}, "scores.all lacks the metric 'accuracy'"),
         ({"scores": {"value": 0.9}}, "scores.value is not scores.all['accuracy']"),
-        ({"scores": {"value": 85.0, "all": {"accuracy": 85.0}}}, "scores.value is no fraction"),
+        ({"scores": {"value": 85.0, "all": {"accuracy": 85.0}}}, "scores.value is not a fraction"),
         ({"scores": {"items": "01"}}, "scores.items are 2, scores.n is 100"),
         ({"scores": {"items": "02" * 50}}, "other characters than 0 and 1"),
         ({"scores": {"n": 0}}, "scores.n is 0"),
@@ -67,7 +67,7 @@ def test_a_consistent_record_passes():
             {"scores": {"items": "01" * 50, "all": {"accuracy": 0.85, "majority": 0.5}}},
             "not the share of right items",
         ),
-        ({"origin": "local"}, "origin 'local' is this project's own"),
+        ({"origin": "local"}, "origin 'local' is reserved for this project"),
         ({"origin": "<b>x</b>"}, "origin is not a plain name"),
         (
             {"speed": [Speed(hardware="h", dtype="d", form="dense", batch=1, length=1,

@@ -1,4 +1,4 @@
-"""The process of one cell."""
+"""The process that runs one cell."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 
 def child_main() -> int:
-    """Entry of the subprocess."""
+    """Runs the cell that standard input names, and writes its record; returns the exit status."""
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # whatever prints, prints to the log
+    os.dup2(2, 1)  # all other output goes to the log
     order = json.loads(sys.stdin.readline())
     job = Job.resolve(Cell.model_validate(order["cell"]))
     threading.Thread(target=_die_with_driver, daemon=True).start()
@@ -55,20 +55,20 @@ def _first(job: Job, events: IO[str], settings: RunSettings) -> Record:
 
     reuse_freed_memory()
     record = _attempt(job, lambda: run_cell(job, emit, settings))
-    # A process that is killed leaves its checkpoints; with a full disk they may serve again, too.
+    # A killed process keeps its checkpoints. After a full disk they are useful again, too.
     if record.error is not None and record.error.kind != "disk":
         clear_scratch(job)
     return record
 
 
 def _other(job: Job, settings: RunSettings) -> Record | None:
-    """What the other processes of a cell do: they train along, and tell only what goes wrong."""
+    """Trains in the other processes of a cell; returns a record only of a failure."""
     from bench.pipeline.fit import fit_cell
 
     result = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, settings))
     if not isinstance(result, Record) or result.error is None:
         return None
-    # Short enough to be written in one go, into the pipe that the first process writes to.
+    # Short enough for one atomic write to the pipe, which the first process also writes to.
     return failed(job, result.error.kind, result.error.message[:500])
 
 
@@ -89,7 +89,7 @@ def _kind(error: Exception) -> Outcome:
     signs = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(s in text for s in signs):
         return "oom"
-    # safetensors tells the number in its text only.
+    # safetensors states the number only in its text.
     errno_text = re.search(r"\(os error (\d+)\)", text)
     number = getattr(error, "errno", None) or (errno_text and int(errno_text[1]))
     full = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)

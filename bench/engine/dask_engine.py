@@ -1,8 +1,8 @@
-"""Cells on many machines, by dask.distributed: a scheduler, workers, and the driver as its client.
+"""Runs cells on many machines with dask.distributed: scheduler, workers, and the driver as client.
 
-Plain dicts travel: a cell to a worker, its record back to the driver, which alone writes results.
-Every slot is a worker process with one thread, and every cell a process of its own below it, so a
-cell that dies takes nobody along. No file is shared: a worker has its own cache.
+Messages are plain dicts: a cell goes to a worker, and its record comes back. Only the driver writes
+results. Each slot is a worker process with one thread. Each cell is a separate process below it, so
+a cell that dies ends nothing else. Machines share no files; each worker has its own cache.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Dask(scheduler.Engine):
     """The workers of a scheduler.
 
     Args:
-        address: the scheduler's, as `tcp://host:8786` or `tls://…`.
+        address: address of the scheduler, as `tcp://host:8786` or `tls://…`.
         security: certificates for TLS.
-        timeout_s: after which a cell is stopped; by default its budget says.
-        settings: what cells are run with.
+        timeout_s: time limit of a cell in seconds; by default that of its budget.
+        settings: settings of all runs.
 
     Raises:
-        BenchError: nobody answers there.
+        BenchError: no scheduler answers at the address.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Dask(scheduler.Engine):
         timeout_s: float | None = None,
         settings: RunSettings = DEFAULTS,
     ) -> None:
-        for name in ("distributed", "distributed.client"):  # both have a handler of their own
+        for name in ("distributed", "distributed.client"):  # each has its own handler
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.address, self.timeout_s, self.settings = address, timeout_s, settings
         try:
@@ -66,20 +66,20 @@ class Dask(scheduler.Engine):
 
     @property
     def slots(self) -> int:
-        """Worker processes that there are; one cell waits at the scheduler where there are none."""
+        """Number of worker processes, at least 1: without workers a cell waits at the scheduler."""
         return max(1, self._workers())
 
     def submit(self, job: Job) -> Future[Record]:
-        """Gives a cell to the scheduler, which has it run again if its worker is lost."""
+        """Submits a cell to the scheduler, which runs it again if its worker is lost."""
         future: Future[Record] = Future()
 
         def done(remote: Any) -> None:
             try:
                 future.set_result(self._record(job, remote))
             except BaseException as error:
-                future.set_exception(error)  # whatever it is, nobody may wait for ever
+                future.set_exception(error)  # after any error, so that nobody waits for ever
             finally:
-                remote.release()  # a result kept on a worker would be computed again with its loss
+                remote.release()  # a result kept on a lost worker would be computed again
 
         order = {
             "cell": job.cell.model_dump(mode="json"),
@@ -90,19 +90,19 @@ class Dask(scheduler.Engine):
         return future
 
     def stop(self) -> None:
-        """Leaves the scheduler; workers end the cells that nobody waits for any more."""
+        """Disconnects from the scheduler; workers then kill cells that nobody waits for."""
         self.client.close(timeout=CONNECT_S)
 
     def _record(self, job: Job, remote: Any) -> Record:
         if remote.status == "error":
             error = remote.exception()
             if isinstance(error, KilledWorker):
-                return failed(job, "killed", f"every worker that had it was lost: {error}")
+                return failed(job, "killed", f"every worker that ran it was lost: {error}")
             return failed(job, "error", f"on a worker: {type(error).__name__}: {error}")
         try:
             record = Record.model_validate(remote.result())
         except ValidationError as error:
-            return failed(job, "contract", f"a worker's answer is no record: {error}")
+            return failed(job, "contract", f"a worker's answer is not a record: {error}")
         except (OSError, CancelledError):
             raise self._lost() from None
         if record.cell != job.cell:
@@ -116,5 +116,5 @@ class Dask(scheduler.Engine):
             raise self._lost() from None
 
     def _lost(self) -> BenchError:
-        kept = "finished cells are kept, the same command goes on from here"
+        kept = "finished cells are kept; run the same command again to continue"
         return BenchError(f"the scheduler at {self.address} is lost; {kept}")

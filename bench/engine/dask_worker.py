@@ -27,13 +27,13 @@ except ImportError:
     raise BenchError("many machines need dask: pip install 'sparsebench[cluster]'") from None
 
 LOOK_S = 1.0
-"""Seconds between two looks at whether somebody still waits for a running cell."""
+"""Seconds between two checks whether somebody still waits for the running cell."""
 
 Json = dict[str, Any]
 
 
 def run_job(order: Json) -> Json:
-    """Runs a cell on a worker: `{cell, timeout_s, settings}` → its record."""
+    """Runs a cell on a worker and returns its record; `order` is {cell, timeout_s, settings}."""
     job, settings = (
         Job.resolve(Cell.model_validate(order["cell"])),
         RunSettings(**order["settings"]),
@@ -46,7 +46,7 @@ def run_job(order: Json) -> Json:
 
 @contextlib.contextmanager
 def _while_wanted() -> Iterator[None]:
-    """Ends this worker's cell when its driver or its scheduler has gone.
+    """Kills this worker's cell as soon as its driver or its scheduler is gone.
 
     The worker has one thread for tasks, so all cells below this process belong to this task.
     """
@@ -70,17 +70,17 @@ def _while_wanted() -> Iterator[None]:
 def serve(
     address: str, slots: int | None, devices: int, listen: str | None, security: Security
 ) -> None:
-    """Runs the cells of a scheduler until the scheduler goes.
+    """Runs the cells of a scheduler until the scheduler stops.
 
     Args:
-        address: the scheduler's, as `tcp://host:8786`.
-        slots: cells at a time; by default one for each GPU.
-        devices: GPUs for each cell.
-        listen: this machine's address for others; by default the loopback alone.
+        address: address of the scheduler, as `tcp://host:8786`.
+        slots: number of cells at a time; by default one for each GPU.
+        devices: number of GPUs for each cell.
+        listen: address of this machine for others; by default only the loopback.
         security: certificates for TLS.
 
     Raises:
-        BenchError: no scheduler there, or one on another machine that could not reach this one.
+        BenchError: there is no scheduler, or it is on another machine and `listen` is missing.
     """
     import torch
 
@@ -100,7 +100,7 @@ def serve(
 async def _serve(
     address: str, shares: Sequence[Mapping[str, str]], host: str, security: Security
 ) -> None:
-    # dask would give every process one thread; memory is the cells' own, which it does not see.
+    # Keep dask from setting one thread a process. It cannot see the memory of the cells' processes.
     with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
         nannies = [
             Nanny(
@@ -116,7 +116,7 @@ async def _serve(
 
 
 def security_of(ca_file: str | None, cert: str | None, key: str | None) -> Security:
-    """Makes TLS settings from certificate files; without them dask's own configuration decides."""
+    """Makes TLS settings from certificate files; without them dask's configuration applies."""
     if ca_file is None:
         return Security()
     return Security(
@@ -134,5 +134,5 @@ def _is_loopback(address: str) -> bool:
         host = get_address_host(address)
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except (OSError, ValueError):
-        what = "no address of a scheduler; write it as tcp://host:8786"
-        raise BenchError(f"{address} is {what}") from None
+        hint = "not an address of a scheduler; write it as tcp://host:8786"
+        raise BenchError(f"{address} is {hint}") from None

@@ -1,4 +1,4 @@
-"""What a cell will take: seconds by the records that there are, training MACs by counting."""
+"""Estimates what a cell takes: seconds from existing records, training MACs by counting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from bench.sources.architectures import class_of, config_of
 
 
 class Estimator:
-    """Seconds of cells, learned from done records of this kind of machine.
+    """Estimates seconds from done records of this kind of machine.
 
-    The nearest records decide, by their median: the same method on the same task, model, pattern
-    and budget; any method that trains as well (or as little); that on another task or budget,
-    training time scaled by its tokens.
+    The estimate is the median of the most similar records, in this order:
+
+    * the same method and pattern on the same task, model and budget;
+    * any method on them that also trains (or also does not train);
+    * such a method on the same model, with training time scaled by the tokens of the budget.
 
     Args:
-        records: done ones, of any machine.
+        records: done records of any machine.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -33,7 +35,7 @@ class Estimator:
         self.update_macs: dict[Cell, int | None] = {}
 
     def seconds(self, job: Job) -> float | None:
-        """Returns the seconds that the cell will take; None where no record tells."""
+        """Returns the estimated seconds of a cell; None without a similar record."""
         cell, budget = job.cell, job.budget
         setting = _setting(cell, budget)
         similar: Sequence[Callable[[Record], bool]] = (
@@ -47,7 +49,7 @@ class Estimator:
         return None
 
     def training_macs(self, job: Job) -> int | None:
-        """Counts multiply-adds of all of a cell's training; None where that cannot be done here."""
+        """Counts the multiply-adds of a cell's whole training; None if it cannot."""
         if not job.trains:
             return 0
         key = job.cell.model_copy(update={"seed": 1})  # alike for all seeds
@@ -72,7 +74,7 @@ def _update_macs(job: Job) -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """Writes a duration: `40 s`, `12 min`, `3.5 h`."""
+    """Formats seconds as `40 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

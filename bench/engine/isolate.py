@@ -1,8 +1,8 @@
-"""One subprocess a cell: whatever happens in there, the driver gets an outcome.
+"""Runs each cell in a subprocess, so that the driver gets an outcome whatever happens there.
 
-The child is told its cell on standard input and answers in JSON lines on standard output; all that
-libraries print goes to the log. The driver keeps the child's standard input open: when the driver
-dies, however it dies, the child reads the end of it and stops its own process group.
+The child reads its cell from standard input and answers in JSON lines on standard output. The log
+takes all that libraries print. The driver keeps the child's standard input open. If the driver dies
+in any way, the child reads the end of the input and kills its own process group.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def run_isolated(
     env: Mapping[str, str] | None = None,
     settings: RunSettings = DEFAULTS,
 ) -> Record:
-    """Runs a cell in a process group of its own and returns its record, done or failed.
+    """Runs a cell in its own process group and returns its record, done or failed.
 
-    A training that runs out of memory gets one more try, with its batches in twice the pieces.
+    A training that runs out of memory runs once more, with batches in twice as many pieces.
 
     Args:
         job: the cell to run.
-        timeout_s: seconds after which the group is killed, both tries taken together.
-        log: file that takes what the child prints.
+        timeout_s: seconds after which the group is killed, for both tries together.
+        log: file for the output of the child.
         on_progress: called with (phase, done, all).
         env: additions to the child's environment.
-        settings: batches in pieces, several devices.
+        settings: number of processes and of pieces of a batch.
     """
     phases = [""]
 
@@ -112,7 +112,7 @@ def _try(
             message = parse_message(line)
             if isinstance(message, Record):
                 outcome = message
-                break  # one of several processes may have failed, and the others wait for it
+                break  # if one of several processes failed, the others still wait for it
             if message is not None:
                 on_progress(*message)
         else:
@@ -135,7 +135,7 @@ def _try(
 
 
 def _kernel_ooms() -> int:
-    """Processes that Linux has killed for want of memory since it started; 0 elsewhere."""
+    """Counts processes that Linux has killed for lack of memory since it started; else 0."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -144,7 +144,7 @@ def _kernel_ooms() -> int:
 
 
 def kill_all() -> None:
-    """Ends every running cell with all its processes."""
+    """Kills every running cell with all its processes."""
     for child in list(_live):
         _kill(child)
 

@@ -1,4 +1,4 @@
-"""Cells on this machine."""
+"""Runs cells on this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from bench.pipeline.cache import trained_dir
 from bench.planning.job import Job
 
 LOGS = Path(".sparsebench/logs")
-"""What the cells print, on the machine that they run on."""
+"""Folder of the cells' output, on the machine that runs them."""
 
 
 class Local(Engine):
     """This machine.
 
     Args:
-        slots: cells at a time.
+        slots: number of cells at a time.
         on_progress: called with (cell, phase, done, all).
-        timeout_s: after which a cell is stopped; by default its budget says.
-        settings: what cells are run with.
+        timeout_s: time limit of a cell in seconds; by default that of its budget.
+        settings: settings of all runs.
     """
 
     slots = 0
@@ -51,11 +51,11 @@ class Local(Engine):
             self.shares.put(share)
 
     def submit(self, job: Job) -> Future[Record]:
-        """Starts a cell in a thread of its own."""
+        """Starts a cell as soon as a slot is free; the future holds its record."""
         return self.pool.submit(self._run, job)
 
     def stop(self) -> None:
-        """Ends whatever still runs."""
+        """Kills all running cells."""
         isolate.kill_all()
         self.pool.shutdown()
 
@@ -76,17 +76,17 @@ def run_here(
     env: dict[str, str] | None = None,
     settings: RunSettings = DEFAULTS,
 ) -> Record:
-    """Runs a cell on this machine, in a process of its own.
+    """Runs a cell on this machine in its own process and returns its record.
 
-    The dense cell that it starts from is run first if its weights are not in this machine's cache:
-    its record may come from another machine, and training gives the same weights again.
+    If the cell starts from a dense cell whose weights are not in this machine's cache, the dense
+    cell runs first. Its record may come from another machine; training gives the same weights.
 
     Args:
         job: the cell to run.
         on_progress: called with (cell, phase, done, all).
-        timeout_s: after which a cell is stopped; by default its budget says.
+        timeout_s: time limit of a cell in seconds; by default that of its budget.
         env: additions to the process's environment.
-        settings: what the cell is run with.
+        settings: settings of the run.
     """
 
     def run(job: Job) -> Record:
@@ -111,11 +111,11 @@ def run_here(
 
 
 def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:
-    """What the environment of each slot says of its part of the machine: GPUs, or some cores.
+    """Returns environment variables for each slot that give it a share of the GPUs or cores.
 
     Args:
-        slots: cells at a time.
-        processes: that train a cell together, a GPU each.
+        slots: number of cells at a time.
+        processes: number of processes that train a cell together, with a GPU each.
     """
     import torch
 

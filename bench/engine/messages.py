@@ -1,4 +1,4 @@
-"""What a cell's process tells its driver."""
+"""Messages from a cell's process to its driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-m", "bench.engine.child"]
 
 
 def parse_message(line: str) -> Record | tuple[str, int, int] | None:
-    """A record, or (phase, done, all); None for what a process that was killed has left unsaid."""
+    """Parses a message: a record, or (phase, done, all); None for a torn or foreign line."""
     try:
         event = json.loads(line)
         if "record" in event:
@@ -25,7 +25,7 @@ def parse_message(line: str) -> Record | tuple[str, int, int] | None:
 
 
 def failed(job: Job, kind: Outcome, message: str, tail: str = "") -> Record:
-    """Makes the record of a failure."""
+    """Makes the record of a failed cell; long messages and logs are cut."""
     return Record(
         cell=job.cell,
         key=job.cell.key,

@@ -13,13 +13,13 @@ from bench.sources.loading import check_model
 
 
 def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
-    """Fetches what the jobs need; a model that cannot do its task is refused before that.
+    """Fetches the data and weights of all jobs, after checking that each model fits its task.
 
     Returns:
-        Cells that lack something which cannot be reached, each with the reason.
+        The cells whose data or weights cannot be reached, each with the reason.
 
     Raises:
-        BenchError: a model that cannot do its task, or a damaged source.
+        BenchError: a model does not fit its task, or a source is damaged.
     """
     pairs = {(job.task.name, job.place.name, job.budget.length): job for job in jobs}
     for job in pairs.values():
@@ -38,10 +38,10 @@ def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
                     raise
                 offline[kind, name] = str(error)
     lacking = {
-        job.cell: offline[place]
+        job.cell: offline[source]
         for job in jobs
-        for place in (("task", job.task.name), ("model", job.place.name))
-        if place in offline
+        for source in (("task", job.task.name), ("model", job.place.name))
+        if source in offline
     }
     for job in pairs.values():
         if job.cell not in lacking:

@@ -1,4 +1,4 @@
-"""Progress of a run on standard error."""
+"""Shows the progress of a run on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.core.record import Record
 
 
 class Bars:
-    """A bar over cells and one over the steps of the running cell; lines where no terminal is."""
+    """A bar of cells and a bar of the running cell's steps; without a terminal only lines."""
 
     def __init__(self, cells: int) -> None:
         self.tty = sys.stderr.isatty()
@@ -22,13 +22,13 @@ class Bars:
         self.count, self.total = 0, cells
 
     def step(self, cell: Cell, phase: str, done: int, total: int) -> None:
-        """Moves the lower bar."""
+        """Moves the bar of steps to `done` of `total`."""
         self.steps.set_description_str(f"{cell.method} {cell.sparsity:g} {phase}", refresh=False)
         self.steps.total, self.steps.n = total, done
         self.steps.refresh()
 
     def done(self, record: Record) -> None:
-        """Moves the upper bar and says what came of the cell."""
+        """Moves the bar of cells and writes the cell's score or failure."""
         self.count += 1
         self.cells.update()
         if record.error is not None:
@@ -45,7 +45,7 @@ class Bars:
 
 @contextmanager
 def bars(cells: int) -> Iterator[Bars]:
-    """Bars for a run of `cells` cells, closed at the end."""
+    """Yields bars for a run of `cells` cells and closes them at the end."""
     both = Bars(cells)
     try:
         yield both

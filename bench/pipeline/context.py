@@ -1,4 +1,4 @@
-"""What a method may know."""
+"""The context: everything that a method may know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.weights import targets
 
 
 def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Context:
-    """Makes the context of a job's method on a model that has been loaded."""
+    """Makes the context of a job's method for a loaded model on `device`."""
     cell, task, budget = job.cell, job.task, job.budget
 
     def calibration() -> Iterable[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Holds a method to its promises."""
+"""Checks a method's promises: pattern and sparsity."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from bench.weights import targets
 
 
 def check_contract(cell: Cell, method: Method, sparsity: Sparsity, model: PreTrainedModel) -> None:
-    """Holds the method to what it promised ; a method that lies fails."""
+    """Checks that a finished model has the cell's pattern and the promised sparsity.
+
+    Args:
+        cell: the cell.
+        method: its method.
+        sparsity: fractions of zeros counted in the model.
+        model: the finished model.
+
+    Raises:
+        BenchError: kind `contract`: the model breaks a promise of the method.
+    """
     if not sparsity.pattern_ok:
         raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
-    # Each matrix rounds its count down, so at most one element a matrix is missing.
+    # Each matrix rounds its count of zeros down, so at most one zero a matrix is missing.
     matrices = targets.prunable(model)
     slack = len(matrices) / sum(t.shape[0] * t.shape[1] for t in matrices) + 1e-6
     if cell.pattern == UNSTRUCTURED and method.promises_sparsity:
         slack += 1e-4  # weights that are zero by chance
     else:
-        slack += 1e-2  # whole heads, neurons and blocks come in steps
-    # Quantizing rounds small weights to zero: more zeros than promised are no lie then.
+        slack += 1e-2  # heads, neurons and blocks are removed whole, in steps
+    # Quantizing rounds small weights to zero, so more zeros than promised are fine then.
     more = sparsity.overall > cell.sparsity and cell.quantization is not None
     if method.promises_sparsity and not more and abs(sparsity.overall - cell.sparsity) > slack:
         raise BenchError(

@@ -1,4 +1,4 @@
-"""A cell's model, from its weights to the finished one: load → attach → train → finish."""
+"""Makes a cell's finished model from its weights: load → attach → train → finish."""
 
 from __future__ import annotations
 
@@ -33,12 +33,22 @@ from bench.weights.precision import default_device
 log = logging.getLogger(__name__)
 
 Emit = Callable[[str, int, int], None]
-"""(phase, steps done, steps in all)."""
+"""Takes progress as (phase, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished model, still in memory, and what making it took."""
+    """A finished model in memory, and the seconds that each phase took.
+
+    Attributes:
+        loaded: the loaded model with its tokenizer and source.
+        model: the finished model, on the device.
+        trained: what training held, and its dtype.
+        method: the attached method.
+        train_s: seconds of training, those before an interruption included.
+        prune_s: seconds of attaching, pruning and finishing.
+        dense_s: seconds of training of the dense cell that a one-shot method started from.
+    """
 
     loaded: loading.Loaded
     model: PreTrainedModel
@@ -52,23 +62,25 @@ class Fitted:
 def fit_cell(
     job: Job, emit: Emit, resume: bool = False, settings: RunSettings = DEFAULTS
 ) -> Fitted:
-    """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain.
+    """Loads, attaches, trains and finishes a cell's model.
+
+    The finished model stays on the device, and its parameters are plain.
 
     Args:
         job: the cell to fit, resolved.
-        emit: takes the progress.
-        resume: go on from a checkpoint if there is one, and write some if it takes long.
-        settings: batches in pieces, several devices.
+        emit: called with (phase, steps done, steps in all).
+        resume: whether to continue from a checkpoint, and to write some during long trainings.
+        settings: number of processes and of pieces of a batch.
 
     Raises:
-        BenchError: with the kind that a failed record will bear.
+        BenchError: the cell failed; its kind is that of the failed record.
     """
     scratch = scratch_dir(job) if resume else None
     try:
         return _fit(job, emit, scratch, settings)
     except Unfit as reason:
-        log.warning("the checkpoint is of no use, training starts over: %s", reason)
-    # Out here nothing holds on to the model that was spoilt.
+        log.warning("the checkpoint cannot be used, so training starts again: %s", reason)
+    # Outside the except block nothing refers to the damaged model any more.
     clear_scratch(job)
     return _fit(job, emit, scratch, settings)
 
@@ -76,13 +88,13 @@ def fit_cell(
 def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> Fitted:
     cell, task, budget = job.cell, job.task, job.budget
     settings.check(budget)
-    # One-shot methods start from the dense cell's weights, training methods from the pretrained;
-    # quantizing the dense cell takes no second training.
+    # One-shot methods start from the dense cell's weights, training methods from pretrained ones.
+    # Quantizing the dense cell needs no second training.
     start_trained = task.finetunes and not job.trains
     weights = trained_dir(job.dense) if start_trained else None
     loaded, method, prune_s = _attached(job, emit, weights)
     if settings.sharded and not method.shardable:
-        reason = "it works on whole matrices; [trainer] processes without fsdp will do"
+        reason = "it works on whole matrices; use [trainer] processes without fsdp"
         raise BenchError(f"method {cell.method} cannot train with fsdp: {reason}")
     trained = train.Trained(Trainable(body=0, head=0), "float32")
     train_s = 0.0
@@ -105,7 +117,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
             settings,
         )
         train_s = time.perf_counter() - start + trained.earlier_s
-        if settings.sharded:  # what was trained is in pieces; the first process is given the whole
+        if settings.sharded:  # each process holds a piece; the first one receives all weights
             loaded, method, _ = _attached(job, emit, weights)
             if trained.weights:
                 loaded.model.load_state_dict(trained.weights)
@@ -121,7 +133,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
 
 
 def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loaded, Method, float]:
-    """Returns the model on its device, the method attached to it, and the seconds that it took."""
+    """Returns the model on its device, the attached method, and the seconds of attaching."""
     device, method = default_device(), job.make_method()
     emit("load", 0, 1)
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
@@ -139,7 +151,7 @@ def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loade
 
 
 def _depends(job: Job, loaded: loading.Loaded) -> dict[str, Any]:
-    """Returns what the numbers of a training depend on."""
+    """Returns everything that the numbers of a training depend on."""
     return {
         "cell": job.cell.model_dump(mode="json"),
         "budget": asdict(job.budget),

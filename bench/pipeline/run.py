@@ -1,4 +1,4 @@
-"""One cell from start to record: load → attach → train → finish → export → count → evaluate."""
+"""Runs a cell: load → attach → train → finish → export → count → evaluate → measure → record."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from bench.weights.precision import autocast, default_device, for_scoring
 def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
 
-    Training goes on from where a killed process has left it, to the same scores.
+    Training continues from the last checkpoint of a killed process, with the same scores.
 
     Args:
         job: the cell to run, resolved.
-        emit: takes the progress.
-        settings: batches in pieces, several devices.
+        emit: called with (phase, steps done, steps in all).
+        settings: number of processes and of pieces of a batch.
 
     Raises:
-        BenchError: with the kind that a failed record will bear.
+        BenchError: the cell failed; its kind is that of the failed record.
     """
     cell, task, budget = job.cell, job.task, job.budget
     device = default_device()
@@ -108,7 +108,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
 
 
 def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]:
-    """Returns a cell's scores on the select slice, for choosing parameters; leaves no record."""
+    """Returns a cell's scores on a split, for choosing parameters; writes no record."""
     fitted, device = fit_cell(job, emit), default_device()
     fitted.model.eval()
     with autocast(for_scoring(job.task.head, device), device):
@@ -117,9 +117,9 @@ def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]
 
 
 def train_macs(job: Job, fitted: Fitted) -> int | None:
-    """Counts multiply-adds of one update for one sequence; None where they cannot be counted.
+    """Counts the multiply-adds of one update, divided by its sequences; None if it cannot.
 
-    Counted on a model and a method of their own, without weights: nothing of the cell moves.
+    It counts on a separate model without weights and a separate method, so the cell is unchanged.
     """
     if fitted.trained.trainable == Trainable(body=0, head=0):
         return 0

@@ -1,8 +1,8 @@
-"""Training-step time and memory of every method relative to dense fine-tuning, in one run.
+"""Measures time and memory of a training step of each method, relative to dense fine-tuning.
 
-All models take turns step by step, so that whatever else the machine does hits all alike; the
-medians' ratio is what counts, the milliseconds are for orientation. Memory is the peak of a few
-steps in a process of each method's own.
+All models take turns step by step, so that other load on the machine affects all of them alike.
+Compare the ratio of the medians; the milliseconds serve for orientation. Memory is the peak of a
+few steps, in a separate process for each method.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from bench.sources import loading
 from bench.weights.precision import supports_bf16
 
 WARMUP = 3
-TASK = "tiny/reviews"  # decides the head only; the batch is made of random tokens
+TASK = "tiny/reviews"  # it decides only the head; the batch holds random tokens
 
 
 def default_methods() -> list[str]:
-    """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
+    """Lists all registered methods that train, at sparsity 0.5 and 0.9 where it is free."""
     named = []
     for method in registry.training_methods():
         free = UNSTRUCTURED.made_by(method.patterns)
@@ -43,18 +43,18 @@ def default_methods() -> list[str]:
 def step_table(
     methods: Sequence[str], model: str, batch: int, length: int, steps: int, dtype: str
 ) -> str:
-    """Times and renders; dense is always among the methods.
+    """Measures training steps and returns a text table; dense is always among the methods.
 
     Args:
         methods: `name`, `name:sparsity` or `name:sparsity:key=value`, as in `ast:0.5:kd=0`.
-        model: slug.
+        model: slug of the model.
         batch: sequences an update.
         length: tokens a sequence.
-        steps: timed updates.
+        steps: number of timed updates.
         dtype: `auto`, `float32` or `bf16`.
 
     Raises:
-        BenchError: an unknown method or parameter, or a method that does not train.
+        BenchError: a method or parameter is unknown, or a method does not train.
     """
     measure.reuse_freed_memory()
     names = list(dict.fromkeys([REFERENCE, *methods]))
@@ -93,7 +93,7 @@ def step_table(
 def _peaks(
     names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> dict[str, int]:
-    """Peak bytes of a few updates, each method in a fresh process."""
+    """Measures the peak bytes of a few updates, each method in a fresh process."""
     return {
         name: measure.in_fresh_process(_peak, name, slug, batch, length, bf16, device)
         for name in names
@@ -111,9 +111,10 @@ def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: tor
 def _update(
     name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> Callable[[], None]:
-    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer.
+    """Makes a function that runs a whole update of a method at its final sparsity.
 
-    A teacher is the untrained model itself: its time does not depend on its weights.
+    An update is forward, backward, clipping and optimizer. The teacher is the untrained model,
+    since its time does not depend on its weights.
     """
     method_name, _, rest = name.partition(":")
     level, _, pairs = rest.partition(":")
@@ -129,7 +130,7 @@ def _update(
         )
     )
     if not job.method.trains:
-        raise BenchError(f"method {method_name} does not train; speed compares training steps")
+        raise BenchError(f"method {method_name} does not train; name methods that train")
     loaded = loading.load(job.place, job.task, job.cell.seed)
     model = loaded.model.to(device)  # type: ignore[arg-type]
     teacher = copy.deepcopy(model).eval().requires_grad_(False)

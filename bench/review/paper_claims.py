@@ -1,8 +1,8 @@
-"""`sparsebench claims`: what papers say beside what this suite counts and measures.
+"""`sparsebench claims`: papers' claims beside the counts and measurements of this suite.
 
-The claims are data (`claims.toml`), the published numbers too (`published.csv`); neither is ever a
-row of a leaderboard. A verdict is given where model and budget are the paper's; a measurement on
-another model or a shorter run is shown beside the claim and decides nothing.
+Claims (`claims.toml`) and published numbers (`published.csv`) are data, and never rows of a
+leaderboard. A claim gets a verdict only if model and budget are the paper's. A measurement on
+another model or in a shorter run is shown beside the claim, without a verdict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.core.cell import Budget
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, one_line
 from bench.core.overrides import Scalar
 from bench.core.pattern import PatternField
 from bench.core.record import Record
@@ -40,7 +40,7 @@ which is named. Published numbers stand here only, never in a leaderboard.
 
 
 class Claim(BaseModel):
-    """One sentence of a paper; `claims.toml` says what the fields mean."""
+    """One sentence of a paper; `claims.toml` explains the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,20 +60,20 @@ class Claim(BaseModel):
 
 
 def read_claims(path: Path = DATA) -> list[Claim]:
-    """The claims in the repository.
+    """Reads the claims of a file, by default those of the repository.
 
     Raises:
-        BenchError: the file is broken.
+        BenchError: the file is damaged.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
         return [Claim.model_validate(claim) for claim in tree["claim"]]
     except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
-        raise BenchError(f"{path.name}: no claims: {str(error).splitlines()[0]}") from None
+        raise BenchError(f"{path.name}: not a file of claims: {one_line(error)}") from None
 
 
 def findings(claim: Claim, records: Sequence[Record]) -> list[Finding]:
-    """What this suite has to say of a claim; one finding a model or cell."""
+    """Checks a claim; returns one finding for each model or cell."""
     if claim.check in ("share", "below", "saved"):
         return [_counted(claim, model) for model in claim.models]
     names = {method_name(r.cell.method, r.cell.overrides) for r in records}
@@ -90,7 +90,7 @@ def findings(claim: Claim, records: Sequence[Record]) -> list[Finding]:
 
 
 def claims_page(records: Sequence[Record]) -> str:
-    """All claims and all published numbers as a Markdown page."""
+    """Returns all claims and all published numbers as a Markdown page."""
     header = (
         "paper",
         "claim",
@@ -117,7 +117,7 @@ def claims_page(records: Sequence[Record]) -> str:
 
 
 def _counted(claim: Claim, model: str) -> Finding:
-    """A claim of counts, on the model without weights."""
+    """Checks a claim about counts, on the model without weights."""
     # These load torch.
     from bench.costs import by_method
     from bench.sources import architectures
@@ -143,7 +143,7 @@ def _counted(claim: Claim, model: str) -> Finding:
 
 
 def _measured(claim: Claim, line: Line) -> Finding:
-    """A claim of scores, at one cell."""
+    """Checks a claim about scores at one cell."""
     _, model, budget, *_ = line.point
     differs = [] if model in claim.models else ["another model"]
     differs += [] if budget == FULL else [f"budget {budget}"]
@@ -153,7 +153,7 @@ def _measured(claim: Claim, line: Line) -> Finding:
         return Finding("–", "", f"{where}; {test.reason}", UNTESTED)
     assert line.a[0].scores is not None
     unit = line.a[0].scores.unit
-    # As what is lost: in points, or in percent of the perplexity.
+    # Effects become losses: in points, or in percent of the perplexity.
     lost = partial(_lost, ratio=test.ratio, rises=rises, unit=unit)
     effect, ends = lost(test.effect), sorted((lost(test.low), lost(test.high)))
     shown = "%" if test.ratio else "points"
@@ -176,7 +176,7 @@ def _lost(value: float, ratio: bool, rises: bool, unit: int) -> float:
 
 
 def _verdict(claim: Claim, lost: Sequence[float]) -> Verdict:
-    """From the interval of what the method loses."""
+    """Returns the verdict that follows from the interval (low, high) of the method's loss."""
     low, high = lost
     if claim.check == "gap":
         return "reproduced" if low <= float(claim.printed) <= high else NOT

@@ -1,9 +1,9 @@
-"""Numbers that others printed (`published.csv`), each beside the closest cell of this suite.
+"""Published numbers of others (`published.csv`), each beside the closest cell of this suite.
 
-One metric a row: the suite's name of the method (empty where it has none), the printed label,
-model, task, level, metric, value as a fraction (perplexity as it is), what the recipe adds to the
-suite's default, setting, source, and confidence: H read in the source, M from a file without a
-caption, L from memory.
+A row of the file holds one metric: the suite's name of the method (empty where it has none), the
+printed label, model, task, pattern, sparsity, metric, value as a fraction (perplexity unchanged),
+what the recipe adds to the suite's default, setting, source, and confidence. Confidence H is read
+in the source, M comes from a file without a caption, L from memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.reporting.statistics import ALPHA, MIN_SEEDS
 DATA = Path(__file__).with_name("published.csv")
 
 FULL = "full"
-"""The budget that comes close to a paper's."""
+"""Name of the budget that is close to those of papers."""
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not tested here"]
 NOT: Verdict = "not reproduced"
@@ -36,7 +36,7 @@ UNTESTED: Verdict = "not tested here"
 
 
 class Finding(NamedTuple):
-    """What was found of a claim: the number here, its interval, where, and the verdict."""
+    """The finding about a claim: our number, its 95 % interval, the cell, and the verdict."""
 
     here: str
     interval: str
@@ -52,7 +52,7 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """A row of the file."""
+    """A row of the file. `value` and `sparsity` are fractions; a perplexity is unchanged."""
 
     method: str
     label: str
@@ -69,10 +69,10 @@ class PublishedNumber:
 
 
 def read_published(path: Path = DATA) -> list[PublishedNumber]:
-    """All rows.
+    """Reads all rows of the file.
 
     Raises:
-        BenchError: one has a field too many, too few, or no number.
+        BenchError: a row has too many or too few fields, or a value is not a number.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = []
@@ -90,7 +90,10 @@ def read_published(path: Path = DATA) -> list[PublishedNumber]:
 
 
 def section(records: Sequence[Record]) -> str:
-    """The rows that have a cell to stand beside, and how many have none."""
+    """Returns a Markdown table of the published numbers with a comparable cell.
+
+    A line below the table counts the numbers without such a cell.
+    """
     tasks: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         tasks[record.cell.task].append(record)
@@ -112,15 +115,15 @@ def section(records: Sequence[Record]) -> str:
                 escape(f"{printed.source} ({printed.confidence})"),
             ]
         )
-    note = f"{without} published numbers have no cell here that is of their task and method."
+    note = f"{without} published numbers have no cell of their task and method here."
     return f"{markdown(_HEADER, rows)}\n\n{note}" if rows else note
 
 
 def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | None:
-    """The suite's row of the same task, method and metric that differs least."""
+    """Returns the suite's row of the same task, method and metric that differs least, if any."""
     same = []
     for task, rows in rows_of.items():
-        # `wikitext-c4` differs from `wikitext` in what is calibrated on, not in what is scored.
+        # `wikitext-c4` and `wikitext` differ in calibration data, not in scored data.
         if task.partition("-c4")[0] != printed.task.partition("-c4")[0]:
             continue
         for row in rows:
@@ -133,7 +136,7 @@ def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | No
 
 
 def _rows(records: Sequence[Record]) -> Iterator[Row]:
-    """Rows of one task; a row has one model and one budget."""
+    """Yields the rows of one task; a row has one model and one budget."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         groups[record.cell.model, record.cell.budget].append(record)
@@ -160,7 +163,7 @@ def _finding(printed: PublishedNumber, row: Row) -> Finding:
 
 
 def _differs(printed: PublishedNumber, row: Row) -> list[str]:
-    """In what a row is not what was published."""
+    """Lists the differences between a row and a published number."""
     cell = row[1][0].cell
     differences = [] if cell.model == printed.model else [f"model {cell.model}"]
     if cell.task != printed.task:
@@ -180,7 +183,7 @@ def _away(printed: PublishedNumber, row: Row) -> float:
 
 
 def _scores(records: Sequence[Record], metric: str) -> list[float]:
-    """The metric of every record; none where one lacks it."""
+    """Returns the metric of each record; an empty list if a record lacks it."""
     values = [r.scores.all.get(metric) for r in records if r.scores]
     known = [value for value in values if value is not None]
     return known if len(known) == len(records) else []

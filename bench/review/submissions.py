@@ -1,9 +1,9 @@
-"""Records that someone else sends: whether they can be true, where they are kept, and verifying.
+"""Submissions: records that others send. This module checks, files and verifies them.
 
-That a number was measured cannot be seen from a file; that it contradicts its neighbours, or what
-the method must train and multiply on that model, can. Accepted records lie in a tree of their own,
-`results/submissions/<origin>/`, and tables show them as unverified until the project has run the
-cell itself: then its own record takes their place.
+A file cannot prove that a number was measured. But numbers can contradict each other, or the counts
+of the method on that model. Accepted records lie in their own tree,
+`results/submissions/<origin>/`. Tables show them as unverified until the project runs the cell
+itself; its own record then replaces them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from bench.planning.setups import Setup
 from bench.review import gate
 
 FOLDER = "submissions"
-"""Inside the tree of records."""
+"""Folder of submissions inside the tree of records."""
 
 LARGEST = 16 * 2**20
-"""Bytes of a file that is read at all; the largest records here have a tenth of it."""
+"""Bytes of the largest file that is read; our largest records take a tenth of it."""
 
 _ROUNDING = 2e-6
-"""Records hold six digits."""
+"""Tolerance of fractions, because records hold six significant digits."""
 
 
 def validate(folder: Path) -> tuple[list[Record], list[str]]:
-    """A folder's records, and a line for everything wrong with them.
+    """Reads and checks a folder's records; returns them, and one line for each problem.
 
     Raises:
         BenchError: there is no such folder.
@@ -61,10 +61,12 @@ def validate(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def accept(records: Sequence[Record], results: Path) -> list[Path]:
-    """Files valid records below `results`; what the sender sent before is replaced.
+    """Writes valid records below `results` and returns their paths.
+
+    They replace earlier records of the same cells from the same sender.
 
     Raises:
-        OSError: as the file system gives it.
+        OSError: the file system's own error.
     """
     written = []
     for record in records:
@@ -75,7 +77,11 @@ def accept(records: Sequence[Record], results: Path) -> list[Path]:
 
 
 def with_own(store: Store) -> tuple[list[Record], list[str]]:
-    """The project's records and the submissions of cells that it has not run; what is neither."""
+    """Returns the project's records with the submissions of cells that it has not run.
+
+    Returns:
+        The records, and one line for each file that is neither.
+    """
     records, lines = store.records()
     own = {record.cell for record in records if verified(record)}
     for folder in sorted((store.root / FOLDER).glob("*")):
@@ -93,20 +99,20 @@ def with_own(store: Store) -> tuple[list[Record], list[str]]:
 def differences(
     submitted: Record, rerun: Record, known: Sequence[Record] = ()
 ) -> list[gate.Change]:
-    """Where the project's own run of a cell departs from a submission, as `bench.review.gate` has
-    it.
+    """Lists the changes from a submission to the project's own run of the cell, as the gate does.
 
     Args:
         submitted: the record to verify.
         rerun: the project's record of the same cell.
-        known: the project's records; seeds of the same task and model say how far a score may move.
+        known: the project's records. Seeds of the same task and model decide how much a score may
+            differ.
     """
     baseline = gate.rows_of([submitted])
     new = gate.rows_of([rerun])
     row = path_of(rerun.cell).parent
     rest = gate.rows_of(r for r in known if path_of(r.cell).parent != row)
     moved = gate.changes(baseline | rest, new | rest)
-    # The sizes of formats depend on where the zeros fall, which training decides.
+    # The sizes of formats depend on the positions of zeros, which training decides.
     return [change for change in moved if not change.what.startswith("bytes.formats")]
 
 
@@ -115,7 +121,7 @@ def _folder(record: Record) -> str:
 
 
 def problems(record: Record) -> list[str]:
-    """What is wrong with a record that parses; a line each."""
+    """Returns one line for each problem of a record that has parsed."""
     lines = list(_origin(record))
     if record.status == "done":
         lines += [*_counts(record), *_scores(record)]
@@ -126,13 +132,13 @@ def problems(record: Record) -> list[str]:
 
 def _origin(record: Record) -> Iterator[str]:
     if verified(record):
-        yield f"origin {record.origin!r} is this project's own; name who ran the cell"
+        yield f"origin {record.origin!r} is reserved for this project; name who ran the cell"
     elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._/-]{0,99}", record.origin):
         yield "origin is not a plain name of up to 100 characters"
 
 
 def _counts(record: Record) -> Iterator[str]:
-    """Numbers that follow from each other (counts and file sizes)."""
+    """Checks numbers that follow from each other (counts and file sizes)."""
     params, sparsity, macs, size = record.params, record.sparsity, record.macs, record.bytes
     assert params and sparsity and macs and size  # noqa: PT018  # of a done record
     if params.nonzero > params.prunable or params.prunable > params.total:
@@ -168,7 +174,7 @@ def _scores(record: Record) -> Iterator[str]:
     elif scores.all[scores.metric] != scores.value:
         yield f"scores.value is not scores.all[{scores.metric!r}]"
     if scores.higher_is_better and not -1 <= scores.value <= 1:
-        yield "scores.value is no fraction"
+        yield "scores.value is not a fraction"
     if not scores.higher_is_better and scores.value < 0:
         yield "scores.value is negative"
     if not scores.n:
@@ -178,25 +184,26 @@ def _scores(record: Record) -> Iterator[str]:
     if isinstance(scores.items, str) and set(scores.items) - {"0", "1"}:
         yield "scores.items holds other characters than 0 and 1"
     elif "accuracy" in scores.all and "majority" in scores.all and isinstance(scores.items, str):
-        # Classifiers state the majority's share. A mean over sets, no mean over items, has none.
+        # Only classifiers state the majority's share. A mean over data sets, which is not a mean
+        # over items, states none.
         right = scores.items.count("1") / max(len(scores.items), 1)
         if scores.items and abs(scores.all["accuracy"] - right) > _ROUNDING:
             yield "scores.all['accuracy'] is not the share of right items"
 
 
 def _against_job(record: Record, known: Sequence[str]) -> list[str]:
-    """Holds a record to what the project knows of its task and method."""
+    """Checks a record against the project's task and method; `known` holds its other problems."""
     try:
         job = Job.resolve(record.cell)
     except BenchError as error:
         return [str(error)]
     wrong = list(_registered(record, job))
-    # Counting what the method must train takes a cell that could be run here.
+    # Counts need a cell that could run here.
     return wrong if wrong or known else list(_closed_forms(record, job))
 
 
 def _registered(record: Record, job: Job) -> Iterator[str]:
-    """Budget, versions and metric of the cell's task and method."""
+    """Checks budget, versions and metric against the cell's task and method."""
     if record.budget != job.budget:
         yield f"budget is not the task's {job.cell.budget!r}"
     if record.versions != job.versions:
@@ -208,7 +215,7 @@ def _registered(record: Record, job: Job) -> Iterator[str]:
 
 
 def _closed_forms(record: Record, job: Job) -> Iterator[str]:
-    """What the method must train and multiply, counted on the model without weights."""
+    """Checks the record's counts against those of the method on the model without weights."""
     from bench.costs import by_method
     from bench.sources import architectures
     from bench.weights import targets  # load torch
@@ -240,6 +247,6 @@ def _closed_forms(record: Record, job: Job) -> Iterator[str]:
         "macs.tokens": (macs.tokens, budget.length),
         "macs.dense": (macs.dense, row.dense),
     }
-    for name, (said, expected) in counted.items():
-        if said != expected:
-            yield f"{name} is {said:,}; {cell.method} on {cell.model} has {expected:,}"
+    for name, (stated, expected) in counted.items():
+        if stated != expected:
+            yield f"{name} is {stated:,}; {cell.method} on {cell.model} has {expected:,}"
