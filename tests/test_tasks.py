@@ -1,3 +1,7 @@
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +12,7 @@ from bench.sources.tiny_models import tiny_tokenizer
 from tasks import glue, tiny
 from tasks.metrics.classification import classification_scores
 from tasks.reviews import read_labels
+from tasks.shared import zero_shot_sets
 from tasks.shared.base import carve, position
 from tasks.shared.classification import Rows
 from tests import helpers
@@ -163,3 +168,35 @@ def test_glue_without_a_source_names_the_repository():
     with pytest.raises(BenchError, match="nyu-mll/glue") as error:
         glue.Glue("glue/qqp").prepare()
     assert error.value.kind == "offline"
+
+
+README = Path(__file__).parent.parent / "tasks" / "README.md"
+
+
+def test_the_example_of_the_page_is_a_task():
+    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)[1]
+    space = {"__name__": "readme"}
+    exec(compile(textwrap.dedent(block), str(README), "exec"), space)
+    task = space["Weather"]("weather")
+    loaded = loading.load("tiny-bert", registry.task(helpers.TASK), 1)
+    loaded.tok.model_max_length = 8
+    assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
+    assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
+    assert 0 < len(task.data.select) < 200
+    assert task.source().repo == "made up"
+
+
+def test_the_page_names_every_task():
+    text = README.read_text(encoding="utf-8")
+    for name in registry.builtin("task"):
+        family, _, one = name.rpartition("/")
+        shown = one if family in ("glue", "nlg", "zero-shot") else name
+        assert f"`{shown}`" in text, name
+        assert not family or f"`{family}/" in text, name
+
+
+def test_the_registered_names_are_those_of_the_families():
+    names = set(registry.builtin("task"))
+    assert {n for n in names if n.startswith("glue/")} == {f"glue/{n}" for n in glue.SPECS}
+    sets = {n.removeprefix("zero-shot/") for n in names if n.startswith("zero-shot/")}
+    assert sets == set(zero_shot_sets.SETS)
