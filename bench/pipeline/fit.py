@@ -27,7 +27,7 @@ from bench.planning.job import budget_of, hyper_of, reference_of, trains, versio
 from bench.sources import loading
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
-from bench.training.snapshot import Unfit
+from bench.training.state import Unfit
 from bench.weights.precision import device_of
 
 log = logging.getLogger(__name__)
