@@ -178,7 +178,7 @@ def test_the_example_of_the_page_is_a_task():
     space = {"__name__": "readme"}
     exec(compile(textwrap.dedent(block), str(README), "exec"), space)
     task = space["Weather"]("weather")
-    loaded = loading.load("tiny-bert", registry.task(helpers.TASK), 1)
+    loaded = helpers.load("tiny-bert", registry.task(helpers.TASK))
     loaded.tok.model_max_length = 8
     assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
     assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
