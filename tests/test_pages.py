@@ -6,6 +6,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_boards_that_differ_in_budget_have_figures_of_their_own(tmp_path):
     assert len(list((tmp_path / "reports/figures").iterdir())) == 2
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Elements, attributes and the text of scripts and styles of a page."""
 
     VOID = {"meta", "link", "img", "br", "input"}
