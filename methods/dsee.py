@@ -44,6 +44,7 @@ class DSEE(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("derived",)
     published: ClassVar[Published | None] = Published(
         0.005, "model", "BERT-base, r = 16, N = 64, abstract"
     )
@@ -110,7 +111,7 @@ class DSEE(Method):
 
     def loss(self, model, inputs, outputs) -> Tensor:
         """The task's loss, and while there are coefficients λ·Σ|c|."""
-        penalty = [scale.c.abs().sum() for scale in self.coefficients]
+        penalty = [scale.c.abs().sum() for scale in self.coefficients if scale.folded is None]
         return outputs.loss + self.params.l1 * sum(penalty) if penalty else outputs.loss
 
     def optimizer(self, groups) -> torch.optim.Optimizer:
@@ -172,7 +173,6 @@ class DSEE(Method):
                 ]
                 sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
                 self._drop(heads, sum(sums), fractions[0])
-        self.coefficients = []
 
     def _fractions(self) -> tuple[float, float]:
         """Shares of the heads and of the neurons to remove."""
@@ -311,11 +311,11 @@ class Coefficients(nn.Module):
         self.c = nn.Parameter(torch.ones(units.count))
         self.share = units.columns.shape[1] // units.count
         self.transposed = units.columns.transposed
-        self.folded = False
+        self.register_buffer("folded", None)  # a flag that a checkpoint holds
 
     def forward(self, stored: Tensor) -> Tensor:
         """The stored weight with its (normal-form) columns scaled, unless they are for good."""
-        if self.folded:
+        if self.folded is not None:
             return stored
         c = self.c.repeat_interleave(self.share)
         return stored * (c[:, None] if self.transposed else c)
@@ -323,4 +323,4 @@ class Coefficients(nn.Module):
     def fold(self, weight: Tensor) -> None:
         """Scales the columns of `weight`: (out, in) for good."""
         weight.mul_(self.c.repeat_interleave(self.share))
-        self.folded = True
+        self.folded = torch.ones((), dtype=torch.bool)

@@ -26,6 +26,7 @@ class GMP(Method):
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("chosen",)
 
     @dataclass(frozen=True)
     class Params:

@@ -32,6 +32,7 @@ class Movement(Method):
     name: ClassVar[str] = "movement"
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
     trains: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True)
     class Params:

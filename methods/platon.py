@@ -32,6 +32,7 @@ class PLATON(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("importance",)
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
     @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The contract of DESIGN §4, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
+"""The contract of a method, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
 
 A method of another package takes part as soon as it is installed.
 """
@@ -11,7 +11,7 @@ import torch
 
 from bench.api import BenchError
 from bench.core import provenance
-from bench.core.pattern import makes
+from bench.core.pattern import UNSTRUCTURED, Pattern
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import loading
@@ -55,7 +55,7 @@ method = pytest.mark.parametrize("name", METHODS)
 @method
 def test_sparsity_is_exact_in_the_finished_model(name, model, once):
     cell, fit = once(name, model)
-    if not fit.method.promises_sparsity or cell.pattern != "unstructured":
+    if not fit.method.promises_sparsity or cell.pattern != UNSTRUCTURED:
         pytest.skip("promises no exact unstructured sparsity")
     if not type(fit.method).uniform:
         found = helpers.zeros(fit.model)
@@ -72,7 +72,7 @@ def test_sparsity_is_exact_in_the_finished_model(name, model, once):
 @every
 @method
 def test_n_m_holds_in_every_row(name, model):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     _, fit = fitted(name, model, pattern="2:4")
     for target in targets.prunable(fit.model):
@@ -81,7 +81,7 @@ def test_n_m_holds_in_every_row(name, model):
 
 @method
 def test_n_m_refuses_a_width_that_is_no_multiple(name):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     with pytest.raises(BenchError, match="multiple of 5"):
         fitted(name, "tiny-bert", pattern="2:5")

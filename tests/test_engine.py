@@ -37,7 +37,8 @@ def ran(monkeypatch, tmp_path):
     found = []
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
 
-    def run_isolated(cell, timeout_s, log, on_progress, env, means):
+    def run_isolated(job, timeout_s, log, on_progress, env, means):
+        cell = job.cell
         found.append((cell.method, cell.seed, timeout_s))
         if cell.method == "dense" and cell.seed != 13:
             trained_dir(cell).mkdir(parents=True)
@@ -50,6 +51,10 @@ def ran(monkeypatch, tmp_path):
 
 def cells(*pairs):
     return [helpers.cell(method, seed=seed) for method, seed in pairs]
+
+
+def jobs(*pairs):
+    return [Job.resolve(cell) for cell in cells(*pairs)]
 
 
 def drive(tmp_path, wanted, timeout_s=None):
@@ -65,7 +70,7 @@ def drive(tmp_path, wanted, timeout_s=None):
 
 
 def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
-    wanted = cells(("magnitude", 1), ("magnitude", 13), ("pst", 1), ("dense", 13), ("dense", 1))
+    wanted = jobs(("magnitude", 1), ("magnitude", 13), ("pst", 1), ("dense", 13), ("dense", 1))
     records = drive(tmp_path, wanted, timeout_s=7)
     assert {run[:2] for run in ran} == {("pst", 1), ("dense", 13), ("dense", 1), ("magnitude", 1)}
     assert {run[2] for run in ran} == {7}
@@ -76,7 +81,7 @@ def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
-    wanted = cells(("magnitude", 1), ("wanda", 1), ("random", 1))
+    wanted = jobs(("magnitude", 1), ("wanda", 1), ("random", 1))
     with Leases(Store(tmp_path / "results")) as mine:
         engine = Local(slots, lambda *_: None)
         records = list(scheduler.drive(wanted, engine, mine))
@@ -86,7 +91,7 @@ def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
 
 
 def test_what_starts_from_dense_weights_that_cannot_be_made_again_fails(tmp_path, ran):
-    (record,) = drive(tmp_path, cells(("wanda", 13)))
+    (record,) = drive(tmp_path, jobs(("wanda", 13)))
     assert record.error.kind == "oom"
     assert "the dense cell it starts from failed" in record.error.message
     assert [run[0] for run in ran] == ["dense"]
@@ -103,7 +108,7 @@ def test_slots_share_the_machine(monkeypatch):
 
 
 def test_two_drivers_share_the_work(tmp_path, ran):
-    wanted = cells(*((m, s) for s in (1, 2, 3, 4) for m in ("dense", "magnitude", "pst")))
+    wanted = jobs(*((m, s) for s in (1, 2, 3, 4) for m in ("dense", "magnitude", "pst")))
     got = [[], []]
 
     def driver(i):
@@ -115,7 +120,7 @@ def test_two_drivers_share_the_work(tmp_path, ran):
     for thread in threads:
         thread.join(60)
     assert len(ran) == len(set(ran)) == 12
-    assert all({r.cell for r in records} == set(wanted) for records in got)
+    assert all({r.cell for r in records} == {job.cell for job in wanted} for records in got)
     assert list((tmp_path / "results").rglob(".*.claim")) == []
 
 
@@ -136,7 +141,7 @@ def test_a_living_claim_is_waited_for_and_its_record_taken(tmp_path, ran):
         path.unlink()
 
     threading.Thread(target=other).start()
-    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert ran == []
 
 
@@ -149,7 +154,7 @@ def test_a_claim_without_an_owner_is_taken_over(tmp_path, ran, how):
     if how != "dead":
         old = time.time() - leases.STALE_S - 1
         os.utime(path, (old, old))
-    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert len(ran) == 1
 
 
@@ -177,7 +182,7 @@ def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
 def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(tmp_path / "results")
-    wanted = plan.plan(cells(("pst", 13), ("pst", 1), ("pst", 2)), store)
+    wanted = plan.plan(jobs(("pst", 13), ("pst", 1), ("pst", 2)), store)
     run._run(wanted, store, partial(Local, 1), fail_fast=True)
     assert [run[1] for run in ran] == [13]
     run._run(wanted, store, partial(Local, 1))
@@ -189,7 +194,11 @@ def test_failed_cells_are_run_again_unless_told_otherwise(tmp_path):
     bad, good, new = cells(("pst", 13), ("pst", 1), ("pst", 2))
     store.put(made(bad, failed=True))
     store.put(made(good))
-    todo = lambda **how: [p.cell for p in plan.plan([bad, good, new], store, **how) if p.todo]  # noqa: E731
+    wanted = [Job.resolve(cell) for cell in (bad, good, new)]
+
+    def todo(**how):
+        return [item.job.cell for item in plan.plan(wanted, store, **how) if item.todo]
+
     assert todo() == [bad, new]
     assert todo(retry_failed=False) == [new]
     assert todo(rerun=True) == [bad, good, new]
@@ -203,11 +212,13 @@ def here(cell, train_s, **budget):
 
 
 def test_estimates_come_from_the_nearest_records():
-    pst, dense, wanda = (helpers.cell(name, seed=3) for name in ("pst", "dense", "wanda"))
+    pst, dense, wanda = (
+        Job.resolve(helpers.cell(name, seed=3)) for name in ("pst", "dense", "wanda")
+    )
     same = [here(helpers.cell("pst", seed=s), train_s) for s, train_s in ((1, 100.0), (2, 140.0))]
     other_method = here(helpers.cell("lora"), 50.0)
     other_budget = here(helpers.cell("lora"), 30.0, steps=30)
-    elsewhere = here(pst, 1.0).model_copy(update={"env": {"cpu": "another one"}})
+    elsewhere = here(pst.cell, 1.0).model_copy(update={"env": {"cpu": "another one"}})
     everything = estimate.Estimator([*same, other_method, elsewhere])
     assert everything.seconds(pst) == 130
     assert everything.seconds(dense) == 110  # the median of what trains here
@@ -221,9 +232,9 @@ def test_plan_tells_states_and_time(tmp_path, capsys):
     known, new, bad = cells(("pst", 1), ("pst", 2), ("wanda", 13))
     store.put(here(known, 100.0).model_copy(update={"versions": Job.resolve(known).versions}))
     store.put(made(bad, failed=True))
-    show_plan(plan.plan([known, new, bad], store), store)
+    show_plan(plan.plan([Job.resolve(cell) for cell in (known, new, bad)], store), store)
     lines = capsys.readouterr().out.splitlines()
-    macs = human(estimate.training_macs(new))
+    macs = human(estimate.Estimator([]).training_macs(Job.resolve(new)))
     assert f"missing  run  {new}  about 2 min, {macs} training MACs" in lines
     assert f"failed   run  {bad}" in lines
     assert lines[-1] == (
@@ -238,6 +249,7 @@ def test_training_macs_are_those_of_the_record():
         if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
             run_cell(cell.dense, lambda *_: None)
         update = run_cell(cell, lambda *_: None).macs.train
-        assert estimate.training_macs(cell) == update * 4 * 2
+        assert estimate.Estimator([]).training_macs(Job.resolve(cell)) == update * 4 * 2
         assert (update > 0) == (name != "magnitude")
-    assert estimate.training_macs(helpers.cell("dense", "nobody/nothing")) is None
+    nowhere = Job.resolve(helpers.cell("dense", "nobody/nothing"))
+    assert estimate.Estimator([]).training_macs(nowhere) is None

@@ -300,7 +300,7 @@ PUT = """
 import sys
 from pathlib import Path
 from bench.api import BenchError
-from bench.store import Store
+from bench.core.store import Store
 from tests.samples import record
 store = Store(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,14 @@ class Importance:
         self.window = [torch.zeros_like(x) for x in like]
         self.smoothed = [torch.zeros_like(x) for x in like]
         self.uncertain = [torch.zeros_like(x) for x in like] if beta2 < 1 else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what training has changed."""
+        return {k: v for k, v in vars(self).items() if k != "betas"}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Puts it back."""
+        vars(self).update(saved)
 
     def end_window(self) -> None:
         """Averages the window into Ĩ, its distance from the new Ĩ into Ũ, and empties it."""

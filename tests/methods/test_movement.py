@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from bench.core.pattern import Pattern, makes
+from bench.core.pattern import Pattern
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.weights import targets
@@ -339,8 +339,8 @@ def test_every_kind_of_cell_keeps_its_contract(pattern, mode):
 
 
 def test_patterns_and_schedules_that_cannot_be_are_refused():
-    assert makes(registry.method("movement").patterns, "block:32x32+neurons")
-    assert not makes(registry.method("movement").patterns, "neurons")
+    assert Pattern("block:32x32+neurons").made_by(registry.method("movement").patterns)
+    assert not Pattern("neurons").made_by(registry.method("movement").patterns)
     with pytest.raises(BenchError, match="blocks of 7×16 do not tile .*, which is 64×64"):
         attached(pattern="block:7x16")
     with pytest.raises(BenchError, match="blocks of 0×4 do not tile"):
