@@ -40,6 +40,9 @@ class FixedMask(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
 
+    # Attributes that a checkpoint must hold, beside the model's parameters and buffers: none here.
+    state: ClassVar[tuple[str, ...]] = ()
+
     @parameters
     class Params:
         """Checked when a cell is planned; `sparsebench list methods fixed-mask` shows them."""
