@@ -12,7 +12,9 @@ from tests.test_submissions import hostile
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 POINT = "#figures > svg:nth-of-type(2) [aria-roledescription=point][aria-label^='pst 2:4']"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import escape as _escape
 
 from bench.core.cell import REFERENCE
@@ -214,11 +214,12 @@ def _template(curves: bool) -> dict[str, Any]:
     inside = alt.Fill("colour:N", scale=None)
     series = alt.Detail("series:N"), alt.Description("method:N")
     points = rows("points").mark_point().encode(*placed, *symbol)
+    across = rows("across").mark_rule(aria=False, stroke=INK, strokeDash=[2, 3])
     if curves:
         layers = [
             rows("points").mark_area(opacity=0.12).encode(*spread, inside, *series),
             rows("points").mark_line(strokeWidth=1.5).encode(*placed, colour, dash, *series),
-            rows("across").mark_rule(aria=False, stroke=INK, strokeDash=[2, 3]).encode(*pixels, *to),
+            across.encode(*pixels, *to),
             rows("leads").mark_rule(aria=False, stroke=SOFT, strokeWidth=0.5).encode(*pixels, *to),
             points,
             rows("ends").mark_point().encode(*pixels, *symbol),
@@ -232,15 +233,22 @@ def _template(curves: bool) -> dict[str, Any]:
             rows("points").mark_rule().encode(*spread, colour, *series),
             points,
         ]
-    for name, align in (("words", "left"), ("words left", "right")):
+    sides: tuple[tuple[str, Literal["left", "right"]], ...]
+    sides = (("words", "left"), ("words left", "right"))
+    for name, align in sides:
         text = rows(name).mark_text(align=align, baseline="middle")
         ground = rows(name).mark_text(align=align, baseline="middle", stroke="white", aria=False)
         layers += [ground.encode(*pixels, alt.Text("text:N"))]
         layers += [text.encode(*pixels, alt.Text("text:N"), alt.Description("text:N"))]
     chart = alt.layer(*layers).properties(autosize=alt.AutoSizeParams(type="none"))
-    sizes = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
-    colours = {"labelColor": SOFT, "titleColor": INK, "gridColor": RULE, "tickColor": RULE}
-    return (
+    sizes: dict[str, Any] = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
+    colours: dict[str, Any] = {
+        "labelColor": SOFT,
+        "titleColor": INK,
+        "gridColor": RULE,
+        "tickColor": RULE,
+    }
+    specification: dict[str, Any] = (
         chart.configure_axis(
             **sizes, **colours, domainColor=RULE, titleBaseline="middle", aria=False,
             labelOverlap=False,
@@ -250,6 +258,7 @@ def _template(curves: bool) -> dict[str, Any]:
         .configure_point(size=45, strokeWidth=1.4, opacity=1)
         .to_dict()
     )  # fmt: skip
+    return specification
 
 
 def _points(panel: Panel, y: Scale) -> Rows:
