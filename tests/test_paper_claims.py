@@ -25,7 +25,7 @@ def test_the_trained_shares_of_the_abstracts_are_reproduced_by_counting():
         if c.check in ("share", "below", "saved")
     }
     assert {f.verdict for f in found.values()} == {"reproduced"}
-    assert found["PST", "share", "1.5"].here == "1.451"  # METHODS §3.6: 1.4505 %
+    assert found["PST", "share", "1.5"].here == "1.451"  # 1.4505 %
     assert found["DSEE", "share", "0.5"].here == "0.542"
     assert found["DSEE", "saved", "25"].here == "24.999"
 
@@ -99,7 +99,7 @@ def test_the_published_rows_are_whole():
             assert row.value < 1, row
     with open(published.DATA, newline="") as file:
         assert len({tuple(r) for r in csv.reader(file)}) == len(rows) + 1
-    # Spot checks against METHODS §5.
+    # Spot checks against the papers' tables.
     values = {(r.label, r.model, r.task, r.sparsity, r.metric): r.value for r in rows}
     assert values["movement+KD", "bert-base", "glue/mnli", 0.9, "accuracy"] == 0.801
     assert values["soft movement+KD", "bert-base", "glue/qqp", 0.97, "f1"] == 0.855

@@ -101,7 +101,7 @@ def test_a_submission_that_claims_to_be_the_projects_is_left_out(tree, sent):
 
 
 def minilm(**parts):
-    """PST on MiniLM-L6 as METHODS.md counts it, 64 tokens; `parts` replace numbers."""
+    """PST on MiniLM-L6 as methods/README.md counts it, 64 tokens; `parts` replace numbers."""
     made = record(0.85)
     weights = 6 * sum(o * i for o, i in MATRICES)
     attention = 6 * 2 * 64 * 64 * 384

@@ -1,7 +1,7 @@
 """The leaderboard: one row a method, pattern and sparsity; means over seeds, costs beside them.
 
 Rows of one pattern, sparsity and quantizer are ranked against each other, by a paired test and with
-three seeds at least (DESIGN §5, rule 7); until then they are sorted by score and none is called
+three seeds at least; until then they are sorted by score and none is called
 better. In Markdown every score links to its records.
 """
 

@@ -37,7 +37,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 MIN_SEEDS = 3
-"""Seeds below which nothing is tested and nothing ranked (DESIGN §5, rule 7)."""
+"""Seeds below which nothing is tested and nothing ranked."""
 
 ALPHA = 0.05
 
