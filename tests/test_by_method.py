@@ -1,4 +1,4 @@
-"""What methods cost against the papers' numbers and closed forms; no weights, nothing from a network.
+"""What methods cost, against the papers' numbers and closed forms; nothing is fetched.
 
 Products are counted in two blocks of BERT-base: L blocks of width d with an FFN of 4d, T tokens,
 B sequences an update. Elements are counted in whole models.

@@ -162,7 +162,7 @@ class Method(ABC):
         return loss
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Returns what the optimizer holds, and so what counts as trained; by default all that trains.
+        """Returns what the optimizer holds, and so what counts as trained: by default all of it.
 
         Matrices decay by `params.weight_decay`, vectors (biases, LayerNorm) do not.
         """

@@ -86,7 +86,7 @@ class Task(Protocol):
         """Returns where the rows came from."""
 
     def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
-        """Returns tokenized training rows, cut to `tok.model_max_length`, with a `length` column."""
+        """Returns tokenized rows, cut to `tok.model_max_length`, with a column `length`."""
 
     def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
         """Returns a function from rows to a batch, padded to its longest row."""

@@ -2,8 +2,8 @@
 
 Beside it the embeddings, which no method prunes and a quantizer may round.
 
-methods/README.md, prunable-set: all linear weights inside the transformer blocks; never embeddings, heads,
-poolers, norms or biases.
+The prunable set is all linear weights inside the transformer blocks; never embeddings, heads,
+poolers, norms or biases (methods/README.md, prunable set).
 """
 
 from __future__ import annotations
