@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class AST(Method):
             default=0.05,
             ge=0,
             lt=1,
-            description="fraction of the steps with a rising learning rate",
+            description="fraction of the steps in which lr rises",
         )
         tail: float = Field(
             default=0.05,
@@ -125,7 +125,7 @@ class AST(Method):
         """Masks every target by magnitude, adds branches if asked, fetches the teacher."""
         p = self.params
         self.cell, self.steps = ctx.cell, ctx.budget.steps
-        self.layers: list[tuple[Target, ParametrizationList]] = []
+        self.layers: list[tuple[Target, Masked, ParametrizationList]] = []
         self.optimizer_: AnnealedAdamW | None = None
         for target in ctx.targets:
             keep = self._choose(target, target.stored)
@@ -133,8 +133,10 @@ class AST(Method):
                 pruned = target.weight.masked_fill(normal_form(keep, target.transposed), 0.0)
                 X, Q = slorb(pruned, p.slorb_k, p.slorb, ctx.rng, target.name)
                 side_branch.add(target.module, X, Q).down.requires_grad_(p.train_projection)
-            target.parametrize(Masked(keep, target.stored.dtype))
-            self.layers.append((target, target.module.parametrizations.weight))
+            mask = Masked(keep, target.stored.dtype)
+            target.parametrize(mask)
+            held = target.module.get_submodule("parametrizations.weight")
+            self.layers.append((target, mask, cast(ParametrizationList, held)))
         self.teacher = ctx.teacher() if p.kd else None
 
     def _choose(self, target: Target, stored: Tensor) -> Tensor:
@@ -152,8 +154,8 @@ class AST(Method):
         p = self.params
         done = round(progress * self.steps)
         if p.every and 0 < done < self.steps and (done - 1) % p.every == 0:
-            for target, (masked, *_), stored in ((t, w, w.original) for t, w in self.layers):
-                masked.keep.copy_(self._choose(target, stored))
+            for target, mask, held in self.layers:
+                mask.keep.copy_(self._choose(target, held.original))
         if self.optimizer_ is not None:
             self.optimizer_.decay = annealed(progress, p.decay, p.ramp)
 
@@ -176,7 +178,7 @@ class AST(Method):
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Makes an AdamW whose masked parameters decay where they are pruned."""
         p = self.params
-        masks = {weight.original: weight[0].keep for _, weight in self.layers}
+        masks = {held.original: mask.keep for _, mask, held in self.layers}
         betas = (p.beta1, p.beta2)
         self.optimizer_ = AnnealedAdamW(groups, masks, betas=betas, compat=p.compat)
         return self.optimizer_

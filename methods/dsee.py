@@ -65,8 +65,7 @@ class DSEE(Method):
         )
         omega: Literal["bilateral", "svd", "magnitude", "random"] = Field(
             default="bilateral",
-            description="how these places are found; svd is the limit of bilateral and ten times as "
-            "fast",
+            description="how the places are found; svd: the limit of bilateral, ten times as fast",
         )
         phase1: float = Field(
             default=1 / 3,
@@ -197,7 +196,7 @@ class DSEE(Method):
                     q.update for q in self.parts if q.update and id(q.target.module) in modules
                 ]
                 sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
-                self._drop(heads, sum(sums), fractions[0])
+                self._drop(heads, torch.stack(sums).sum(dim=0), fractions[0])
         self.coefficients = []
 
     def _fractions(self) -> tuple[float, float]:
@@ -207,7 +206,7 @@ class DSEE(Method):
         return s if heads is None else heads, s if neurons is None else neurons
 
     def expected(self, ctx: Context) -> Expected | None:
-        """Returns units as the parameters say, or the zeros of the first pool: q and v come out dense."""
+        """Returns the parameters' units, or the first pool's zeros: q and v come out dense."""
         heads, neurons = self._fractions()
         if ctx.cell.pattern.removes_units:
             return Expected(heads=heads, neurons=neurons if ctx.cell.pattern.neurons else 0.0)
@@ -223,8 +222,8 @@ class DSEE(Method):
         for target, area in units.rows:
             rows = units.indices(gone, area)
             base(target).index_fill_(0, rows, 0.0)
-            if target.module.bias is not None:
-                target.module.bias.detach().index_fill_(0, rows, 0.0)
+            if isinstance(bias := target.module.bias, Tensor):
+                bias.detach().index_fill_(0, rows, 0.0)
             for part in self.parts:
                 if part.update and part.target.module is target.module and part.rows == area:
                     part.update.forget(rows - area.start)
@@ -254,12 +253,9 @@ class Part(NamedTuple):
 
 
 def base(target: Target) -> Tensor:
-    """Returns the pretrained weight under any parametrization, as a detached (out, in) view to write to."""
-    module = target.module
-    if parametrize.is_parametrized(module, "weight"):
-        stored = module.parametrizations.weight.original
-    else:
-        stored = module.weight
+    """Returns the weight under any parametrization, as a detached (out, in) view to write to."""
+    under = parametrize.is_parametrized(target.module, "weight")
+    stored = target.module.get_parameter("parametrizations.weight.original" if under else "weight")
     return stored.detach().t() if target.transposed else stored.detach()
 
 

@@ -38,10 +38,10 @@ class GMP(Method):
 
         lr: float = Field(default=5e-5, gt=0, description="learning rate")
         weight_decay: float = Field(
-            default=0.01, ge=0, description="weight decay of matrices, pruned weights among them"
+            default=0.01, ge=0, description="weight decay of matrices, pruned or not"
         )
         warmup: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of the steps with a rising learning rate"
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
         )
         start: float = Field(
             default=0.1,

@@ -43,7 +43,7 @@ class L0(LearnedScores):
         )
         weight_decay: float = Field(default=0.01, ge=0, description="weight decay of the weights")
         warmup: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of the steps with a rising learning rate"
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
         )
         initial: float = Field(
             default=2.197,
@@ -59,7 +59,7 @@ class L0(LearnedScores):
             default=0.0,
             ge=0,
             le=1,
-            description="weight of distillation, the task's loss has the rest; 0 needs no dense cell",
+            description="weight of distillation, the task's loss has the rest; 0: no dense cell",
         )
         temperature: float = Field(default=2.0, gt=0, description="temperature of distillation")
 

@@ -39,14 +39,12 @@ class LoRA(Method):
         """The released code's for RoBERTa-base."""
 
         lr: float = Field(default=5e-4, gt=0, description="learning rate of A, B and the head")
-        weight_decay: float = Field(
-            default=0.1, ge=0, description="weight decay of A, B and the head's matrices"
-        )
+        weight_decay: float = Field(default=0.1, ge=0, description="weight decay of all matrices")
         warmup: float = Field(
             default=0.06,
             ge=0,
             lt=1,
-            description="fraction of the steps with a rising learning rate",
+            description="fraction of the steps in which lr rises",
         )
         rank: int = Field(default=8, ge=1, description="rank of the update")
         alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")

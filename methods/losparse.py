@@ -56,11 +56,10 @@ class LoSparse(ImportancePruning):
             default=0.05,
             gt=0,
             lt=1,
-            description="size of the low-rank part as a fraction of the matrix; the rank is rounded "
-            "up",
+            description="size of the low-rank part, as a fraction of the matrix",
         )
         warmup: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of the steps with a rising learning rate"
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
         )
         initial_warmup: float = Field(
             default=1.0, ge=0, description="warm-ups before pruning starts"
@@ -83,10 +82,9 @@ class LoSparse(ImportancePruning):
     def closed_form(self, model: PreTrainedModel) -> int:
         """Returns all weights, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉."""
         shapes = [target.shape for target in prunable(model)]
-        ranks = [math.ceil(self.params.kappa * o * i / (o + i)) for o, i in shapes]
-        return all_weights(model) + sum(
-            r * (o + i) for r, (o, i) in zip(ranks, shapes, strict=True)
-        )
+        kappa = self.params.kappa
+        branches = sum(math.ceil(kappa * o * i / (o + i)) * (o + i) for o, i in shapes)
+        return all_weights(model) + branches
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Splits every target into a branch L, R and a weight S."""
@@ -124,7 +122,7 @@ class LoSparse(ImportancePruning):
         return super().sensitivity(target, grad).mean(dim=inputs, keepdim=True)
 
     def choose(self, ramp: float) -> list[Tensor]:
-        """Returns keep masks over rows: the lowest go until at least `ramp` of the surplus is gone."""
+        """Returns keep masks over rows: the lowest go until `ramp` of the surplus is gone."""
         scores = self.importance.scores()
         order = torch.cat([score.flatten() for score in scores]).argsort(stable=True)
         wanted = math.ceil(ramp * self.surplus)

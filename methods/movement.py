@@ -51,7 +51,7 @@ class Movement(LearnedScores):
         score_lr: float = Field(default=5e-2, gt=0, description="learning rate of the scores")
         weight_decay: float = Field(default=0.01, ge=0, description="weight decay of the weights")
         warmup: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of the steps with a rising learning rate"
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
         )
         initial_warmup: float = Field(
             default=1.0, ge=0, description="warm-ups before pruning starts"
@@ -85,7 +85,7 @@ class Movement(LearnedScores):
             default=0.0,
             ge=0,
             le=1,
-            description="weight of distillation, the task's loss has the rest; 0 needs no dense cell",
+            description="weight of distillation, the task's loss has the rest; 0: no dense cell",
         )
         temperature: float = Field(default=2.0, gt=0, description="temperature of distillation")
 
@@ -183,7 +183,7 @@ class Gate(nn.Module):
         self._keep: Tensor | None = None
 
     def keep(self) -> Tensor:
-        """Returns the mask, (units,), in floats: on CPUs a product with bools is five times slower."""
+        """Returns the mask, (units,), as floats: on CPUs products with bools are slower."""
         if self._keep is None:
             scores = self.scores.detach()
             n = scores.numel()

@@ -45,7 +45,7 @@ class PLATON(ImportancePruning):
         lr: float = Field(default=5e-5, gt=0, description="learning rate")
         weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices")
         warmup: float = Field(
-            default=0.1, ge=0, lt=1, description="fraction of the steps with a rising learning rate"
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
         )
         initial_warmup: float = Field(
             default=1.0, ge=0, description="warm-ups before pruning starts"

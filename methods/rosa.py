@@ -50,14 +50,12 @@ class RoSA(Method):
         sparse_lr: float = Field(
             default=1.4e-4, gt=0, description="learning rate of the sparse update"
         )
-        weight_decay: float = Field(
-            default=0.0, ge=0, description="weight decay of A, B and the head's matrices"
-        )
+        weight_decay: float = Field(default=0.0, ge=0, description="weight decay of all matrices")
         warmup: float = Field(
             default=0.06,
             ge=0,
             lt=1,
-            description="fraction of the steps after the restart with a rising learning rate",
+            description="fraction of the steps after the restart in which lr rises",
         )
         rank: int = Field(
             default=8,
@@ -71,8 +69,7 @@ class RoSA(Method):
             default=0.003,
             ge=0,
             le=1,
-            description="size of the sparse update as a fraction of the matrix; 0 leaves LoRA of all "
-            "matrices",
+            description="size of the sparse update, as a fraction of the matrix; 0: LoRA alone",
         )
         lora_steps: int = Field(
             default=64, ge=0, description="updates of LoRA alone before gradients are collected"
@@ -165,7 +162,7 @@ class RoSA(Method):
         self.start = []
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Returns the default groups, and the values of S in a group of their own, from the start."""
+        """Returns the default groups, and from the start one for the values of S."""
         values = [layer.values for layer in self.layers]
         ids = {id(q) for q in values}
         groups = super().param_groups(model)
@@ -181,7 +178,7 @@ class RoSA(Method):
         return self.adam
 
     def lr_factor(self, progress: float) -> float:
-        """Returns the factor of one schedule over the steps after the restart; those before start it."""
+        """Follows one schedule after the restart; the steps before it go the same way in."""
         done = round(progress * self.steps)
         done -= self.restart if done >= self.restart else 0
         return super().lr_factor(min(done / (self.steps - self.restart), 1.0))
@@ -230,7 +227,7 @@ class SparseUpdate(nn.Module):
             self.batch = None
 
     def choose(self) -> None:
-        """Chooses Ω: in each logical matrix the places where the sum over batches is largest in size."""
+        """Chooses Ω: in each logical matrix the places of the largest sums over batches."""
         total = self.values.new_zeros(self.shape) if self.total is None else self.total
         scores = normal_form(total, self.transposed).abs()
         found = []

@@ -39,7 +39,7 @@ class SparseGPT(OneShot):
         )
         compat: Literal["paper", "reference"] = Field(
             default="paper",
-            description="reference prunes one too many in every block, and inputs that were always 0",
+            description="reference prunes one more in each block, and inputs that were always 0",
         )
 
     params: Params

@@ -66,7 +66,7 @@ class Wanda(OneShot):
 
 
 def keep_equal_loss(scores: Tensor, k: int) -> Tensor:
-    """Returns the keep mask of the variant: every row loses its smallest scores up to a share α of its sum.
+    """Returns the variant's keep mask: a row loses its smallest scores up to a share α of its sum.
 
     The paper bisects α until the sparsity fits. A weight goes as soon as α reaches the share of
     its row that it completes, so the k smallest of those shares are the same answer, and exact.

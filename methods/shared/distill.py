@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 def kd_loss(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, temperature: float = 2.0
 ) -> Tensor:
-    """Returns T²·KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the rows that are predictions.
+    """Returns T²·KL(softmax(teacher / T) ‖ softmax(student / T)), a mean over predictions.
 
     A single output has no distribution: for regression it is the mean squared difference.
 
@@ -38,7 +38,7 @@ def kd_loss(
 def distilled(
     teacher: PreTrainedModel, inputs: dict[str, Tensor], logits: Tensor, temperature: float = 2.0
 ) -> Tensor:
-    """Returns `kd_loss` of a batch: every example of a classifier, every predicted token of a causal LM.
+    """Returns `kd_loss` of a batch: of a classifier's examples, of a causal LM's predicted tokens.
 
     Args:
         teacher: a frozen model in eval mode that takes the student's inputs.

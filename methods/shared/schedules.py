@@ -44,7 +44,7 @@ def between_holds(params: Holds) -> tuple[float, float]:
 
 
 def cubic(t: float, start: float, end: float, initial: float, final: float) -> float:
-    """Returns the value at `t` of the cubic ramp of all gradual pruning (methods/README.md, schedules).
+    """Returns the value at `t` of the cubic ramp that gradual methods share (methods/README.md).
 
     Args:
         t: progress, in the unit of `start` and `end`.
