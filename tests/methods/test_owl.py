@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.api import BenchError
 from bench.weights import targets
 from methods.owl import OWL, block_sparsities, outlier_fraction
 from methods.shared.masks import pruned_count
@@ -90,8 +89,3 @@ def test_a_block_with_outlying_inputs_stays_denser():
     method.attach(loaded.model, ctx)
     assert method.levels[1] < method.levels[0]
     assert method.levels[0] - method.levels[1] == pytest.approx(0.16)
-
-
-def test_unknown_base_is_refused():
-    with pytest.raises(BenchError, match="owl: base is wanda, sparsegpt or magnitude"):
-        OWL(OWL.Params(base="ria"))
