@@ -121,9 +121,10 @@ class Method(ABC):
     `finish` leaves plain modules with zeros in the weights; `bench.weights.targets.merge` does
     that for parametrizations.
 
-    A method may keep its state in any attributes, its own or its modules': a killed training goes
-    on with them (`bench.training.snapshot`). Objects of its own are made in `attach`, where they
-    are made again. What cannot be seen, as an iterator's state, makes training start over.
+    A killed training goes on in another process: `attach` and `optimizer` run again, then the
+    last checkpoint's values are filled in. A checkpoint holds the model's parameters and buffers
+    (also those that are None at first), the optimizer's `state_dict` and what `state` names. So
+    name there what training changes, unless `step` sets it anew from `progress` before each update.
 
     Attributes:
         name: the name in the registry.
@@ -144,6 +145,11 @@ class Method(ABC):
             outside the model's forward it then touches no weight, and it keeps nothing of training
             but its parameters.
         max_grad_norm: gradient clipping, 0 for none.
+        state: names of the attributes that a checkpoint must hold; `()` for none. Each may be None,
+            a number, a text, a tensor, a random generator, something with `state_dict` and
+            `load_state_dict`, or a list, tuple or dict of the first four. A method without this
+            declaration starts over when it is killed. `tests/test_resume.py` holds every training
+            method to its declaration.
         published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
     """
@@ -160,6 +166,7 @@ class Method(ABC):
     uniform: ClassVar[bool] = True
     shardable: ClassVar[bool] = False
     max_grad_norm: ClassVar[float] = 1.0
+    state: ClassVar[tuple[str, ...] | None] = None
     published: ClassVar[Published | None] = None
 
     @parameters
@@ -236,6 +243,31 @@ class Method(ABC):
         if progress < warmup:
             return progress / warmup
         return (1.0 - progress) / (1.0 - warmup)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the attributes that `state` names.
+
+        Raises:
+            BenchError: the method declares none.
+        """
+        if self.state is None:
+            raise BenchError(f"method {self.name} does not declare its `state`")
+
+        def saved(held: Any) -> Any:
+            tell = getattr(held, "state_dict", None) or getattr(held, "get_state", None)
+            return tell() if tell else held
+
+        return {name: saved(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Fills them again, after `attach` and `optimizer`."""
+        for name, value in saved.items():
+            held = getattr(self, name, None)
+            fill = getattr(held, "load_state_dict", None) or getattr(held, "set_state", None)
+            if fill:
+                fill(value)
+            else:
+                setattr(self, name, value)
 
     def expected(self, ctx: Context) -> Expected | None:
         """What `attach` already settles about the finished model; None: training decides.

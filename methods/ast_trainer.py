@@ -43,6 +43,7 @@ class AST(Method):
     patterns: ClassVar[tuple[str, ...]] = ("N:M",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
     @parameters

@@ -19,6 +19,7 @@ class Dense(Method):
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
 
     @parameters
     class Params:

@@ -49,6 +49,7 @@ class DSEE(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("derived",)
     published: ClassVar[Published | None] = Published(
         0.005, "model", "BERT-base, r = 16, N = 64, abstract"
     )
@@ -134,7 +135,7 @@ class DSEE(Method):
 
     def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
         """Returns the task's loss, and while there are coefficients λ·Σ|c|."""
-        penalty = [scale.c.abs().sum() for scale in self.coefficients]
+        penalty = [scale.c.abs().sum() for scale in self.coefficients if scale.folded is None]
         loss: Tensor = outputs.loss
         return loss + self.params.l1 * sum(penalty) if penalty else loss
 
@@ -197,7 +198,6 @@ class DSEE(Method):
                 ]
                 sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
                 self._drop(heads, torch.stack(sums).sum(dim=0), fractions[0])
-        self.coefficients = []
 
     def _fractions(self) -> tuple[float, float]:
         """Returns the shares of the heads and of the neurons to remove."""
@@ -351,11 +351,11 @@ class Coefficients(nn.Module):
         self.c = nn.Parameter(torch.ones(units.count))
         self.share = units.columns.shape[1] // units.count
         self.transposed = units.columns.transposed
-        self.folded = False
+        self.register_buffer("folded", None)  # a flag that a checkpoint holds
 
     def forward(self, stored: Tensor) -> Tensor:
         """Scales the (normal-form) columns of the stored weight, unless they are for good."""
-        if self.folded:
+        if self.folded is not None:
             return stored
         c = self.c.repeat_interleave(self.share)
         return stored * (c[:, None] if self.transposed else c)
@@ -363,4 +363,4 @@ class Coefficients(nn.Module):
     def fold(self, weight: Tensor) -> None:
         """Scales the columns of `weight`: (out, in) for good."""
         weight.mul_(self.c.repeat_interleave(self.share))
-        self.folded = True
+        self.folded = torch.ones((), dtype=torch.bool)

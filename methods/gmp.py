@@ -31,6 +31,7 @@ class GMP(Method):
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("chosen",)
 
     @parameters
     class Params:

@@ -30,6 +30,7 @@ class LoRA(Method):
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Published | None] = Published(
         0.8 / 125, "model", "0.8M of 125M, RoBERTa-base with head, r = 8, README"
     )

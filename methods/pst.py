@@ -42,6 +42,7 @@ class PST(Method):
     version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
     # The abstract compares with "previous sparsity methods"; its script trains no head.
     published: ClassVar[Published | None] = Published(
         0.015, "weights+scores", "BERT-base, rank 8, abstract", head=False

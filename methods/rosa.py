@@ -37,6 +37,7 @@ class RoSA(Method):
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
     # Counts adapters of embeddings and LM head, too; ours has none there.
     published: ClassVar[Published | None] = Published(
         81.6 / 6738, "model", "81.6M of 6.74B, LLaMA-2-7B, r = 16, d = 0.6 %, README"
@@ -147,11 +148,10 @@ class RoSA(Method):
         for layer in self.layers:
             layer.end_batch()
         done = round(progress * self.steps)
-        if not self.start:
-            return
         if done < self.restart:
             for layer in self.layers:
                 layer.collecting = done >= self.alone
+        if done != self.restart or not self.start:
             return
         for layer in self.layers:
             layer.choose()
@@ -204,11 +204,14 @@ class SparseUpdate(nn.Module):
         self.shape, width = target.stored.shape, target.shape[1]
         self.counts = [int(params.density * (r.stop - r.start) * width + 1e-6) for r in rows]
         self.values = nn.Parameter(torch.zeros(sum(self.counts)))
+        # Buffers, as a checkpoint needs them.
         self.omega: Tensor | None
+        self.batch: Tensor | None
+        self.total: Tensor | None
         self.register_buffer("omega", None)
+        self.register_buffer("batch", None)
+        self.register_buffer("total", None)
         self.collecting = False
-        self.batch: Tensor | None = None
-        self.total: Tensor | None = None
 
     def forward(self, stored: Tensor) -> Tensor:
         """Maps the stored weight to the weight with S, in the same layout."""

@@ -17,6 +17,7 @@ from bench.core.record import Trainable, parse
 from bench.costs import by_method, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import compared, count_trainable
+from bench.planning.setups import setups
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing, targets
 from bench.weights.patterns import has_kernel
@@ -27,7 +28,7 @@ L, d, T, B = 2, 768, 128, 32
 P = 12 * L * d * d  # prunable
 FORWARD = L * T * (12 * d * d + 2 * T * d) + d * d + 2 * d  # blocks, pooler, classifier
 
-TOTAL = {  # METHODS.md §2; Llama-2-7B: 32 blocks, 2·32000·4096 in embeddings and head, norms
+TOTAL = {  # Llama-2-7B: 32 blocks, 2·32000·4096 in embeddings and head, norms
     "bert-base": (109_483_778, 84_934_656),
     "roberta-base": (124_647_170, 84_934_656),
     "gpt2": (124_439_808, 84_934_656),
@@ -50,14 +51,15 @@ def architecture(name):
 @cache
 def row(model, method, pattern=None, sparsity=0.5, kernel=False, batch=B, length=T, **params):
     """A row of the table; equal rows are made once."""
-    ((made, cell),) = by_method.cells([method], pattern, sparsity, params)
+    (setup,) = setups([method], pattern and Pattern(pattern), sparsity, params)
     budget = Budget(steps=100, batch=batch, length=length)
-    return by_method.account(made, cell, budget, *architecture(model), kernel)
+    return by_method.account(setup, budget, *architecture(model), kernel)
 
 
 def held(model, method, **params):
     """(method, model, trained elements) of an attached method, nothing else counted."""
-    ((made, cell),) = by_method.cells([method], None, 0.5, params)
+    (setup,) = setups([method], None, 0.5, params)
+    made, cell = setup.method, setup.cell
     budget = Budget(steps=100, batch=1, length=8)
     found = without_weights.attach(made, cell, budget, *architecture(model))
     groups = made.param_groups(found.model) if made.trains else []
@@ -394,7 +396,7 @@ def test_a_broken_config_is_one_line(capsys, tmp_path, text):
         (["bert-base", "--sparsity", "1.2"], "sparsity 1.2"),
         (["bert-base", "--method", "pst", "--pattern", "2:4"], "pst makes unstructured, not 2:4"),
         (["bert-base", "--method", "wanda", "--pattern", "2:5"], "not a multiple of 5"),
-        (["bert-base", "--pattern", "tower"], "no registered method makes tower"),
+        (["bert-base", "--pattern", "tower"], "'tower' is not a pattern"),
         (["bert-base", "--method", "pst", "--set", "rnk=4"], "no parameter 'rnk'"),
         (["bert-base", "--length", "600"], "bert-base has positions for 512 tokens"),
     ],

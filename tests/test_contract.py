@@ -1,24 +1,26 @@
-"""The contract of DESIGN §4, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
+"""The contract of a method, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
 
 A method of another package takes part as soon as it is installed.
 """
 
-import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import methods
 from bench.api import BenchError
 from bench.core import provenance
-from bench.core.pattern import makes
+from bench.core.parameters import fields_of
+from bench.core.pattern import UNSTRUCTURED, Pattern
+from bench.core.record import Trainable
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights import side_branch, targets
 from methods.shared.masks import pruned_count
 from tests import helpers
-from tests.closed_forms import TRAINABLE
 from tests.helpers import fit_cell, run_cell, trained_dir
 
 STEPS = {"budget__steps": 6, "budget__batch": 4}
@@ -55,7 +57,7 @@ method = pytest.mark.parametrize("name", METHODS)
 @method
 def test_sparsity_is_exact_in_the_finished_model(name, model, once):
     cell, fit = once(name, model)
-    if not fit.method.promises_sparsity or cell.pattern != "unstructured":
+    if not fit.method.promises_sparsity or cell.pattern != UNSTRUCTURED:
         pytest.skip("promises no exact unstructured sparsity")
     if not type(fit.method).uniform:
         found = helpers.zeros(fit.model)
@@ -72,7 +74,7 @@ def test_sparsity_is_exact_in_the_finished_model(name, model, once):
 @every
 @method
 def test_n_m_holds_in_every_row(name, model):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     _, fit = fitted(name, model, pattern="2:4")
     for target in targets.prunable(fit.model):
@@ -81,7 +83,7 @@ def test_n_m_holds_in_every_row(name, model):
 
 @method
 def test_n_m_refuses_a_width_that_is_no_multiple(name):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     with pytest.raises(BenchError, match="multiple of 5"):
         fitted(name, "tiny-bert", pattern="2:5")
@@ -122,7 +124,7 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
 def test_finished_model_survives_saving(name, model, once, tmp_path):
     _, fit = once(name, model)
     fit.model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(fit.model))
+    again = loading.load_model(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(fit.model), helpers.logits(again), atol=1e-5)
     assert not any(hasattr(m, "parametrizations") for m in fit.model.modules())
     fresh, _, _ = helpers.attached(helpers.cell("dense", model))
@@ -134,11 +136,14 @@ def test_finished_model_survives_saving(name, model, once, tmp_path):
 @every
 @method
 def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, once):
-    if name not in TRAINABLE:
-        pytest.skip("a method of another package: no closed form here")
     _, fit = once(name, model)
     start, _, _ = helpers.attached(helpers.cell("dense", model))
-    assert fit.trained.trainable == TRAINABLE[name](start, fit.method.params)
+    body = fit.method.closed_form(start)
+    if body is None and name not in registry.builtin("method"):
+        pytest.skip("a method of another package that states no closed form")
+    head = sum(p.numel() for _, p in targets.head_parameters(start))
+    expected = Trainable(body=body, head=head if fit.method.trains else 0)
+    assert fit.trained.trainable == expected
 
 
 @method
@@ -168,10 +173,21 @@ def test_budget_is_respected(name, monkeypatch):
 
 
 @method
-def test_parameters_are_described_by_defaults(name):
-    for field in dataclasses.fields(registry.method(name).Params):
-        assert field.default is not dataclasses.MISSING, f"{name}.{field.name} has no default"
+def test_every_parameter_has_a_default_and_a_meaning(name):
+    for field, told in fields_of(registry.method(name).Params).items():
+        assert not told.is_required(), f"{name}.{field} has no default"
+        assert told.description, f"{name}.{field} has no description"
 
 
-def test_every_built_in_method_has_a_closed_form():
-    assert set(METHODS) <= set(TRAINABLE)
+@method
+def test_every_method_says_what_it_does_and_where_it_is_from(name):
+    found = registry.method(name)
+    assert found.summary
+    assert bool(found.paper) == bool(found.year)
+
+
+def test_methods_never_import_each_other():
+    """What several share lies in methods/shared/."""
+    for path in Path(methods.__file__).parent.glob("*.py"):
+        taken = re.findall(r"^(?:from|import) methods\b(?!\.shared\b).*", path.read_text(), re.M)
+        assert taken == [], path.name

@@ -1,8 +1,8 @@
-"""The driver without any cell: order, dependencies, claims, fail-fast; the cells are made up."""
+"""The driver without any cell: order, dependencies, leases, fail-fast; the cells are made up."""
 
-import json
 import os
-import socket
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -37,7 +37,8 @@ def ran(monkeypatch, tmp_path):
     found = []
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
 
-    def run_isolated(cell, timeout_s, log, on_progress, env, means):
+    def run_isolated(job, timeout_s, log, on_progress, env, means):
+        cell = job.cell
         found.append((cell.method, cell.seed, timeout_s))
         if cell.method == "dense" and cell.seed != 13:
             trained_dir(cell).mkdir(parents=True)
@@ -52,6 +53,10 @@ def cells(*pairs):
     return [helpers.cell(method, seed=seed) for method, seed in pairs]
 
 
+def jobs(*pairs):
+    return [Job.resolve(cell) for cell in cells(*pairs)]
+
+
 def drive(tmp_path, wanted, timeout_s=None):
     store = Store(tmp_path / "results")
     with Leases(store) as mine:
@@ -60,12 +65,12 @@ def drive(tmp_path, wanted, timeout_s=None):
         for record in scheduler.drive(wanted, engine, mine):
             store.put(record)
             records.append(record)
-    assert not mine.mine
+    assert not mine.held
     return records
 
 
 def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
-    wanted = cells(("magnitude", 1), ("magnitude", 13), ("pst", 1), ("dense", 13), ("dense", 1))
+    wanted = jobs(("magnitude", 1), ("magnitude", 13), ("pst", 1), ("dense", 13), ("dense", 1))
     records = drive(tmp_path, wanted, timeout_s=7)
     assert {run[:2] for run in ran} == {("pst", 1), ("dense", 13), ("dense", 1), ("magnitude", 1)}
     assert {run[2] for run in ran} == {7}
@@ -76,7 +81,7 @@ def test_dense_first_and_what_stands_on_a_failure_fails(tmp_path, ran):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
-    wanted = cells(("magnitude", 1), ("wanda", 1), ("random", 1))
+    wanted = jobs(("magnitude", 1), ("wanda", 1), ("random", 1))
     with Leases(Store(tmp_path / "results")) as mine:
         engine = Local(slots, lambda *_: None)
         records = list(scheduler.drive(wanted, engine, mine))
@@ -86,7 +91,7 @@ def test_lost_dense_weights_are_made_again_once(tmp_path, ran, slots):
 
 
 def test_what_starts_from_dense_weights_that_cannot_be_made_again_fails(tmp_path, ran):
-    (record,) = drive(tmp_path, cells(("wanda", 13)))
+    (record,) = drive(tmp_path, jobs(("wanda", 13)))
     assert record.error.kind == "oom"
     assert "the dense cell it starts from failed" in record.error.message
     assert [run[0] for run in ran] == ["dense"]
@@ -103,7 +108,7 @@ def test_slots_share_the_machine(monkeypatch):
 
 
 def test_two_drivers_share_the_work(tmp_path, ran):
-    wanted = cells(*((m, s) for s in (1, 2, 3, 4) for m in ("dense", "magnitude", "pst")))
+    wanted = jobs(*((m, s) for s in (1, 2, 3, 4) for m in ("dense", "magnitude", "pst")))
     got = [[], []]
 
     def driver(i):
@@ -115,50 +120,68 @@ def test_two_drivers_share_the_work(tmp_path, ran):
     for thread in threads:
         thread.join(60)
     assert len(ran) == len(set(ran)) == 12
-    assert all({r.cell for r in records} == set(wanted) for records in got)
-    assert list((tmp_path / "results").rglob(".*.claim")) == []
+    assert all({r.cell for r in records} == {job.cell for job in wanted} for records in got)
+    assert list((tmp_path / "results").rglob(".*")) == []
 
 
-def claim(tmp_path, cell, **fields):
-    path = Leases(Store(tmp_path / "results"))._path(cell)
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | fields))
-    return path
-
-
-def test_a_living_claim_is_waited_for_and_its_record_taken(tmp_path, ran):
+def test_a_living_lease_is_waited_for_and_its_record_taken(tmp_path, ran):
     (cell,) = cells(("pst", 1))
-    path = claim(tmp_path, cell)
+    store = Store(tmp_path / "results")
+    other = Leases(store)
+    assert other.take(cell)
 
-    def other():
+    def finish():
         time.sleep(0.4)
-        Store(tmp_path / "results").put(made(cell))
-        path.unlink()
+        store.put(made(cell))
+        other.drop(cell)
 
-    threading.Thread(target=other).start()
-    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    threading.Thread(target=finish).start()
+    assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert ran == []
 
 
-@pytest.mark.parametrize("how", ["dead", "silent", "torn"])
-def test_a_claim_without_an_owner_is_taken_over(tmp_path, ran, how):
+DIES = """
+import os, signal, sys
+from filelock import SoftFileLease
+lease = SoftFileLease(sys.argv[1], lease_duration=float(sys.argv[2]))
+lease.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def left_behind(path, how):
+    """A lease as a driver leaves it that is killed here or elsewhere, or that loses power."""
+    path.parent.mkdir(parents=True)
+    if how == "dead":
+        subprocess.run([sys.executable, "-c", DIES, str(path), str(leases.LEASE_S)])
+        assert path.is_file()
+        return
+    lease = f"filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=x\nduration={leases.LEASE_S}\n"
+    text = {"silent": lease, "torn": lease[:20], "empty": "", "older": lease.replace("60", "30")}
+    path.write_text(text[how])
+
+
+@pytest.mark.parametrize("how", ["dead", "silent", "torn", "empty", "older"])
+def test_a_lease_without_an_owner_is_taken_over(tmp_path, ran, how):
     (cell,) = cells(("pst", 1))
-    path = claim(tmp_path, cell, **({"pid": 2**22 + 1} if how == "dead" else {}))
-    if how == "torn":
-        path.write_text("{")
+    path = Leases(Store(tmp_path / "results")).path(cell)
+    left_behind(path, how)
     if how != "dead":
-        old = time.time() - leases.STALE_S - 1
+        os.utime(path)
+        assert not Leases(Store(tmp_path / "results")).take(cell)  # it may still be alive
+        old = time.time() - leases.LEASE_S - 1
         os.utime(path, (old, old))
-    assert [r.status for r in drive(tmp_path, [cell])] == ["done"]
+    assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert len(ran) == 1
+    assert not path.exists()
 
 
-def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
+def test_leases_beat_while_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
     (cell,) = cells(("pst", 1))
     with Leases(Store(tmp_path)) as mine:
         assert mine.take(cell)
-        path = mine._path(cell)
+        path = mine.path(cell)
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 5
         while path.stat().st_mtime == 0:
@@ -168,16 +191,27 @@ def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
+def test_without_a_place_for_leases_cells_run_all_the_same(tmp_path):
     (tmp_path / "results").write_text("no folder")
     with Leases(Store(tmp_path / "results")) as mine:
         assert mine.take(cells(("pst", 1))[0])
 
 
+def test_a_lease_that_is_lost_is_not_taken_from_its_new_owner(tmp_path):
+    (cell,) = cells(("pst", 1))
+    with Leases(Store(tmp_path)) as first, Leases(Store(tmp_path)) as second:
+        assert first.take(cell)
+        old = time.time() - leases.LEASE_S - 1
+        os.utime(first.path(cell), (old, old))
+        assert second.take(cell)
+        first.drop(cell)
+        assert second.path(cell).exists()
+
+
 def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(tmp_path / "results")
-    wanted = plan.plan(cells(("pst", 13), ("pst", 1), ("pst", 2)), store)
+    wanted = plan.plan(jobs(("pst", 13), ("pst", 1), ("pst", 2)), store)
     run._run(wanted, store, partial(Local, 1), fail_fast=True)
     assert [run[1] for run in ran] == [13]
     run._run(wanted, store, partial(Local, 1))
@@ -189,7 +223,11 @@ def test_failed_cells_are_run_again_unless_told_otherwise(tmp_path):
     bad, good, new = cells(("pst", 13), ("pst", 1), ("pst", 2))
     store.put(made(bad, failed=True))
     store.put(made(good))
-    todo = lambda **how: [p.cell for p in plan.plan([bad, good, new], store, **how) if p.todo]  # noqa: E731
+    wanted = [Job.resolve(cell) for cell in (bad, good, new)]
+
+    def todo(**how):
+        return [item.job.cell for item in plan.plan(wanted, store, **how) if item.todo]
+
     assert todo() == [bad, new]
     assert todo(retry_failed=False) == [new]
     assert todo(rerun=True) == [bad, good, new]
@@ -203,11 +241,13 @@ def here(cell, train_s, **budget):
 
 
 def test_estimates_come_from_the_nearest_records():
-    pst, dense, wanda = (helpers.cell(name, seed=3) for name in ("pst", "dense", "wanda"))
+    pst, dense, wanda = (
+        Job.resolve(helpers.cell(name, seed=3)) for name in ("pst", "dense", "wanda")
+    )
     same = [here(helpers.cell("pst", seed=s), train_s) for s, train_s in ((1, 100.0), (2, 140.0))]
     other_method = here(helpers.cell("lora"), 50.0)
     other_budget = here(helpers.cell("lora"), 30.0, steps=30)
-    elsewhere = here(pst, 1.0).model_copy(update={"env": {"cpu": "another one"}})
+    elsewhere = here(pst.cell, 1.0).model_copy(update={"env": {"cpu": "another one"}})
     everything = estimate.Estimator([*same, other_method, elsewhere])
     assert everything.seconds(pst) == 130
     assert everything.seconds(dense) == 110  # the median of what trains here
@@ -221,9 +261,9 @@ def test_plan_tells_states_and_time(tmp_path, capsys):
     known, new, bad = cells(("pst", 1), ("pst", 2), ("wanda", 13))
     store.put(here(known, 100.0).model_copy(update={"versions": Job.resolve(known).versions}))
     store.put(made(bad, failed=True))
-    show_plan(plan.plan([known, new, bad], store), store)
+    show_plan(plan.plan([Job.resolve(cell) for cell in (known, new, bad)], store), store)
     lines = capsys.readouterr().out.splitlines()
-    macs = human(estimate.training_macs(new))
+    macs = human(estimate.Estimator([]).training_macs(Job.resolve(new)))
     assert f"missing  run  {new}  about 2 min, {macs} training MACs" in lines
     assert f"failed   run  {bad}" in lines
     assert lines[-1] == (
@@ -238,6 +278,7 @@ def test_training_macs_are_those_of_the_record():
         if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
             run_cell(cell.dense, lambda *_: None)
         update = run_cell(cell, lambda *_: None).macs.train
-        assert estimate.training_macs(cell) == update * 4 * 2
+        assert estimate.Estimator([]).training_macs(Job.resolve(cell)) == update * 4 * 2
         assert (update > 0) == (name != "magnitude")
-    assert estimate.training_macs(helpers.cell("dense", "nobody/nothing")) is None
+    nowhere = Job.resolve(helpers.cell("dense", "nobody/nothing"))
+    assert estimate.Estimator([]).training_macs(nowhere) is None

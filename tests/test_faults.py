@@ -157,7 +157,7 @@ def test_a_cell_and_then_its_driver_are_killed_and_the_table_is_the_same(tmp_pat
         assert time.monotonic() < deadline, "a cell outlived its driver"
         time.sleep(0.05)
     left = [p.name for p in (tmp_path / "results").rglob(".*")]
-    assert left == [".seed1.claim"]  # of a driver that is no more
+    assert left == [".seed1.lease"]  # of a driver that is no more
 
     running = driver(tmp_path, environment, *long)
     _, err = running.communicate(timeout=PATIENCE)
@@ -300,7 +300,7 @@ PUT = """
 import sys
 from pathlib import Path
 from bench.api import BenchError
-from bench.store import Store
+from bench.core.store import Store
 from tests.samples import record
 store = Store(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):

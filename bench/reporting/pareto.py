@@ -212,7 +212,7 @@ def _style(key: Key, styles: dict[str, int]) -> int:
 def _kind(key: Key) -> str:
     if not key[-1]:
         return "cross"
-    return "mark" if key[1] in ("unstructured", "dense") else "hollow"
+    return "mark" if key[1] in (UNSTRUCTURED, DENSE) else "hollow"
 
 
 def _zeros(records: Sequence[Record]) -> float:

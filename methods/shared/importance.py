@@ -24,6 +24,14 @@ class Importance:
         self.smoothed = [torch.zeros_like(x) for x in like]
         self.uncertain = [torch.zeros_like(x) for x in like] if beta2 < 1 else []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what training has changed."""
+        return {k: v for k, v in vars(self).items() if k != "betas"}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Puts it back."""
+        vars(self).update(saved)
+
     def end_window(self) -> None:
         """Averages the window into Ĩ, its distance from the new Ĩ into Ũ, and empties it."""
         beta1, beta2 = self.betas
@@ -51,6 +59,7 @@ class ImportancePruning(Method):
 
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("importance",)
 
     def prepare(self, ctx: Context, beta2: float) -> None:
         """Sets the schedule in updates, and the importance of what `sensitivity` measures."""

@@ -25,6 +25,7 @@ class LearnedScores(Method):
     """
 
     trains: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
     strength: float
 
     @property

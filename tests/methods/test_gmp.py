@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from bench.api import BenchError
+from bench.core.pattern import Pattern
+from bench.planning.job import Job
 from bench.weights import targets
 from methods.gmp import GMP, MagnitudeMask
 from methods.shared.masks import keep_n_m, keep_n_m_partly, pruned_count
@@ -161,7 +163,7 @@ def test_linear_and_conv1d_make_the_same_mask():
         outputs = []
         for transposed in (False, True):
             target = type("T", (), {"transposed": transposed, "shape": (12, 16), "name": "x"})()
-            layer = MagnitudeMask(target, pattern, 0.5)
+            layer = MagnitudeMask(target, Pattern(pattern), 0.5)
             layer.due = 0.7
             out = layer(weight.t().contiguous() if transposed else weight)
             outputs.append(layer.keep.t() if transposed else layer.keep)

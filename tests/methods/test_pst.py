@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.api import BenchError
 from bench.costs.parameters import count_trainable
+from bench.planning.job import Job
 from bench.weights import targets
 from methods.pst import PST, LowRankImportance, _MaskedUpdate
 from methods.shared.masks import pruned_count

@@ -5,6 +5,7 @@ import torch
 
 from bench.api import BenchError
 from bench.costs.parameters import count_trainable
+from bench.planning.job import Job
 from bench.weights import targets
 from methods.rosa import RoSA, SparseUpdate
 from methods.shared.low_rank import LowRankUpdate
