@@ -218,7 +218,7 @@ def test_hybrid_prunes_whole_neurons_with_their_bias(model, mode):
                 assert torch.equal(target.module.bias == 0, dead)
     paired = {t.name for f in feed_forward(targets.prunable(sparse)) for t in (*f.ins, f.out)}
     for target in targets.prunable(sparse):
-        assert holds(target.weight, HYBRID)
+        assert holds(target.weight, Pattern(HYBRID))
         if target.name not in paired:
             assert holds(target.weight, Pattern("block:16x16"))
 

@@ -81,7 +81,7 @@ def test_levels_come_from_the_dense_model_and_do_not_depend_on_the_base():
 def test_a_block_with_outlying_inputs_stays_denser():
     cell = helpers.cell("owl", "tiny-bert", 0.7)
     job = Job.resolve(cell)
-    loaded = loading.load(job.place, job.task, 1)
+    loaded = loading.load_for_task(job.place, job.task, 1)
     loaded.tok.model_max_length = 32
     norm = loaded.model.bert.encoder.layer[0].output.LayerNorm
     with torch.no_grad():
