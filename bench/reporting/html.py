@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.record import Record, number
 from bench.core.tables import printable
-from bench.reporting import cost_tables, figures, pareto
-from bench.reporting.figures import Panel
+from bench.reporting import cost_tables, pareto
+from bench.reporting.figures import Drawing
 from bench.reporting.leaderboard import LEGEND, Board
 from bench.reporting.rows import Key, name
 
@@ -38,7 +37,7 @@ class Section(NamedTuple):
 
     suite: str
     board: Board
-    panels: Sequence[Panel]
+    drawings: Sequence[Drawing]
 
 
 _WORDS = ("method", "pattern", "table")
@@ -61,19 +60,18 @@ _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
 
 
-def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str, int]) -> str:
-    """The page's text.
+def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
+    """Returns the page's text.
 
     Args:
         sections: boards in the order of the page.
         problems: a line for each file that was left out.
-        styles: a number for each method (`pareto.style_numbers`), as in the figures.
 
     Raises:
         BenchError: the installed `itables` is not the library that this was written for.
     """
     script = f"{_library()}\n{_own('page.js')}"
-    style = figures.css() + _own("page.css")
+    style = _own("page.css")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # by default a name that ends in .j2 would turn it off
@@ -91,14 +89,14 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
         words=_WORDS,
         numbers=[*_NUMBERS],
         boards=[_label(section) for section in sections],
-        figures=[_figure(section.panels) for section in sections],
-        rows=[row for i, section in enumerate(sections) for row in _rows(i, section, styles)],
+        figures=[_figure(section.drawings) for section in sections],
+        rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],
         problems=problems,
     ) + "\n"  # fmt: skip
 
 
-def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[str, Any]]:
+def _rows(number: int, section: Section) -> list[dict[str, Any]]:
     found = []
     for key, records in section.board.rows:
         numbers = [(c, of(section.board, key, records)) for c, of in _NUMBERS.items()]
@@ -106,7 +104,7 @@ def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[st
         found.append(
             {
                 "board": number,
-                "style": -1 if key[0] == REFERENCE else styles[key[0]],
+                "method": key[0],
                 "words": [method, ", ".join(p for p in level if p != "–")],
                 "numbers": [(cell, _order(cell) if c == _RANK else None) for c, cell in numbers],
             }
@@ -126,8 +124,8 @@ def _label(section: Section) -> str:
     return " · ".join([*parts, *(f"{key}={value}" for key, value in overrides)])
 
 
-def _figure(panels: Sequence[Panel]) -> str:
-    drawn = "\n".join(figures.panel(panel)[0] for panel in panels)
+def _figure(drawings: Sequence[Drawing]) -> str:
+    drawn = "\n".join(drawing.svg for drawing in drawings)
     return base64.b64encode(zlib.compress(drawn.encode(), 9)).decode()
 
 

@@ -46,11 +46,11 @@ def write_pages(
         boards = leaderboard.boards(inside)
         images: dict[Group, str] = {}
         for board in boards:
-            panels = pareto.panels(board.rows, styles)
-            sections.append(html.Section(suite.name, board, panels))
+            drawings = [figures.draw(panel) for panel in pareto.panels(board.rows, styles)]
+            sections.append(html.Section(suite.name, board, drawings))
             path = _file_of(suite, board.group)
             drawn.add(folder / path)
-            write_atomic(folder / path, figures.sheet(panels, path.stem))
+            write_atomic(folder / path, figures.sheet(drawings, path.stem))
             images[board.group] = _image(board, path)
         figure = partial(_of_group, images)
         text = leaderboard.tables(boards, markdown, suite.average, link, figure)
@@ -67,7 +67,7 @@ def write_pages(
         index += ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
     pages = [folder / "README.md", folder / HTML]
     write_atomic(pages[0], "\n".join(index) + "\n")
-    write_atomic(pages[1], html.page(sections, problems, styles))
+    write_atomic(pages[1], html.page(sections, problems))
     for path in set((folder / FIGURES).glob("*.svg")) - drawn:
         path.unlink()
     return [*pages, *written]
