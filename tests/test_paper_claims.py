@@ -5,6 +5,7 @@ import pytest
 
 from bench.api import BenchError
 from bench.cli import main
+from bench.core.pattern import UNSTRUCTURED
 from bench.core.store import Store
 from bench.reporting.rows import ordered
 from bench.review import paper_claims, published
@@ -159,7 +160,7 @@ def test_a_cell_that_differs_decides_nothing(printed, cell, why):
 def test_the_closest_cell_is_taken():
     found = [*mnli(sparsity=0.5), *mnli(sparsity=0.8), *mnli(method="pst")]
     key, _ = published.closest(row(), {"glue/mnli": ordered(found)})
-    assert key[:3] == ("movement", "unstructured", 0.8)
+    assert key[:3] == ("movement", UNSTRUCTURED, 0.8)
     assert published.closest(row(), {"glue/mnli": ordered(mnli(method="pst"))}) is None
 
 
