@@ -122,7 +122,7 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
 def test_finished_model_survives_saving(name, model, once, tmp_path):
     _, fit = once(name, model)
     fit.model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(fit.model))
+    again = loading.load_model(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(fit.model), helpers.logits(again), atol=1e-5)
     assert not any(hasattr(m, "parametrizations") for m in fit.model.modules())
     fresh, _, _ = helpers.attached(helpers.cell("dense", model))

@@ -260,14 +260,14 @@ def load_model(options: argparse.Namespace) -> int:
     """Checks an exported folder, and writes it as transformers has it."""
     from bench.core.pattern import DENSE
     from bench.costs.parameters import count_sparsity
-    from bench.export.export import load, unpack_folder
+    from bench.export.export import load_folder, unpack_folder
 
     folder = options.folder.expanduser()
     if options.out:
         unpack_folder(folder, options.out.expanduser())
         say(f"{options.out}: an ordinary transformers folder")
         return 0
-    model = load(folder)
+    model = load_folder(folder)
     found = count_sparsity(model, DENSE)
     say(
         f"{folder}: {type(model).__name__}, {str(model.dtype).removeprefix('torch.')}, "

@@ -125,7 +125,7 @@ def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loade
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
     if weights is not None:
         dense_seconds(weights)
-    loaded = loading.load(job.place, job.task, job.cell.seed, weights)
+    loaded = loading.load_for_task(job.place, job.task, job.cell.seed, weights)
     loaded.tok.model_max_length = job.budget.length
     model = loaded.model.to(device)  # type: ignore[arg-type]
     ctx = make_context(job, loaded, device)

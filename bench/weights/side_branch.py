@@ -3,7 +3,7 @@
     y = module(x) + (x·downᵀ)·upᵀ
 
 Adding up·down to the weight would fill its zeros, so the branch is exported beside it: its two
-matrices are saved under the module's name, and `bench.sources.loading.load_folder` puts them back.
+matrices are saved under the module's name, and `bench.sources.loading.load_model` puts them back.
 They count as parameters and multiply-adds; they are no targets, so sparsity is that of the weight.
 """
 

@@ -1,18 +1,16 @@
 """Heads and FFN neurons as units: which weights each owns, and taking zeroed ones out for good.
 
 METHODS.md §1.8. A method that prunes heads or neurons leaves zeros; `slice_units` makes the
-matrices smaller and says in `model.config.sliced` how small, so that `load` can rebuild them.
+matrices smaller and says in `model.config.sliced` how small, so that `shrink` can rebuild them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -176,33 +174,6 @@ def shrink(model: PreTrainedModel) -> None:
     if not all(fits):
         raise BenchError(f"config.sliced tells of {pairs} heads and neurons, there are {whole}")
     _keep(model, [(range(h), range(n)) for h, n in pairs])
-
-
-def load(folder: Path, kind: Any) -> PreTrainedModel:
-    """A saved sliced model of class `kind`, in float32 and eval mode; safetensors only.
-
-    Raises:
-        BenchError: the config tells no shapes, or the weights do not fit them.
-    """
-    config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    if getattr(config, "sliced", None) is None:
-        raise BenchError(f"{folder.name} holds no sliced model")
-    model: PreTrainedModel = kind(config)
-    shrink(model)
-    state = {
-        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise BenchError(f"{folder.name}: {str(error).splitlines()[-1].strip()}") from None
-    # Tied tensors are saved once: what is missing must be another name of what is there.
-    places = {k: v.data_ptr() for k, v in model.state_dict().items()}
-    read = {places[k] for k in state if k in places}
-    if unexpected or any(places[k] not in read for k in missing):
-        raise BenchError(f"{folder.name}: missing {missing}, unexpected {unexpected}")
-    model.float().eval()
-    return model
 
 
 def _keep(model: PreTrainedModel, kept: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:

@@ -471,7 +471,7 @@ def test_slorb_stays_a_trained_branch_beside_a_2_4_weight(model, tmp_path):
         initial = slorb(torch.zeros(target.shape), 16, "mean", None)[0]
         assert not torch.equal(target.module.branch.down, initial)
     fit.model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(fit.model))
+    again = loading.load_model(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(again), helpers.logits(fit.model), atol=1e-6)
 
 
