@@ -1,28 +1,29 @@
-"""The contract of DESIGN §4, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
+"""The contract of a method, for every registered method on tiny BERT, GPT-2 (Conv1D) and Llama.
 
 A method of another package takes part as soon as it is installed.
 """
 
-import dataclasses
 import re
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
 from bench.api import BenchError
 from bench.core import provenance
-from bench.core.pattern import makes
+from bench.core.parameters import fields_of
+from bench.core.pattern import UNSTRUCTURED, Pattern
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights import side_branch, targets
 from methods.shared.masks import pruned_count
 from tests import helpers
-from tests.closed_forms import TRAINABLE
 from tests.helpers import fit_cell, run_cell, trained_dir
 
 STEPS = {"budget__steps": 6, "budget__batch": 4}
-METHODS = registry.names("method")
+TEMPLATE = "fixed-mask"
+METHODS = [*registry.names("method"), TEMPLATE]
 quiet = lambda *_: None  # noqa: E731
 
 
@@ -32,6 +33,15 @@ def fitted(name, model, seed=1, **more):
     if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
         run_cell(cell.dense, quiet)
     return cell, fit_cell(cell, quiet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def template():
+    """The template takes part as a registered method does."""
+    entries = registry._entries("method")
+    entries[TEMPLATE] = EntryPoint(TEMPLATE, "methods.TEMPLATE:FixedMask", "sparsebench.methods")
+    yield
+    del entries[TEMPLATE]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,7 @@ method = pytest.mark.parametrize("name", METHODS)
 @method
 def test_sparsity_is_exact_in_the_finished_model(name, model, once):
     cell, fit = once(name, model)
-    if not fit.method.promises_sparsity or cell.pattern != "unstructured":
+    if not fit.method.promises_sparsity or cell.pattern != UNSTRUCTURED:
         pytest.skip("promises no exact unstructured sparsity")
     if not type(fit.method).uniform:
         found = helpers.zeros(fit.model)
@@ -72,7 +82,7 @@ def test_sparsity_is_exact_in_the_finished_model(name, model, once):
 @every
 @method
 def test_n_m_holds_in_every_row(name, model):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     _, fit = fitted(name, model, pattern="2:4")
     for target in targets.prunable(fit.model):
@@ -81,7 +91,7 @@ def test_n_m_holds_in_every_row(name, model):
 
 @method
 def test_n_m_refuses_a_width_that_is_no_multiple(name):
-    if not makes(registry.method(name).patterns, "2:4"):
+    if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
     with pytest.raises(BenchError, match="multiple of 5"):
         fitted(name, "tiny-bert", pattern="2:5")
@@ -134,11 +144,15 @@ def test_finished_model_survives_saving(name, model, once, tmp_path):
 @every
 @method
 def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, once):
-    if name not in TRAINABLE:
-        pytest.skip("a method of another package: no closed form here")
     _, fit = once(name, model)
     start, _, _ = helpers.attached(helpers.cell("dense", model))
-    assert fit.trained.trainable == TRAINABLE[name](start, fit.method.params)
+    head = sum(p.numel() for _, p in targets.head_parameters(start))
+    assert fit.trained.trainable.head == (head if type(fit.method).trains else 0)
+    body = fit.method.closed_form(start)
+    if body is None:
+        assert name not in registry.builtin("method"), "a built-in method needs a closed form"
+        pytest.skip("states no closed form")
+    assert fit.trained.trainable.body == body
 
 
 @method
@@ -168,10 +182,11 @@ def test_budget_is_respected(name, monkeypatch):
 
 
 @method
-def test_parameters_are_described_by_defaults(name):
-    for field in dataclasses.fields(registry.method(name).Params):
-        assert field.default is not dataclasses.MISSING, f"{name}.{field.name} has no default"
-
-
-def test_every_built_in_method_has_a_closed_form():
-    assert set(METHODS) <= set(TRAINABLE)
+def test_a_method_describes_itself_and_every_parameter(name):
+    kind = registry.method(name)
+    assert kind.summary
+    assert bool(kind.paper) == bool(kind.year)
+    for field, about in fields_of(kind.Params).items():
+        assert not about.is_required(), f"{name}.{field} has no default"
+        if name in (*registry.builtin("method"), TEMPLATE):
+            assert about.description, f"{name}.{field} has no description"

@@ -16,7 +16,7 @@ from tests.helpers import fit_cell
 METHODS = """
     import os
     import torch
-    from bench import precision
+    from bench.weights import precision
     from methods.dense import Dense
 
     RANK = int(os.environ.get("RANK", 0))

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from bench.api import BenchError, Cell
 from bench.core.files import write_atomic
+from bench.core.overrides import Overrides
+from bench.core.pattern import Pattern
 from bench.core.record import Versions, parse
 from bench.core.store import Store, path_of
 from tests.samples import record
@@ -28,9 +30,9 @@ def test_path_is_the_documented_one():
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"pattern": "2:4", "sparsity": 0.5}, "2of4-0.50"),
-        ({"pattern": "block:16x16", "sparsity": 0.875}, "block-16x16-0.875"),
-        ({"pattern": "heads+neurons", "sparsity": 0.25}, "heads-neurons-0.25"),
+        ({"pattern": Pattern("2:4"), "sparsity": 0.5}, "2of4-0.50"),
+        ({"pattern": Pattern("block:16x16"), "sparsity": 0.875}, "block-16x16-0.875"),
+        ({"pattern": Pattern("heads+neurons"), "sparsity": 0.25}, "heads-neurons-0.25"),
     ],
 )
 def test_patterns_in_paths(change, part):
@@ -42,8 +44,8 @@ def test_a_changed_budget_or_parameter_moves_the_path():
     variants = [
         cell,
         cell.model_copy(update={"budget": "full"}),
-        cell.model_copy(update={"overrides": (("lr", 1e-3),)}),
-        cell.model_copy(update={"overrides": (("lr", 2e-3),)}),
+        cell.model_copy(update={"overrides": Overrides.of({"lr": 1e-3})}),
+        cell.model_copy(update={"overrides": Overrides.of({"lr": 2e-3})}),
     ]
     assert len({path_of(v) for v in variants}) == len(variants)
 
@@ -168,7 +170,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 WRITER = """
 import sys
 from pathlib import Path
-from bench.store import Store
+from bench.core.store import Store
 from tests.samples import record
 store, i = Store(Path(sys.argv[1])), 0
 while True:

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.api import BenchError
-from bench.core.pattern import own_sparsity
+from bench.core.pattern import Pattern
 from bench.pipeline import training_step
 from bench.planning import registry
 
@@ -23,9 +23,9 @@ def test_a_name_carries_sparsity_and_parameters(monkeypatch):
     assert all(f"{name} " in table for name in ["dense", *names])
     default = ast.Params()
     assert seen == [
-        ("2:4", 0.5, default.kd, default.every),  # N:M fixes its own sparsity
-        ("2:4", 0.5, 0.0, default.every),
-        ("2:4", 0.5, 0.5, 7),
+        (Pattern("2:4"), 0.5, default.kd, default.every),  # N:M fixes its own sparsity
+        (Pattern("2:4"), 0.5, 0.0, default.every),
+        (Pattern("2:4"), 0.5, 0.5, 7),
     ]
 
 
@@ -38,4 +38,4 @@ def test_an_unknown_parameter_is_named():
     ("pattern", "sparsity"), [("dense", 0.0), ("2:4", 0.5), ("1:3", 0.6667), ("unstructured", None)]
 )
 def test_patterns_that_fix_the_sparsity(pattern, sparsity):
-    assert own_sparsity(pattern) == sparsity
+    assert Pattern(pattern).sparsity == sparsity

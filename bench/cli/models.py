@@ -257,7 +257,7 @@ def export_model(options: argparse.Namespace) -> int:
 
 
 def load_model(options: argparse.Namespace) -> int:
-    """Checks an exported folder, and writes it as transformers has it."""
+    """Checks an exported folder, or writes it as a transformers folder."""
     from bench.core.pattern import DENSE
     from bench.costs.parameters import count_sparsity
     from bench.export.export import load_folder, unpack_folder

@@ -197,9 +197,10 @@ def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | Non
         return None
     files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     entries = {name: entry for file in files for name, entry in file.entries.items()}
-    config: Any = saved_config(folder, str(folder))
+    config = saved_config(folder, str(folder))
     kind = saved_class(config, str(folder))
-    dtype, branches = config.dtype or torch.float32, packed_folder.branches_of(entries)
+    branches = packed_folder.branches_of(entries)
+    dtype: Any = config.dtype or torch.float32
     model = packed_folder.skeleton(kind, config, dtype, "meta", branches)
     if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
         return None

@@ -27,7 +27,7 @@ from bench.sources.architectures import config_at
 from bench.sources.loading import check_model
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
-from bench.training.snapshot import Unfit
+from bench.training.state import Unfit
 from bench.weights.precision import device_of
 
 log = logging.getLogger(__name__)

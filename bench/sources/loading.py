@@ -171,7 +171,8 @@ def _read(
             missing = sorted(report["missing_keys"])
             side_branch.restore(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if "allocate memory" in str(error):  # a failure of its own kind
+        # Want of memory is a failure of its own kind.
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise
         raise BenchError(f"{name}: cannot be loaded: {one_line(error)}") from None
     return (model if stored_dtype else model.float()).eval(), missing

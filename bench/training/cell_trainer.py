@@ -20,7 +20,7 @@ from bench.core import seeds
 from bench.core.errors import BenchError
 from bench.core.record import Trainable
 from bench.costs.parameters import count_trainable
-from bench.training import devices
+from bench.training import devices, state
 from bench.training.checkpoint import Checkpoints
 from bench.training.losses import micro_batches, smoothed_loss
 
@@ -133,43 +133,60 @@ class CellTrainer(Trainer):
             seeds.set_states(self.loaded["rng" if at_start else "epoch_rng"])
         self.epoch_rng = seeds.states()
 
-    def _roots(self) -> dict[str, Any]:
-        """What training changes is reachable from these."""
-        optimizer: Any = self.optimizer
-        raw = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds ours
-        return {"model": self.model, "method": self.method, "optimizer": raw}
+    def _parts(self) -> dict[str, Any]:
+        """What training has changed."""
+        assert self.model is not None
+        assert self.lr_scheduler is not None
+        return {
+            "model": state.of_model(self.model),
+            "trains": [name for name, p in self.model.named_parameters() if p.requires_grad],
+            "optimizer": self._optimizer().state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "method": self.method.state_dict(),
+            "rng": seeds.states(),
+            "epoch_rng": self.epoch_rng,
+            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
+        }
+
+    def _fill(self, saved: state.Saved) -> None:
+        """Puts all of it back."""
+        assert self.model is not None
+        assert self.lr_scheduler is not None
+        state.load_model(self.model, saved.items("model"))
+        trains = set(saved["trains"])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trains)
+        self._optimizer().load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["scheduler"])
+        self.method.load_state_dict(saved["method"])
+        self.loaded = {part: saved[part] for part in ("rng", "epoch_rng", "seconds")}
+
+    def _optimizer(self) -> Any:
+        """The method's own, without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     # The four places where Trainer writes and reads what its checkpoints hold.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.checkpoints is not None
-        assert self.lr_scheduler is not None
         if self.losses:
             self._stop_at_nan(at_once=True)
         if self.args.process_index:  # all processes hold the same
             return
-        state = {
-            "scheduler": self.lr_scheduler.state_dict(),
-            "rng": seeds.states(),
-            "epoch_rng": self.epoch_rng,
-            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
-        }
         self.checkpoints.save(
             self.state.global_step,
-            self._roots() | state,
+            self._parts,
             lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE_NAME)),
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        pass  # with the optimizer, which the method may hold on to
+        pass  # with the optimizer, all at once
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         assert self.checkpoints is not None
-        assert self.lr_scheduler is not None
-        self.loaded = self.checkpoints.restore(Path(checkpoint), self._roots())
-        self.lr_scheduler.load_state_dict(self.loaded["scheduler"])
+        self.checkpoints.restore(Path(checkpoint), self._fill)
         self.resumed = self.state.global_step
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
