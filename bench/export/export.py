@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.core.errors import BenchError
-from bench.core.files import check_free, new_folder
+from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Quantization, Quantizer
 from bench.core.pattern import Pattern
 from bench.core.record import Record, Trainable, parse
@@ -121,7 +121,7 @@ def export(
     rounded = chosen.quantization.embeddings if chosen.quantization else None
     every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
-    with new_folder(out) as scratch:
+    with write_folder_atomically(out) as scratch:
         if source.tok is not None:
             source.tok.save_pretrained(scratch)
         if form == PLAIN:
@@ -164,7 +164,7 @@ def unpack_folder(folder: Path, out: Path) -> None:
     """
     check_free(out)
     model = load_folder(folder)
-    with new_folder(out) as scratch:
+    with write_folder_atomically(out) as scratch:
         tok = loading.load_tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)

@@ -20,7 +20,7 @@ from bench.api import Context
 from bench.core import seeds
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, one_line
-from bench.core.files import check_free, new_folder
+from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
 from bench.core.record import Sparsity
@@ -77,7 +77,7 @@ def prune(
     length = length or (min(512, limit) if limit > 0 else 512)
     loading.check_length(config, length, name)
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
-    with new_folder(out) as scratch:
+    with write_folder_atomically(out) as scratch:
         tok = load_tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)  # before anything is set on it
