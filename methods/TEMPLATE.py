@@ -89,7 +89,7 @@ class Masked(nn.Module):
         return torch.where(self.keep, stored, 0.0)
 
 
-# Further hooks, each optional (bench/api.py describes them):
+# Further hooks, each optional (bench/api/method.py describes them):
 #   step(model, progress)         before every update, and once at the end: schedules
 #   loss(model, inputs, outputs)  penalties, distillation
 #   param_groups(model)           what the optimizer holds, and so what counts as trained

@@ -1,4 +1,4 @@
-"""Processes killed, memory and disks that run out: nothing torn, nothing lost (DESIGN §10).
+"""Processes killed, memory and disks that run out: nothing torn, nothing lost.
 
 Every fault is a real one: signals, limits of the operating system, damaged bytes. What a driver
 does with methods that hang, die, lie or diverge stands in test_run.py, records in test_store.py,

@@ -43,7 +43,7 @@ def test_it_is_listed_with_its_parameters(installed):
     [
         ("tests/test_contract.py", "-k", "foreign and (tiny-bert or not tiny)"),
         ("tests/test_readme.py", "tests/test_documents.py", "-k", "not template"),
-        ("tests/test_parameters.py", "-k", "foreign or every"),
+        ("tests/test_parameters.py", "-k", "foreign"),
     ],
     ids=["contract", "pages", "parameters"],
 )

@@ -1,4 +1,4 @@
-"""METHODS.md §1.8: what is zeroed can be taken out, and comes back from disk."""
+"""What is zeroed can be taken out, and comes back from disk."""
 
 import json
 

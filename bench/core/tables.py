@@ -23,7 +23,7 @@ _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def human(value: float | None) -> str:
-    """Four significant digits and a unit: 22713986 → `22.71M`; small integers stay."""
+    """Writes four significant digits and a unit: 22713986 → `22.71M`; small integers stay."""
     if value is None:
         return "–"
     for size, unit in _UNITS:
@@ -33,22 +33,22 @@ def human(value: float | None) -> str:
 
 
 def gib(value: int) -> str:
-    """Bytes → `1.23 GiB`."""
+    """Writes bytes as `1.23 GiB`."""
     return f"{value / 2**30:.2f} GiB"
 
 
 def mib(value: int) -> str:
-    """Bytes → `1.2 MiB`."""
+    """Writes bytes as `1.2 MiB`."""
     return f"{value / 2**20:.1f} MiB"
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """Fraction → `85.10`; None → `–`."""
+    """Writes a fraction as `85.10`, and None as `–`."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no table break, no line break."""
+    """Returns text that Markdown shows as it is: no markup, no table break, no line break."""
     text = (
         re.sub(r"\s+", " ", printable(text))
         .replace("&", "&amp;")
@@ -59,17 +59,17 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without control characters, turns of direction and what XML cannot hold."""
+    """Returns one line without control characters, direction marks and what XML cannot hold."""
     return _UNPRINTABLE.sub(" ", text)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table; the cells must be escaped already."""
+    """Returns a GitHub table; the cells must be escaped already."""
     return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=_align(header))
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal."""
+    """Returns a table for the terminal."""
     clean = [[printable(cell) for cell in row] for row in rows]
     return tabulate(
         clean, header, tablefmt="simple", disable_numparse=True, colalign=_align(header)

@@ -1,8 +1,8 @@
 """`sparsebench count`: what every method trains, stores and multiplies, from a config alone.
 
-METHODS.md §4. Nothing is trained or pruned here. Trained elements, training products and the shape
-of the finished model are those of the attached method (`bench.costs.without_weights`); its zeros
-are those it promises (`Method.expected`). A number that only training can tell is left out.
+Nothing is trained or pruned here. Trained elements, training products and the shape of the finished
+model are those of the attached method (`bench.costs.without_weights`). Its zeros are those that it
+promises (`Method.expected`). A number that only training can tell is left out.
 """
 
 from __future__ import annotations

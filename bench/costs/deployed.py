@@ -26,7 +26,7 @@ _KERNEL_PATTERN = Pattern("2:4")
 def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
     """A copy of an exported model in `dtype` as it would be deployed, and the form it has.
 
-    Logits stay the same up to rounding (METHODS.md §1.8).
+    Logits stay the same up to rounding.
     """
     made: Any = copy.deepcopy(model)
     form = slice_dead_units(made)

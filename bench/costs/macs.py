@@ -49,7 +49,7 @@ def count_macs(
 
     Linear layers and attention products (q·kᵀ, p·v) are counted, embeddings are 0, the head is
     counted and stated apart. `effective` scales every target's products by its density,
-    `realizable` leaves out what can be left out (METHODS.md §4.2).
+    `realizable` leaves out what can be left out (methods/README.md, costs).
 
     Args:
         model: as exported.

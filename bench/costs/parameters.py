@@ -1,6 +1,6 @@
 """What a model theoretically costs: parameters, multiply-adds (MACs) and bytes.
 
-Everything is counted on the exported, reloaded model; a zero is `== 0.0` (DESIGN §5, rule 5).
+Everything is counted on the exported, reloaded model; a zero is `== 0.0`.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | Non
     config = saved_config(folder, str(folder))
     kind = saved_class(config, str(folder))
     branches = packed_folder.branches_of(entries)
-    dtype: torch.dtype = config.dtype or torch.float32
+    dtype: Any = config.dtype or torch.float32
     model = packed_folder.skeleton(kind, config, dtype, "meta", branches)
     if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
         return None

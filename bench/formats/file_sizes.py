@@ -1,4 +1,4 @@
-"""What a model takes on disk in each format (METHODS.md §4.2): counted, nothing is packed.
+"""What a model takes on disk in each format: counted, nothing is packed.
 
 The targets are packed, and embeddings too where they are quantized; everything else (norms,
 biases, heads, branches) is stored as it is, tied tensors once.

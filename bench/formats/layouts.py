@@ -122,7 +122,7 @@ class Matrix(BaseModel):
 
     @property
     def tensors(self) -> dict[str, Entry]:
-        """Names, dtypes and shapes of what the weight becomes (METHODS.md §4.2)."""
+        """Names, dtypes and shapes of what the weight becomes."""
         rows, columns = self.shape
         found = {}
         if self.layout == "bitmap":

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
-from xml.sax.saxutils import escape as _escape
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
 from bench.core.cell import REFERENCE
 from bench.core.tables import printable
@@ -23,8 +23,8 @@ Rows = list[dict[str, Any]]
 """What the marks of one layer show."""
 
 WIDTH = 400
-LEFT, TOP, BOTTOM = 50, 28, 42
-"""Pixels of a panel, and those that are left of, above and below its axes."""
+LEFT, TOP, RIGHT, BOTTOM = 50, 28, 20, 42
+"""Pixels of a panel's width, and those around its axes; names of curves take more at the right."""
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
 """Okabe and Ito's colours, which the colour-blind tell apart, without yellow and black."""
@@ -108,7 +108,7 @@ def sheet(drawings: Sequence[Drawing], title: str) -> str:
         top += max(d.height for d in pair)
     size = f'width="{WIDTH * min(2, len(drawings))}" height="{top}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    paper = f'<title>{_text(title, 200)}</title><rect {size} fill="white"/>'
+    paper = f'<title>{escape(_cut(title, 200))}</title><rect {size} fill="white"/>'
     return "\n".join([head, paper, *body, "</svg>"]) + "\n"
 
 
@@ -117,7 +117,7 @@ def draw(panel: Panel) -> Drawing:
     import vl_convert  # its JavaScript engine starts with the first figure, which takes a second
 
     named = _named(panel) if panel.curves else []
-    width = WIDTH - LEFT - (124 if panel.curves else 14)
+    width = WIDTH - LEFT - (124 if panel.curves else RIGHT)
     height = max(235, LINE * (len(named) + 1))
     xs = [q.x for s in panel.series for q in s.points]
     ys = [end for s in panel.series for q in s.points for end in (q.y - q.sd, q.y + q.sd, q.y)]
@@ -129,10 +129,10 @@ def draw(panel: Panel) -> Drawing:
     rows |= _at_ends(panel, named, x, y) if panel.curves else _beside(panel, x, y)
     drawn = vl_convert.vegalite_to_svg(_chart(panel, x, y) | {"datasets": rows})
     tall = TOP + height + BOTTOM
-    about = _text(f"{panel.y} against {panel.x} {panel.where}".rstrip(), 120)
+    about = quoteattr(_cut(f"{panel.y} against {panel.x} {panel.where}".rstrip(), 120))
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" '
-        f'width="{WIDTH}" height="{tall}" role="img" aria-label="{about}">'
+        f'width="{WIDTH}" height="{tall}" role="img" aria-label={about}>'
     )
     return Drawing(head + _PLACES.sub(_rounded, drawn.partition(">")[2]), tall)
 
@@ -165,7 +165,8 @@ def _beside(panel: Panel, x: Scale, y: Scale) -> dict[str, Rows]:
         for q in s.points
     ]
     labels = beside(spots, x.length, y.length)
-    labels.append(Label(_cut(panel.where, 30), x.length + 8, 10 - TOP, left=True))
+    if panel.where:
+        labels.append(Label(_cut(panel.where, 30), x.length + 8, 10 - TOP, left=True))
     words, words_left = (
         [{"x": label.x, "y": label.y, "text": label.text} for label in labels if label.left is left]
         for left in (False, True)
@@ -214,12 +215,13 @@ def _template(curves: bool) -> dict[str, Any]:
     inside = alt.Fill("colour:N", scale=None)
     series = alt.Detail("series:N"), alt.Description("method:N")
     points = rows("points").mark_point().encode(*placed, *symbol)
-    across = rows("across").mark_rule(aria=False, stroke=INK, strokeDash=[2, 3])
     if curves:
         layers = [
             rows("points").mark_area(opacity=0.12).encode(*spread, inside, *series),
             rows("points").mark_line(strokeWidth=1.5).encode(*placed, colour, dash, *series),
-            across.encode(*pixels, *to),
+            rows("across")
+            .mark_rule(aria=False, stroke=INK, strokeDash=[2, 3])
+            .encode(*pixels, *to),
             rows("leads").mark_rule(aria=False, stroke=SOFT, strokeWidth=0.5).encode(*pixels, *to),
             points,
             rows("ends").mark_point().encode(*pixels, *symbol),
@@ -233,22 +235,16 @@ def _template(curves: bool) -> dict[str, Any]:
             rows("points").mark_rule().encode(*spread, colour, *series),
             points,
         ]
-    sides: tuple[tuple[str, Literal["left", "right"]], ...]
-    sides = (("words", "left"), ("words left", "right"))
-    for name, align in sides:
-        text = rows(name).mark_text(align=align, baseline="middle")
-        ground = rows(name).mark_text(align=align, baseline="middle", stroke="white", aria=False)
+    for name in ("words", "words left"):
+        at: Any = {"align": "right" if name == "words left" else "left", "baseline": "middle"}
+        text = rows(name).mark_text(**at)
+        ground = rows(name).mark_text(**at, stroke="white", aria=False)
         layers += [ground.encode(*pixels, alt.Text("text:N"))]
         layers += [text.encode(*pixels, alt.Text("text:N"), alt.Description("text:N"))]
     chart = alt.layer(*layers).properties(autosize=alt.AutoSizeParams(type="none"))
-    sizes: dict[str, Any] = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
-    colours: dict[str, Any] = {
-        "labelColor": SOFT,
-        "titleColor": INK,
-        "gridColor": RULE,
-        "tickColor": RULE,
-    }
-    specification: dict[str, Any] = (
+    sizes: Any = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
+    colours: Any = {"labelColor": SOFT, "titleColor": INK, "gridColor": RULE, "tickColor": RULE}
+    made: dict[str, Any] = (
         chart.configure_axis(
             **sizes, **colours, domainColor=RULE, titleBaseline="middle", aria=False,
             labelOverlap=False,
@@ -258,7 +254,7 @@ def _template(curves: bool) -> dict[str, Any]:
         .configure_point(size=45, strokeWidth=1.4, opacity=1)
         .to_dict()
     )  # fmt: skip
-    return specification
+    return made
 
 
 def _points(panel: Panel, y: Scale) -> Rows:
@@ -300,8 +296,3 @@ def _cut(value: str, limit: int) -> str:
     """Returns foreign text on one line, cut where it is long."""
     clean = printable(value)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
-
-
-def _text(value: str, limit: int) -> str:
-    """Returns foreign text for XML."""
-    return _escape(_cut(value, limit), {'"': "&quot;"})

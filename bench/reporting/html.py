@@ -26,7 +26,7 @@ from bench.core.record import Record, number
 from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
-from bench.reporting.leaderboard import LEGEND, Board
+from bench.reporting.leaderboard import BOARD_LEGEND, Board
 from bench.reporting.rows import Key, name
 
 Number = float | None
@@ -80,7 +80,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["line"] = printable
-    legends = (LEGEND, pareto.LEGEND, cost_tables.LEGEND)
+    legends = (BOARD_LEGEND, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -113,7 +113,7 @@ def _rows(number: int, section: Section) -> list[dict[str, Any]]:
 
 
 def _order(rank: str) -> str:
-    """What a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
+    """Returns what a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
     ends = re.findall(r"\d+", rank) or ["9999"]
     return f"{ends[0]}.{ends[-1]:>03}"
 
@@ -134,7 +134,7 @@ def _scores(records: Sequence[Record]) -> list[float]:
 
 
 def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:
-    """A number in its column's unit, with that many decimals or four significant digits."""
+    """Writes a number in its column's unit, with that many decimals or four significant digits."""
     if value is None:
         return ""
     scaled = value / unit
@@ -144,14 +144,14 @@ def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:
 
 
 def _emphasis(legend: str) -> str:
-    """Our own legends' Markdown as HTML."""
+    """Turns our own legends' Markdown into HTML."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(Markup.escape(legend)), flags=re.DOTALL)
     return re.sub(r"\*(.+?)\*", r"<i>\1</i>", text, flags=re.DOTALL)
 
 
 @cache
 def _library() -> str:
-    """DataTables as a script in which the page's own code can follow."""
+    """Returns DataTables as a script in which the page's own code can follow."""
     package = find_spec("itables")  # found and not imported: that would take longer than the page
     if package is None or package.origin is None:
         raise BenchError("the package itables is missing; install sparsebench's requirements")
@@ -168,5 +168,5 @@ def _own(file: str) -> str:
 
 
 def _source(text: str) -> str:
-    """A script or style as the policy admits it."""
+    """Returns a script or style as the policy admits it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

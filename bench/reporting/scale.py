@@ -28,11 +28,14 @@ class Scale:
         self, values: Sequence[float], length: float, log: bool, inset: float, turned: bool = False
     ) -> None:
         self.length, self.inset, self.turned = length, inset, turned
-        above = min((v for v in values if v > 0), default=1.0)
-        self.log, self.constant = log, above if log and min(values) <= 0 else 0.0
+        self.log, self.constant = log, 0.0
+        values = values or [1.0]
         self.low, self.high = min(values), max(values)
+        if log and self.low <= 0:  # twelve decades at most, so that the ratio stays a number
+            self.constant = max(min((v for v in values if v > 0), default=1.0), self.high / 1e12)
         if self._in(self.high) - self._in(self.low) < 1e-9 * max(abs(self._in(self.high)), 1):
-            margin = max(0.05 * abs(self.high), 1e-6)  # one value stands in the middle
+            # One value stands in the middle.
+            margin = max(0.05 * abs(self.high), 0.0 if log and self.high else 1e-6)
             self.low, self.high = self.low - margin, self.high + margin
 
     def __call__(self, value: float) -> float:

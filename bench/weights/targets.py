@@ -2,8 +2,8 @@
 
 Beside it the embeddings, which no method prunes and a quantizer may round.
 
-METHODS.md §1.1–1.2: all linear weights inside the transformer blocks; never embeddings, heads,
-poolers, norms or biases (DESIGN §5, rule 1).
+The prunable set is all linear weights inside the transformer blocks; never embeddings, heads,
+poolers, norms or biases (methods/README.md, prunable set).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Target:
     def weight(self) -> Tensor:
         """The weight as a contiguous, detached (out, in) tensor; a copy for Conv1D.
 
-        Contiguous because flat indexing of a transposed view writes to a temporary (§1.1).
+        Contiguous because flat indexing of a transposed view writes to a temporary.
         """
         return normal_form(self.stored, self.transposed)
 

@@ -146,5 +146,7 @@ class Classification(Base[Rows]):
         collate = self.collator(tok)
         inputs = encoded.remove_columns(["labels", "length"])
         for start in range(0, len(inputs), size):
-            stop = min(start + size, len(inputs))
-            yield dict(collate(inputs.select(range(start, stop)).to_list()))
+            # A slice is a dict of columns, which reads faster than row by row.
+            columns = inputs[start : start + size]
+            rows = zip(*columns.values(), strict=True)
+            yield dict(collate([dict(zip(columns, row, strict=True)) for row in rows]))
