@@ -146,11 +146,14 @@ class RoSA(Method):
         """Collects gradients after the warm-up; then chooses Ω and starts anew, once."""
         for layer in self.layers:
             layer.end_batch()
+        if any(layer.omega is not None for layer in self.layers):
+            self.start = []  # a checkpoint from after the restart has come with its Ω
+        if not self.start:
+            return
         done = round(progress * self.steps)
         if done < self.restart:
             for layer in self.layers:
                 layer.collecting = done >= self.alone
-        if done != self.restart or not self.start:
             return
         for layer in self.layers:
             layer.choose()
