@@ -125,7 +125,7 @@ def tensors(*things: Any) -> Iterator[Tensor]:
 
 
 def _counter() -> FlopCounterMode:
-    """Makes a FlopCounterMode that also knows products in place and with vectors (2 FLOPs a MAC)."""
+    """Makes a FlopCounterMode that also knows products in place and with vectors; 2 a MAC."""
     aten = torch.ops.aten
     mapping = {
         aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1],
