@@ -97,9 +97,9 @@ def test_one_more_try_after_an_oom_in_training(
     cell = helpers.cell("dense")
     tried = []
 
-    def attempt(cell, means, timeout_s, log, on_progress, env):
+    def attempt(cell, settings, timeout_s, log, on_progress, env):
         assert 0 < timeout_s <= 60
-        tried.append(means.accumulate)
+        tried.append(settings.accumulate)
         on_progress(phase, 0, 6)
         kind = outcomes[len(tried) - 1]
         return failed(cell, kind, f"{kind} here") if kind else record()

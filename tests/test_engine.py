@@ -37,7 +37,7 @@ def ran(monkeypatch, tmp_path):
     found = []
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
 
-    def run_isolated(job, timeout_s, log, on_progress, env, means):
+    def run_isolated(job, timeout_s, log, on_progress, env, settings):
         cell = job.cell
         found.append((cell.method, cell.seed, timeout_s))
         if cell.method == "dense" and cell.seed != 13:

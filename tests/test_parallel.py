@@ -91,21 +91,21 @@ def run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
     registry._entries.cache_clear()
 
-    def run(name, means, env=None, **more):
+    def run(name, settings, env=None, **more):
         more = {"budget__steps": 6, "budget__batch": 10} | more
         cell = helpers.cell(name, pattern="dense", **more)
         env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
-        return isolate.run_isolated(cell, 600, tmp_path / "log", lambda *_: None, env, means)
+        return isolate.run_isolated(cell, 600, tmp_path / "log", lambda *_: None, env, settings)
 
     yield run
     registry._entries.cache_clear()
 
 
-def weights(run, place, means, **more):
-    env = {"KEEP": str(place)} | ({"SHARDED": "1"} if means.sharded else {})
-    record = run("exact", means, env=env, **more)
+def weights(run, place, settings, **more):
+    env = {"KEEP": str(place)} | ({"SHARDED": "1"} if settings.sharded else {})
+    record = run("exact", settings, env=env, **more)
     assert record.error is None, record.error
-    assert {k: record.env[k] for k in means.told()} == means.told()
+    assert {k: record.env[k] for k in settings.as_env()} == settings.as_env()
     assert (record.params.trainable.body, record.params.trainable.head) == HELD[more["model"]]
     return load_file(place / "model.safetensors")
 
@@ -126,8 +126,8 @@ def weights(run, place, means, **more):
 )
 def test_processes_share_every_batch(run, tmp_path, more, tried):
     alone = weights(run, tmp_path / "alone", DEFAULTS, **more)
-    for i, means in enumerate(tried):
-        found = weights(run, tmp_path / str(i), means, **more)
+    for i, settings in enumerate(tried):
+        found = weights(run, tmp_path / str(i), settings, **more)
         for name, value in alone.items():
             assert torch.allclose(found[name], value, atol=1e-5), name
 
@@ -155,8 +155,8 @@ def suite(tmp_path, text):
 
 def test_the_suite_says_how_many(tmp_path):
     found = suite(tmp_path, "[trainer]\nprocesses = 2\ngradient_checkpointing = true\n")
-    assert found.means == RunSettings(2, trainer={"gradient_checkpointing": True})
-    assert suite(tmp_path, "").means == DEFAULTS
+    assert found.settings == RunSettings(2, trainer={"gradient_checkpointing": True})
+    assert suite(tmp_path, "").settings == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_what_it_may_not_say(tmp_path, table, told):
 
 
 def test_what_cannot_be_shared_is_told_before_training():
-    def refused(means):
+    def refused(settings):
         made = helpers.cell("pst", budget__batch=2)
         with pytest.raises(BenchError) as told:
-            fit_cell(made, lambda *_: None, means=means)
+            fit_cell(made, lambda *_: None, settings=settings)
         return str(told.value)
 
     assert refused(RunSettings(3)) == "[trainer] 3 processes cannot share a batch of 2"

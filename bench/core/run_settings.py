@@ -64,7 +64,7 @@ class RunSettings:
         """Whether each process holds a part of the weights only."""
         return bool(self.trainer.get("fsdp"))
 
-    def told(self) -> dict[str, Any]:
+    def as_env(self) -> dict[str, Any]:
         """What a record's `env` says of them."""
         found = {"processes": self.processes, "accumulate": self.accumulate}
         return {k: v for k, v in found.items() if v > 1} | {

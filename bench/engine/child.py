@@ -35,17 +35,17 @@ def child_main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "methods", "tasks"):
         logging.getLogger(package).setLevel(logging.INFO)
-    means = RunSettings(**order["means"])
-    if means.processes > 1 and order["rank"] == 0:
-        devices.start_others(order, means.processes, COMMAND, events)
-    record = _first(job, events, means) if order["rank"] == 0 else _other(job, means)
+    settings = RunSettings(**order["settings"])
+    if settings.processes > 1 and order["rank"] == 0:
+        devices.start_others(order, settings.processes, COMMAND, events)
+    record = _first(job, events, settings) if order["rank"] == 0 else _other(job, settings)
     if record is not None:
         events.write(json.dumps({"record": record.to_json()}) + "\n")
         events.flush()
     return 0
 
 
-def _first(job: Job, events: IO[str], means: RunSettings) -> Record:
+def _first(job: Job, events: IO[str], settings: RunSettings) -> Record:
     from bench.costs.measure import reuse_freed_memory
     from bench.pipeline.cache import clear_scratch
     from bench.pipeline.run import run_cell
@@ -54,18 +54,18 @@ def _first(job: Job, events: IO[str], means: RunSettings) -> Record:
         events.write(json.dumps({"phase": phase, "done": done, "all": all_}) + "\n")
 
     reuse_freed_memory()
-    record = _attempt(job, lambda: run_cell(job, emit, means))
+    record = _attempt(job, lambda: run_cell(job, emit, settings))
     # A process that is killed leaves its checkpoints; with a full disk they may serve again, too.
     if record.error is not None and record.error.kind != "disk":
         clear_scratch(job)
     return record
 
 
-def _other(job: Job, means: RunSettings) -> Record | None:
+def _other(job: Job, settings: RunSettings) -> Record | None:
     """Trains along as one of a cell's other processes, and reports only failures."""
     from bench.pipeline.fit import fit_cell
 
-    found = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, means))
+    found = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, settings))
     if not isinstance(found, Record) or found.error is None:
         return None
     # Short enough to be written in one go, into the pipe that the first process writes to.

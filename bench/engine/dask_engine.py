@@ -39,7 +39,7 @@ class Dask(scheduler.Engine):
         address: the scheduler's, as `tcp://host:8786` or `tls://…`.
         security: certificates for TLS.
         timeout_s: after which a cell is stopped; by default its budget says.
-        means: what cells are run with.
+        settings: what cells are run with.
 
     Raises:
         BenchError: nobody answers there.
@@ -50,11 +50,11 @@ class Dask(scheduler.Engine):
         address: str,
         security: Security,
         timeout_s: float | None = None,
-        means: RunSettings = DEFAULTS,
+        settings: RunSettings = DEFAULTS,
     ) -> None:
         for name in ("distributed", "distributed.client"):  # both have a handler of their own
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.address, self.timeout_s, self.means = address, timeout_s, means
+        self.address, self.timeout_s, self.settings = address, timeout_s, settings
         try:
             self.client = Client(
                 address, security=security, timeout=CONNECT_S, set_as_default=False
@@ -84,7 +84,7 @@ class Dask(scheduler.Engine):
         order = {
             "cell": job.cell.model_dump(mode="json"),
             "timeout_s": self.timeout_s,
-            "means": asdict(self.means),
+            "settings": asdict(self.settings),
         }
         self.client.submit(run_job, order, pure=False).add_done_callback(done)
         return future

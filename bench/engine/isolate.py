@@ -34,7 +34,7 @@ def run_isolated(
     log: Path,
     on_progress: OnProgress,
     env: Mapping[str, str] | None = None,
-    means: RunSettings = DEFAULTS,
+    settings: RunSettings = DEFAULTS,
 ) -> Record:
     """Runs a cell in a process group of its own and returns its record, done or failed.
 
@@ -46,7 +46,7 @@ def run_isolated(
         log: file that takes what the child prints.
         on_progress: called with (phase, done, all).
         env: additions to the child's environment.
-        means: batches in pieces, several devices.
+        settings: batches in pieces, several devices.
     """
     phases = [""]
 
@@ -55,11 +55,11 @@ def run_isolated(
         on_progress(phase, done, all_)
 
     end = time.monotonic() + timeout_s
-    record = _try(job, means, timeout_s, log, watch, env)
+    record = _try(job, settings, timeout_s, log, watch, env)
     oom = record.error is not None and record.error.kind == "oom"
-    if not oom or phases[-1] != "train" or job.budget.batch <= means.processes:
+    if not oom or phases[-1] != "train" or job.budget.batch <= settings.processes:
         return record
-    halved = replace(means, accumulate=2 * means.accumulate)
+    halved = replace(settings, accumulate=2 * settings.accumulate)
     record = _try(job, halved, end - time.monotonic(), log, watch, env)
     if record.error is None:
         return record
@@ -69,14 +69,14 @@ def run_isolated(
 
 def _try(
     job: Job,
-    means: RunSettings,
+    settings: RunSettings,
     timeout_s: float,
     log: Path,
     on_progress: OnProgress,
     env: Mapping[str, str] | None,
 ) -> Record:
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w" if means.accumulate == 1 else "a", encoding="utf-8") as sink:
+    with open(log, "w" if settings.accumulate == 1 else "a", encoding="utf-8") as sink:
         child = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
@@ -101,7 +101,7 @@ def _try(
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            order = {"cell": job.cell.model_dump(mode="json"), "means": asdict(means), "rank": 0}
+            order = {"cell": job.cell.model_dump(mode="json"), "settings": asdict(settings), "rank": 0}
             child.stdin.write(json.dumps(order) + "\n")
             child.stdin.flush()
         for line in child.stdout:

@@ -31,7 +31,7 @@ class Local(Engine):
         slots: cells at a time.
         on_progress: called with (cell, phase, done, all).
         timeout_s: after which a cell is stopped; by default its budget says.
-        means: what cells are run with.
+        settings: what cells are run with.
     """
 
     slots = 0
@@ -41,13 +41,13 @@ class Local(Engine):
         slots: int,
         on_progress: OnProgress,
         timeout_s: float | None = None,
-        means: RunSettings = DEFAULTS,
+        settings: RunSettings = DEFAULTS,
     ) -> None:
-        self.slots, self.means = slots, means
+        self.slots, self.settings = slots, settings
         self.on_progress, self.timeout_s = on_progress, timeout_s
         self.pool = ThreadPoolExecutor(slots)
         self.shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for share in shares(slots, means.processes):
+        for share in shares(slots, settings.processes):
             self.shares.put(share)
 
     def submit(self, job: Job) -> Future[Record]:
@@ -62,7 +62,7 @@ class Local(Engine):
     def _run(self, job: Job) -> Record:
         share = self.shares.get()
         try:
-            return run_here(job, self.on_progress, self.timeout_s, share, self.means)
+            return run_here(job, self.on_progress, self.timeout_s, share, self.settings)
         except (BenchError, OSError) as error:
             return failed(job, getattr(error, "kind", "error"), str(error))
         finally:
@@ -74,7 +74,7 @@ def run_here(
     on_progress: OnProgress,
     timeout_s: float | None = None,
     env: dict[str, str] | None = None,
-    means: RunSettings = DEFAULTS,
+    settings: RunSettings = DEFAULTS,
 ) -> Record:
     """Runs a cell on this machine, in a process of its own.
 
@@ -86,7 +86,7 @@ def run_here(
         on_progress: called with (cell, phase, done, all).
         timeout_s: after which a cell is stopped; by default its budget says.
         env: additions to the process's environment.
-        means: what the cell is run with.
+        settings: what the cell is run with.
     """
 
     def run(job: Job) -> Record:
@@ -96,7 +96,7 @@ def run_here(
             LOGS / path_of(job.cell).with_suffix(".log"),
             lambda phase, done, all_: on_progress(job.cell, phase, done, all_),
             {"TOKENIZERS_PARALLELISM": "false", **(env or {})},
-            means,
+            settings,
         )
 
     if job.needs_dense:

@@ -49,37 +49,37 @@ class Fitted:
     dense_s: float
 
 
-def fit_cell(job: Job, emit: Emit, resume: bool = False, means: RunSettings = DEFAULTS) -> Fitted:
+def fit_cell(job: Job, emit: Emit, resume: bool = False, settings: RunSettings = DEFAULTS) -> Fitted:
     """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain.
 
     Args:
         job: the cell to fit, resolved.
         emit: takes the progress.
         resume: go on from a checkpoint if there is one, and write some if it takes long.
-        means: batches in pieces, several devices.
+        settings: batches in pieces, several devices.
 
     Raises:
         BenchError: with the kind that a failed record will bear.
     """
     scratch = scratch_dir(job) if resume else None
     try:
-        return _fit(job, emit, scratch, means)
+        return _fit(job, emit, scratch, settings)
     except Unfit as reason:
         log.warning("the checkpoint is of no use, training starts over: %s", reason)
     # Out here nothing holds on to the model that was spoilt.
     clear_scratch(job)
-    return _fit(job, emit, scratch, means)
+    return _fit(job, emit, scratch, settings)
 
 
-def _fit(job: Job, emit: Emit, scratch: Path | None, means: RunSettings) -> Fitted:
+def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> Fitted:
     cell, task, budget = job.cell, job.task, job.budget
-    means.check(budget)
+    settings.check(budget)
     # One-shot methods start from the dense cell's weights, training methods from the pretrained;
     # quantizing the dense cell takes no second training.
     start_trained = task.finetunes and not job.trains
     weights = trained_dir(job.dense) if start_trained else None
     loaded, method, prune_s = _attached(job, emit, weights)
-    if means.sharded and not method.shardable:
+    if settings.sharded and not method.shardable:
         why = "it works on whole matrices; [trainer] processes without fsdp will do"
         raise BenchError(f"method {cell.method} cannot train with fsdp: {why}")
     trained = train.Trained(Trainable(body=0, head=0), "float32")
@@ -88,8 +88,8 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, means: RunSettings) -> Fitt
         emit("train", 0, budget.steps)
         start = time.perf_counter()
         checkpoints = None
-        if scratch is not None and not means.sharded:
-            depends = _depends(job, loaded) | {"means": means.told()}
+        if scratch is not None and not settings.sharded:
+            depends = _depends(job, loaded) | {"settings": settings.as_env()}
             checkpoints = Checkpoints(scratch, hashlib.sha256(canonical(depends)).hexdigest())
         trained = train.fit(
             method,
@@ -100,10 +100,10 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, means: RunSettings) -> Fitt
             cell.seed,
             lambda step, steps: emit("train", step, steps),
             checkpoints,
-            means,
+            settings,
         )
         train_s = time.perf_counter() - start + trained.earlier_s
-        if means.sharded:  # what was trained is in pieces; the first process is given the whole
+        if settings.sharded:  # what was trained is in pieces; the first process is given the whole
             loaded, method, _ = _attached(job, emit, weights)
             if trained.weights:
                 loaded.model.load_state_dict(trained.weights)

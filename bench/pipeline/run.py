@@ -26,7 +26,7 @@ from bench.weights.patterns import has_kernel
 from bench.weights.precision import autocast, device_of, for_scoring
 
 
-def run_cell(job: Job, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
+def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     """Runs a cell and returns its record; a dense cell also leaves its weights in the cache.
 
     Training goes on from where a killed process has left it, to the same scores.
@@ -34,14 +34,14 @@ def run_cell(job: Job, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
     Args:
         job: the cell to run, resolved.
         emit: takes the progress.
-        means: batches in pieces, several devices.
+        settings: batches in pieces, several devices.
 
     Raises:
         BenchError: with the kind that a failed record will bear.
     """
     cell, task, budget = job.cell, job.task, job.budget
     device = device_of()
-    fitted = fit_cell(job, emit, True, means)
+    fitted = fit_cell(job, emit, True, settings)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
@@ -98,7 +98,7 @@ def run_cell(job: Job, emit: Emit, means: RunSettings = DEFAULTS) -> Record:
         env=provenance.env()
         | {"train_dtype": fitted.trained.dtype, "eval_dtype": eval_dtype}
         | ({"resumed_at": fitted.trained.resumed} if fitted.trained.resumed else {})
-        | means.told(),
+        | settings.as_env(),
         time=provenance.now(),
     )
     if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
