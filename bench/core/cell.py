@@ -1,4 +1,4 @@
-"""A cell of the benchmark and what it is made of: pattern, budget, overrides, quantization.
+"""A cell of the benchmark and its parts: pattern, budget, overrides, quantization.
 
 Nothing here imports torch, so that the command line stays fast.
 """
@@ -50,14 +50,14 @@ BudgetField = Annotated[Budget, BeforeValidator(_budget_of)]
 
 
 class Cell(BaseModel):
-    """One point of the benchmark: all that decides its scores and nothing else.
+    """One point of the benchmark. It holds all that decides the scores, and nothing else.
 
     Attributes:
         pattern: where zeros may lie.
         sparsity: fraction of the prunable weights that is pruned, to four decimals.
         budget: name of one of the task's budgets.
-        overrides: departures from the method's and the budget's defaults, and what the finished
-            weights are rounded to.
+        overrides: values that replace defaults of the method and the budget, and the format that
+            the finished weights are rounded to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +76,7 @@ class Cell(BaseModel):
     def _plain_name(cls, value: str) -> str:
         if not _NAME.fullmatch(value) or ".." in value or len(value) > 64:
             raise ValueError(
-                f"{value[:80]!r} is no name: letters, digits, . _ - and one /, up to 64"
+                f"{value[:80]!r} is not a name: use up to 64 letters, digits, . _ - and one /"
             )
         return value
 
@@ -89,12 +89,12 @@ class Cell(BaseModel):
 
     @property
     def quantization(self) -> Quantization | None:
-        """What the finished model is rounded to; None leaves it as it is."""
+        """The format that the finished model is rounded to; None does not round it."""
         return self.overrides.quantization
 
     @property
     def key(self) -> str:
-        """sha256 of the cell, hexadecimal: its identity in caches and records."""
+        """Hexadecimal sha256 of the cell, which identifies it in caches and records."""
         return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
 
     @property
@@ -118,5 +118,5 @@ class Cell(BaseModel):
 
 
 def canonical(value: Any) -> bytes:
-    """`value` as JSON bytes that depend on its content alone."""
+    """Returns `value` as JSON bytes that depend only on its content, not on the order of keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""Failures that one line explains."""
+"""Errors that one line explains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class."""
+    """Returns the first line of an error's message (300 characters at most), else its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
@@ -19,11 +19,11 @@ Outcome = Literal["oom", "nan", "timeout", "killed", "offline", "disk", "contrac
 
 
 class BenchError(Exception):
-    """A failure that one line explains: what was wrong and what would be right.
+    """An error that one line explains: what was wrong and what would be right.
 
     Args:
-        message: the line.
-        kind: the failure's kind as it stands in a failed record.
+        message: that line.
+        kind: the failure's kind, as a failed record states it.
     """
 
     def __init__(self, message: str, kind: Outcome = "error") -> None:
@@ -32,18 +32,18 @@ class BenchError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
-    """One line: the name, the nearest known ones, or how to list them."""
+    """Makes the error for an unknown name: it suggests close names, or how to list them."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see `sparsebench list {kind}s`"
     return BenchError(f"unknown {kind} {name!r}: {hint}")
 
 
 def first_error(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong: where, what was given, what is allowed."""
+    """Describes pydantic's first error in one line: the field, the given value, what is allowed."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    if not place:
+    if not field:
         return message
     given = "" if first["type"] == "missing" else f" {first['input']!r:.200}"
-    return f"{place}{given}: {message}"
+    return f"{field}{given}: {message}"

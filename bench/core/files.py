@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.core.errors import BenchError, one_line
 
 
 def cache_dir() -> Path:
-    """`SPARSEBENCH_CACHE`, else `sparsebench` in the user's cache folder."""
+    """Returns `SPARSEBENCH_CACHE`, else the folder `sparsebench` in the user's cache folder."""
     if named := os.environ.get("SPARSEBENCH_CACHE"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -24,10 +24,14 @@ def cache_dir() -> Path:
 
 
 def check_free(out: Path) -> None:
-    """Refuses a place that is taken, an empty folder excepted."""
+    """Checks that `out` does not exist or is an empty folder.
+
+    Raises:
+        BenchError: `out` exists and is not an empty folder, or cannot be read (kind `disk`).
+    """
     try:
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise BenchError(f"{out} is there and not empty; name a new folder")
+            raise BenchError(f"{out} already exists and is not empty; name a new folder")
     except OSError as error:
         raise disk_error(out, error) from error
 
@@ -86,10 +90,12 @@ def _replace(out: Path, new: Path, old: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by a file with `content`, durably, or leaves it as it was.
+    """Replaces `path` by a file with `content`, or leaves it unchanged.
+
+    The file is on the disk when the function returns (fsync of the file and its folder).
 
     Raises:
-        OSError: as the file system gives it; no temporary file stays behind.
+        OSError: the file system's own error; no temporary file stays behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,6 +1,6 @@
-"""Departures from a cell's defaults: of the method, of the budget, of the export.
+"""Overrides: values that replace a cell's defaults of the method, the budget and the export.
 
-On disk and on the command line they are flat: `lr=1e-4`, `budget.steps=200`,
+On disk and on the command line their names are flat: `lr=1e-4`, `budget.steps=200`,
 `export.quantize=int4`. In memory they are three fields, split once.
 """
 
@@ -23,12 +23,12 @@ BUDGET, EXPORT = "budget.", "export."
 
 
 class Quantizer(BaseModel):
-    """How a matrix becomes small integers (`bench.formats.quantize`).
+    """How a matrix is rounded to small integers (`bench.formats.quantize`).
 
     Attributes:
-        name: the integers' width.
-        group: neighbouring inputs that share a scale.
-        asymmetric: whether every group has a zero point of its own.
+        name: width of the integers.
+        group: number of neighbouring inputs that share a scale.
+        asymmetric: whether each group has its own zero point.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,11 +39,11 @@ class Quantizer(BaseModel):
 
     @property
     def levels(self) -> int:
-        """Codes are below it: 256 or 16."""
+        """Number of different codes, 256 or 16; a code is 0 … levels − 1."""
         return int(2 ** int(self.name.removeprefix("int")))
 
     def groups(self, columns: int) -> int:
-        """Groups in a row of `columns` inputs."""
+        """Returns the number of groups in a row of `columns` inputs; the last may be shorter."""
         return -(-columns // self.group)
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class Quantizer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """What a finished model is rounded to.
+    """The formats that a finished model is rounded to.
 
     Attributes:
-        weights: of the targets.
-        embeddings: of the embeddings and of an LM head that is not tied to them; None leaves them
-            as they are. They share the weights' group and symmetry.
+        weights: quantizer of the targets.
+        embeddings: quantizer of the embeddings, and of an LM head that is not tied to them. Its
+            group and symmetry are those of `weights`. None does not round them.
     """
 
     weights: Quantizer
@@ -69,16 +69,16 @@ class Quantization:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Overrides:
-    """Departures from defaults, each field sorted by name and without its prefix.
+    """Values that replace defaults. Each field is sorted by name, and names have no prefix.
 
     Attributes:
-        method: of the method's parameters.
-        budget: of the task's budget.
-        export: what the finished weights are rounded to.
-        quantization: what `export` describes; None leaves the weights as they are.
+        method: values of the method's parameters.
+        budget: values of the task's budget.
+        export: settings of the quantization of the finished weights.
+        quantization: the quantization that `export` describes; None does not round the weights.
 
     Raises:
-        BenchError: `export` describes no known quantization.
+        BenchError: `export` does not describe a known quantization.
     """
 
     method: Pairs = ()
@@ -102,19 +102,19 @@ class Overrides:
 
     @property
     def flat(self) -> Pairs:
-        """All of them under their flat names, sorted."""
+        """All overrides under their flat names, sorted."""
         budget = ((BUDGET + name, value) for name, value in self.budget)
         export = ((EXPORT + name, value) for name, value in self.export)
         return tuple(sorted([*self.method, *budget, *export]))
 
     @property
     def shared(self) -> Overrides:
-        """Those that do not belong to the method: budget and export."""
+        """The overrides of budget and export, without those of the method."""
         return Overrides(budget=self.budget, export=self.export)
 
     @property
     def of_budget(self) -> Overrides:
-        """Those of the budget alone."""
+        """The overrides of the budget alone."""
         return Overrides(budget=self.budget)
 
     def __or__(self, other: Overrides) -> Overrides:
@@ -128,20 +128,24 @@ class Overrides:
 
 
 def overrides_of(value: Overrides | Mapping[str, Scalar] | Iterable[Any]) -> Overrides:
-    """Overrides from flat pairs or a flat mapping; Overrides stay as they are."""
+    """Makes Overrides from flat pairs or a flat mapping; returns Overrides unchanged."""
     return value if isinstance(value, Overrides) else Overrides.of(_checked(value))
 
 
 def _checked(value: Any) -> dict[str, Scalar]:
-    """Flat overrides as JSON has them: pairs of a name and a scalar."""
+    """Checks that flat overrides from JSON are pairs of a name and a scalar.
+
+    Raises:
+        ValueError: a pair is something else.
+    """
     pairs = value.items() if isinstance(value, Mapping) else value
-    found: dict[str, Scalar] = {}
+    flat: dict[str, Scalar] = {}
     for pair in pairs:
         name, content = pair
         if not isinstance(name, str) or not isinstance(content, (bool, int, float, str)):
-            raise ValueError(f"{name!r} = {content!r} is no pair of a name and a scalar")
-        found[name] = content
-    return found
+            raise ValueError(f"{name!r} = {content!r} is not a pair of a name and a scalar")
+        flat[name] = content
+    return flat
 
 
 OverridesField = Annotated[
@@ -152,22 +156,22 @@ OverridesField = Annotated[
 """Overrides in a pydantic model; in JSON they are a sorted list of flat pairs."""
 
 
-def _quantization(found: dict[str, Scalar]) -> Quantization | None:
-    """The quantization that the overrides of the export describe.
+def _quantization(export: dict[str, Scalar]) -> Quantization | None:
+    """Makes the quantization that the overrides of the export describe.
 
     Raises:
         BenchError: there is no such quantization.
     """
-    if not found:
+    if not export:
         return None
-    if "quantize" not in found:
-        raise BenchError(f"{EXPORT}{min(found)} needs {EXPORT}quantize: int8 or int4")
-    widths = {name: found.pop(name) for name in ("quantize", "embeddings") if name in found}
-    return Quantization(*(_quantizer(name, width, found) for name, width in widths.items()))
+    if "quantize" not in export:
+        raise BenchError(f"{EXPORT}{min(export)} needs {EXPORT}quantize: int8 or int4")
+    widths = {name: export.pop(name) for name in ("quantize", "embeddings") if name in export}
+    return Quantization(*(_quantizer(name, width, export) for name, width in widths.items()))
 
 
 def _quantizer(name: str, width: Scalar, rest: Mapping[str, Scalar]) -> Quantizer:
-    """The quantizer of the override `name` and of those that say more of it."""
+    """Makes the quantizer of the override `name`; `rest` holds its group and symmetry."""
     try:
         return Quantizer.model_validate({"name": width, **rest}, strict=True)
     except ValidationError as error:
@@ -177,21 +181,21 @@ def _quantizer(name: str, width: Scalar, rest: Mapping[str, Scalar]) -> Quantize
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Scalar]:
-    """Parses `KEY=VALUE` pairs, values as TOML writes them or else as text.
+    """Parses `KEY=VALUE` pairs. A value that is not TOML is a text.
 
     Raises:
-        BenchError: a pair without a key or without `=`, or a value that is no scalar.
+        BenchError: a pair lacks its key or `=`, or a value is not a scalar.
     """
-    found: dict[str, Scalar] = {}
+    settings: dict[str, Scalar] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise BenchError(f"--set {pair}: write KEY=VALUE, as lr=1e-4")
+            raise BenchError(f"--set {pair}: write KEY=VALUE, for example lr=1e-4")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
         if not isinstance(value, (bool, int, float, str)):
-            raise BenchError(f"--set {pair}: a value is a number, true, false or a text")
-        found[key] = value
-    return found
+            raise BenchError(f"--set {pair}: the value must be a number, true, false or a text")
+        settings[key] = value
+    return settings

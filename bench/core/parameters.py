@@ -17,21 +17,22 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def parameters(cls: type[T]) -> type[T]:
-    """Makes a class of annotated fields an immutable, validated dataclass.
+    """Turns a class of annotated fields into an immutable, validated dataclass.
 
-    A field is written `rank: int = Field(default=8, ge=1, description="r of A and B")`. Types are
-    strict: a text is no number, and 1 is no truth value; a whole number may stand for a float.
+    Write a field as `rank: int = Field(default=8, ge=1, description="r of A and B")`. Types are
+    strict: no text is taken for a number, and 1 is not taken for true. An int may stand for a
+    float.
     """
     if is_dataclass(cls):
         cls = _undecorated(cls)
     config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     decorate: Callable[[type[T]], Any] = dataclass(frozen=True, config=config)
-    made: type[T] = decorate(cls)
-    return made
+    validated: type[T] = decorate(cls)
+    return validated
 
 
 def _undecorated(cls: type[T]) -> type[T]:
-    """The plain class behind a dataclass of the standard library, which checks nothing."""
+    """Rebuilds the plain class behind a standard dataclass, which would check nothing."""
     declared = fields(cls)  # type: ignore[arg-type]
     body: dict[str, Any] = {f.name: f.default for f in declared if f.default is not MISSING}
     body |= {"__annotations__": {f.name: f.type for f in declared}, "__doc__": cls.__doc__}
@@ -40,15 +41,15 @@ def _undecorated(cls: type[T]) -> type[T]:
 
 
 def make_parameters(kind: type[T], values: Mapping[str, object], owner: str) -> T:
-    """Makes parameters of `kind` from values by name.
+    """Makes an instance of `kind` from values by name.
 
     Args:
-        kind: a class that `parameters` has made.
-        values: departures from the defaults.
-        owner: what the parameters belong to, for the message.
+        kind: a class decorated with `parameters`.
+        values: the values that differ from the defaults.
+        owner: what the parameters belong to; it begins the error message.
 
     Raises:
-        BenchError: an unknown name, or a value that its field does not allow.
+        BenchError: a name is unknown, or a field does not allow its value.
     """
     known = list(fields_of(kind))
     for name in values:
@@ -63,13 +64,13 @@ def make_parameters(kind: type[T], values: Mapping[str, object], owner: str) -> 
 
 
 def fields_of(kind: type[Any]) -> dict[str, Any]:
-    """The fields of a parameter class by name, as pydantic describes them."""
-    found: dict[str, Any] = getattr(kind, "__pydantic_fields__", {})
-    return found
+    """Returns the fields of a parameter class by name, as pydantic describes them."""
+    declared: dict[str, Any] = getattr(kind, "__pydantic_fields__", {})
+    return declared
 
 
 def allowed(field: Any) -> str:
-    """Describes what a field takes: its type or choices, and its bounds."""
+    """Describes the values that a field takes: its type or choices, and its bounds."""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if choices:
         return ", ".join(map(str, choices))

@@ -33,17 +33,17 @@ _DEFAULTS = {"N:M": "2:4", "block:RxC": "block:16x16", "block:RxC+neurons": "blo
 
 @dataclass(frozen=True, order=True, slots=True)
 class Pattern:
-    """A pattern, parsed once; patterns compare and sort by their text.
+    """A parsed pattern. Patterns compare and sort by their text.
 
     Attributes:
-        text: as users write it.
-        n_m: (N, M) of `N:M`.
-        block: (outputs, inputs) of a tile of `block:RxC`.
-        heads: whether whole attention heads go.
-        neurons: whether whole FFN neurons go.
+        text: the pattern as users write it.
+        n_m: (N, M) of `N:M`; None for other patterns.
+        block: (outputs, inputs) of a tile of `block:RxC`; None for other patterns.
+        heads: whether the pattern removes whole attention heads.
+        neurons: whether the pattern removes whole FFN neurons.
 
     Raises:
-        ValueError: the text is no pattern, or an N:M that prunes nothing.
+        ValueError: the text is not a pattern, or an N:M prunes nothing.
     """
 
     text: str
@@ -53,24 +53,24 @@ class Pattern:
     neurons: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        found = _SYNTAX.fullmatch(self.text)
-        if found is None:
+        match = _SYNTAX.fullmatch(self.text)
+        if match is None:
             raise ValueError(
                 f"{self.text!r} is not a pattern; use dense, unstructured, N:M as 2:4, block:RxC "
                 "as block:16x16, rows, heads, neurons or heads+neurons"
             )
-        n_m = (int(found["n"]), int(found["m"])) if found["n"] else None
+        n_m = (int(match["n"]), int(match["m"])) if match["n"] else None
         if n_m and n_m[0] >= n_m[1]:
             raise ValueError(f"pattern {self.text}: N:M keeps N of M, so N must be below M")
         set_field = object.__setattr__  # the class is frozen
         set_field(self, "n_m", n_m)
-        set_field(self, "block", (int(found["r"]), int(found["c"])) if found["r"] else None)
-        set_field(self, "heads", bool(found["heads"]))
-        set_field(self, "neurons", bool(found["neurons"] or found["both"] or found["ffn"]))
+        set_field(self, "block", (int(match["r"]), int(match["c"])) if match["r"] else None)
+        set_field(self, "heads", bool(match["heads"]))
+        set_field(self, "neurons", bool(match["neurons"] or match["both"] or match["ffn"]))
 
     @property
     def family(self) -> str:
-        """What a method declares for it: `N:M` and `block:RxC` stand for all of their kind."""
+        """The name that methods declare: `N:M` and `block:RxC` stand for all of their kind."""
         if self.n_m:
             return "N:M"
         if self.block:
@@ -86,22 +86,22 @@ class Pattern:
 
     @property
     def removes_units(self) -> bool:
-        """Whether whole heads or neurons go, so that the matrices become smaller."""
+        """Whether it removes whole heads or neurons, so that the matrices become smaller."""
         return self.heads or self.neurons
 
     @property
     def slug(self) -> str:
-        """The pattern in a path: `2of4`, `block-16x16`, `heads-neurons`."""
+        """The pattern as a part of a path: `2of4`, `block-16x16`, `heads-neurons`."""
         if self.n_m:
             return self.text.replace(":", "of")
         return self.text.replace(":", "-").replace("+", "-")
 
     def at(self, sparsity: float) -> str:
-        """The pattern with its level, as tables name it: `unstructured 0.5`, `2:4`, `dense`."""
+        """Returns the pattern with its sparsity, as in tables: `unstructured 0.5`, `2:4`."""
         return self.text if self.sparsity is not None else f"{self.text} {sparsity:g}"
 
     def made_by(self, families: Iterable[str]) -> bool:
-        """Whether a method that declares `families` makes this pattern."""
+        """Tells whether a method that declares `families` makes this pattern."""
         return self.text in families or self.family in families
 
     def __str__(self) -> str:
@@ -113,30 +113,30 @@ UNSTRUCTURED = Pattern("unstructured")
 
 
 def pattern_of(value: Pattern | str) -> Pattern:
-    """Parses a pattern; a Pattern stays as it is.
+    """Parses a pattern; returns a Pattern unchanged.
 
     Raises:
-        ValueError: the text is no pattern.
+        ValueError: the text is not a pattern.
     """
     return value if isinstance(value, Pattern) else Pattern(value)
 
 
 def default_of(family: str) -> Pattern:
-    """The pattern that a family stands for where none is named."""
+    """Returns the pattern that a family stands for when the user names none."""
     return Pattern(_DEFAULTS.get(family, family))
 
 
 PatternField = Annotated[
     Pattern, BeforeValidator(pattern_of), PlainSerializer(str, return_type=str)
 ]
-"""A pattern in a pydantic model; in JSON it is its text."""
+"""A pattern in a pydantic model. JSON holds its text."""
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Parses what a user typed.
+    """Parses a pattern that a user typed.
 
     Raises:
-        BenchError: it is no pattern.
+        BenchError: the text is not a pattern.
     """
     try:
         return Pattern(text)

@@ -26,7 +26,7 @@ SOURCES = ("bench", "methods", "tasks", "pyproject.toml", "constraints.txt")
 
 
 def code(method: type) -> Code:
-    """The commit, whether sources differ from it, and the hash of the method's file."""
+    """Returns the commit, whether sources differ from it, and the hash of the method's file."""
     source = Path(inspect.getfile(method)).read_bytes()
     return Code(
         git=_git("rev-parse", "HEAD") or "unknown",
@@ -36,7 +36,7 @@ def code(method: type) -> Code:
 
 
 def sources_sha256() -> str:
-    """sha256 over the benchmark's own source files."""
+    """Computes the sha256 over all Python files of bench, methods and tasks."""
     digest = hashlib.sha256()
     for package in ("bench", "methods", "tasks"):
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -45,33 +45,33 @@ def sources_sha256() -> str:
 
 
 def env() -> dict[str, Scalar]:
-    """Versions and hardware, without anything that names the machine or its user."""
+    """Returns versions and hardware, and nothing that names the machine or its user."""
     import torch
 
-    found: dict[str, Scalar] = {"python": platform.python_version()}
-    found |= {package: version(package) for package in PACKAGES}
-    found["platform"] = f"{platform.system()}-{platform.machine()}"
-    found["cpu"] = _cpu()
-    found["cores"] = os.cpu_count() or 0
-    found["threads"] = torch.get_num_threads()
+    facts: dict[str, Scalar] = {"python": platform.python_version()}
+    facts |= {package: version(package) for package in PACKAGES}
+    facts["platform"] = f"{platform.system()}-{platform.machine()}"
+    facts["cpu"] = _cpu()
+    facts["cores"] = os.cpu_count() or 0
+    facts["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def hardware() -> str:
-    """What a time was taken on: the accelerator, or the processor with its threads."""
-    found = env()
-    return str(found.get("gpu") or f"{found['cpu']}, {found['threads']} threads")
+    """Names the hardware that times are measured on: the GPU, or the CPU and its threads."""
+    facts = env()
+    return str(facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Returns the present time in UTC, as ISO 8601 to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def rows_sha256(rows: Iterable[Mapping[str, object]]) -> str:
-    """sha256 over rows in their order."""
+    """Computes the sha256 over rows in their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(canonical(row) + b"\n")
@@ -79,7 +79,7 @@ def rows_sha256(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes and bytes of a state dict, sorted by name."""
+    """Computes the sha256 over names, shapes, dtypes and bytes of a state dict, sorted by name."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""How a cell is run where that does not decide its scores."""
+"""Settings of a run that do not change a cell's scores."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FREE = (
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
 )
-"""Options of transformers' TrainingArguments that a suite may set: where the work is done, not
-what it comes to."""
+"""Options of transformers' TrainingArguments that a suite may set. They say where work is done and
+do not change its result."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a cell is run with.
+    """Settings of a run: how many processes and pieces share a batch, and trainer options.
 
     Attributes:
-        processes: that train together, a device each.
-        accumulate: pieces that a process's share of a batch goes through the model in.
-        trainer: options of TrainingArguments, of those in `FREE`.
+        processes: number of processes that train together, with a device each.
+        accumulate: number of pieces that each process splits its share of a batch into.
+        trainer: options of TrainingArguments, named in `FREE`.
     """
 
     processes: int = 1
@@ -41,46 +41,46 @@ class RunSettings:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> RunSettings:
-        """From a suite's table `[trainer]`.
+        """Makes settings from a suite's table `[trainer]`.
 
         Raises:
-            BenchError: naming what it may hold.
+            BenchError: an option is not allowed, or a value is not possible.
         """
         options = {k: v for k, v in table.items() if k != "processes"}
         if unknown := [key for key in options if key not in FREE]:
             raise BenchError(
                 f"[trainer] {', '.join(unknown)}: it takes processes, {', '.join(FREE)}; "
-                "the budget and the method decide the rest"
+                "the budget and the method set all other options"
             )
         processes = table.get("processes", 1)
         if type(processes) is not int or processes < 1:
-            raise BenchError(f"[trainer] processes = {processes!r}: write a number from 1")
+            raise BenchError(f"[trainer] processes = {processes!r}: write a whole number from 1 on")
         if options.get("fsdp") and processes == 1:
             raise BenchError("[trainer] fsdp needs processes = 2 or more")
         return cls(processes=processes, trainer=options)
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the weights only."""
+        """Whether each process holds only a part of the weights."""
         return bool(self.trainer.get("fsdp"))
 
     def as_env(self) -> dict[str, Any]:
-        """What a record's `env` says of them."""
-        found = {"processes": self.processes, "accumulate": self.accumulate}
-        return {k: v for k, v in found.items() if v > 1} | {
+        """Returns the entries of a record's `env` that state these settings."""
+        counts = {"processes": self.processes, "accumulate": self.accumulate}
+        return {k: v for k, v in counts.items() if v > 1} | {
             f"trainer.{k}": v if isinstance(v, (bool, int, float, str)) else json.dumps(v)
             for k, v in sorted(self.trainer.items())
         }
 
     def check(self, budget: Budget) -> None:
-        """Holds a budget to being shareable.
+        """Checks that all processes can share a batch of the budget.
 
         Raises:
-            BenchError: there are fewer sequences than processes.
+            BenchError: a batch has fewer sequences than there are processes.
         """
         if budget.batch < self.processes:
-            why = f"{self.processes} processes cannot share a batch of {budget.batch}"
-            raise BenchError(f"[trainer] {why}")
+            reason = f"{self.processes} processes cannot share a batch of {budget.batch}"
+            raise BenchError(f"[trainer] {reason}")
 
 
 DEFAULTS = RunSettings()

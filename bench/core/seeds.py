@@ -1,4 +1,4 @@
-"""Seeds are hashes of named parts: adding a consumer moves no other one's stream."""
+"""Seeds are hashes of named parts, so a new consumer does not change the numbers of others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def derive(*parts: object) -> int:
-    """A seed in [0, 2³¹) that depends on the parts' text alone."""
+    """Returns a seed in [0, 2³¹) that depends only on the parts' text."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
@@ -21,27 +21,27 @@ def seed_all(seed: int) -> None:
 
 
 def states() -> dict[str, Any]:
-    """Where the global generators stand: plain data and tensors."""
+    """Returns the states of the global generators, as plain data and tensors."""
     import numpy as np
     import torch
 
     kind, keys, *rest = np.random.get_state()
-    found = {
+    generators = {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    return found | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return generators | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-def set_states(found: dict[str, Any]) -> None:
-    """Puts the global generators where `states` has found them."""
+def set_states(generators: dict[str, Any]) -> None:
+    """Puts the global generators where `states` has generators them."""
     import numpy as np
     import torch
 
-    kind, keys, *rest = found["numpy"]
-    random.setstate(found["python"])
+    kind, keys, *rest = generators["numpy"]
+    random.setstate(generators["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(found["torch"])
-    if "cuda" in found:
-        torch.cuda.set_rng_state(found["cuda"])
+    torch.set_rng_state(generators["torch"])
+    if "cuda" in generators:
+        torch.cuda.set_rng_state(generators["cuda"])

@@ -1,7 +1,7 @@
-"""The tree `results/`: database, cache, resume state and review surface in one.
+"""The tree `results/`: one file a record. It serves as database, cache and resume state.
 
-The path of a record is a function of its cell alone, so two writers write different files or the
-same cell. A write is atomic: a temporary file beside the target, fsync, rename, fsync the folder.
+A record's path depends only on its cell, so two writers never mix two cells in one file. Each write
+is atomic: write a temporary file beside the target, fsync, rename, fsync the folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _COMPONENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def slug(name: str) -> str:
-    """`name` as one path component: `glue/rte` → `glue.rte`."""
+    """Returns `name` as one path component: `glue/rte` → `glue.rte`."""
     return name.replace("/", ".").lower()
 
 
 def path_of(cell: Cell) -> Path:
-    """Path of the cell's record relative to the tree.
+    """Returns the path of the cell's record, relative to the tree.
 
     Raises:
-        BenchError: a component is no plain name.
+        BenchError: a component of the path is not a plain name.
     """
     level = f"{cell.sparsity:.4f}".rstrip("0")
     level += "0" * (2 - len(level.split(".")[1]))
@@ -54,18 +54,18 @@ class Store:
         self.root = root
 
     def path(self, cell: Cell) -> Path:
-        """Where the cell's record lies."""
+        """Returns the path of the cell's record."""
         return self.root / path_of(cell)
 
     def failed_path(self, cell: Cell) -> Path:
-        """Where the record of the cell's failure lies."""
+        """Returns the path of the record of the cell's failure."""
         return self.path(cell).with_suffix(".failed.json")
 
     def put(self, record: Record) -> Path:
-        """Writes a record; a success removes the cell's failure.
+        """Writes a record and returns its path. A done record removes the cell's failure.
 
         Raises:
-            BenchError: kind `disk`, naming the path; the old record is intact.
+            BenchError: kind `disk`; it names the path, and the old record is intact.
         """
         done, failed = self.path(record.cell), self.failed_path(record.cell)
         path = done if record.status == "done" else failed
@@ -80,10 +80,10 @@ class Store:
         return path
 
     def get(self, cell: Cell) -> Record | None:
-        """The cell's record, its failure, or None.
+        """Returns the cell's record, else the record of its failure, else None.
 
         Raises:
-            BenchError: the file is no record of this cell.
+            BenchError: the file is not a record of this cell.
         """
         for path in (self.path(cell), self.failed_path(cell)):
             if path.exists():
@@ -94,7 +94,7 @@ class Store:
         """Reads and validates one file.
 
         Raises:
-            BenchError: it is corrupt, or its cell belongs elsewhere.
+            BenchError: the file is corrupt, or its cell belongs to another path.
         """
         record = parse(path.read_bytes(), str(path))
         expected = (
@@ -105,7 +105,12 @@ class Store:
         return record
 
     def state(self, cell: Cell, versions: Versions) -> State:
-        """What is known of a cell; `stale` when the method's or task's version moved on."""
+        """Returns the state of a cell's record; `stale` means made by another version.
+
+        Args:
+            cell: the cell.
+            versions: present versions of its method and its task.
+        """
         try:
             record = self.get(cell)
         except BenchError:
@@ -117,8 +122,8 @@ class Store:
         return "done" if record.versions == versions else "stale"
 
     def records(self) -> tuple[list[Record], list[str]]:
-        """All done records by path, and one line for each file that is none."""
-        found, bad = [], []
+        """Returns all done records, ordered by path, and one line for each corrupt file."""
+        done, bad = [], []
         for path in self._files():
             try:
                 record = self.load(path)
@@ -126,8 +131,8 @@ class Store:
                 bad.append(str(error))
                 continue
             if record.status == "done":
-                found.append(record)
-        return found, bad
+                done.append(record)
+        return done, bad
 
     def _files(self) -> Iterator[Path]:
         return iter(sorted(self.root.glob("*/*/*/*/seed*.json")))

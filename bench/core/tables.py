@@ -1,4 +1,4 @@
-"""Tables for terminals and Markdown; every cell is escaped, records may come from strangers."""
+"""Tables for terminals and Markdown. Cells are escaped, since records may come from strangers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT = frozenset(
     + "parameter default allowed meaning patterns".split()
     + ["where, what differs", "what it does"]
 )
-"""Columns of words; all others hold numbers."""
+"""Names of columns that hold words; all other columns hold numbers."""
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -23,7 +23,7 @@ _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def human(value: float | None) -> str:
-    """Writes four significant digits and a unit: 22713986 → `22.71M`; small integers stay."""
+    """Formats a number with four significant digits and a unit: 22713986 → `22.71M`."""
     if value is None:
         return "–"
     for size, unit in _UNITS:
@@ -33,22 +33,22 @@ def human(value: float | None) -> str:
 
 
 def gib(value: int) -> str:
-    """Writes bytes as `1.23 GiB`."""
+    """Formats a number of bytes as `1.23 GiB`."""
     return f"{value / 2**30:.2f} GiB"
 
 
 def mib(value: int) -> str:
-    """Writes bytes as `1.2 MiB`."""
+    """Formats a number of bytes as `1.2 MiB`."""
     return f"{value / 2**20:.1f} MiB"
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """Writes a fraction as `85.10`, and None as `–`."""
+    """Formats a fraction as percent without the sign: 0.851 → `85.10`, None → `–`."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def escape(text: str) -> str:
-    """Returns text that Markdown shows as it is: no markup, no table break, no line break."""
+    """Escapes a text, so that Markdown shows it literally, in one line and one table cell."""
     text = (
         re.sub(r"\s+", " ", printable(text))
         .replace("&", "&amp;")
@@ -59,17 +59,17 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns one line without control characters, direction marks and what XML cannot hold."""
+    """Replaces control characters, direction marks and whatever XML cannot hold by spaces."""
     return _UNPRINTABLE.sub(" ", text)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a GitHub table; the cells must be escaped already."""
+    """Renders a GitHub table; the caller escapes the cells."""
     return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=_align(header))
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table for the terminal."""
+    """Renders a table for the terminal; it makes the cells printable."""
     clean = [[printable(cell) for cell in row] for row in rows]
     return tabulate(
         clean, header, tablefmt="simple", disable_numparse=True, colalign=_align(header)

@@ -34,7 +34,10 @@ Json = dict[str, Any]
 
 def run_job(order: Json) -> Json:
     """Runs a cell on a worker: `{cell, timeout_s, settings}` → its record."""
-    job, settings = Job.resolve(Cell.model_validate(order["cell"])), RunSettings(**order["settings"])
+    job, settings = (
+        Job.resolve(Cell.model_validate(order["cell"])),
+        RunSettings(**order["settings"]),
+    )
     with _while_wanted():
         record = run_here(job, lambda *_: None, order["timeout_s"], settings=settings)
     answer: Json = json.loads(record.to_json())

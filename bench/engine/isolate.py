@@ -101,7 +101,11 @@ def _try(
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            order = {"cell": job.cell.model_dump(mode="json"), "settings": asdict(settings), "rank": 0}
+            order = {
+                "cell": job.cell.model_dump(mode="json"),
+                "settings": asdict(settings),
+                "rank": 0,
+            }
             child.stdin.write(json.dumps(order) + "\n")
             child.stdin.flush()
         for line in child.stdout:

@@ -49,7 +49,9 @@ class Fitted:
     dense_s: float
 
 
-def fit_cell(job: Job, emit: Emit, resume: bool = False, settings: RunSettings = DEFAULTS) -> Fitted:
+def fit_cell(
+    job: Job, emit: Emit, resume: bool = False, settings: RunSettings = DEFAULTS
+) -> Fitted:
     """Loads, attaches, trains and finishes; the model stays on the device, its parameters plain.
 
     Args:
