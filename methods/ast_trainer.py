@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers import PreTrainedModel
 
-from bench.api import BenchError, Context, Field, Method, Published, parameters
+from bench.api import Context, Field, Method, Published, parameters
 from bench.weights import side_branch
 from bench.weights.targets import Target, head_parameters, merge, normal_form, prunable
 from methods.shared.annealed_adamw import AnnealedAdamW
 from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
 from methods.shared.masks import keep_masks
+from methods.shared.slorb import slorb
 
 
 class AST(Method):
@@ -231,32 +232,3 @@ class _StraightThrough(torch.autograd.Function):
 def annealed(progress: float, strength: float, ramp: float) -> float:
     """Returns λ(t) = λ_max·t/T₀ for t < T₀, then λ_max; t and T₀ as fractions of the steps."""
     return strength if progress >= ramp else strength * progress / ramp
-
-
-def slorb(
-    pruned: Tensor, k: int, init: str, rng: torch.Generator, name: str = "the matrix"
-) -> tuple[Tensor, Tensor]:
-    """Returns SLoRB's X: (in/k, in) and Q: (out, in/k), with Q·X standing in for what was pruned.
-
-    Args:
-        pruned: (1 − m)⊙W, (out, in).
-        k: inputs a column of Q stands for.
-        init: `mean` (the least-squares fit, given the block indicator X), `sum`, or `xavier`.
-        rng: draws X for `xavier`.
-        name: for the message.
-
-    Raises:
-        BenchError: the width is not divisible by `k`.
-    """
-    rows, width = pruned.shape
-    if width % k:
-        raise BenchError(
-            f"method ast: slorb_k {k}: {name} has {width} inputs, not a multiple of {k}"
-        )
-    if init == "xavier":
-        X = torch.empty(width // k, width)
-        nn.init.xavier_uniform_(X, generator=rng)
-        return X.to(pruned), pruned.new_zeros(rows, width // k)
-    X = torch.eye(width // k).repeat_interleave(k, dim=1).to(pruned)
-    blocks = pruned.view(rows, width // k, k)
-    return X, blocks.mean(dim=2) if init == "mean" else blocks.sum(dim=2)

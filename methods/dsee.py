@@ -16,17 +16,18 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from bench.api import BenchError, Context, Expected, Field, Method, Published, parameters
 from bench.weights import slicing
-from bench.weights.precision import without_autocast
 from bench.weights.targets import Target, freeze, merge
+from methods.shared.low_rank_sparse import Update
 from methods.shared.masks import keep_largest_global
 from methods.shared.roles import roles
 from methods.shared.sparse_support import support
+from methods.shared.unit_coefficients import Coefficients
 
 
 class DSEE(Method):
@@ -257,110 +258,3 @@ def base(target: Target) -> Tensor:
     under = parametrize.is_parametrized(target.module, "weight")
     stored = target.module.get_parameter("parametrizations.weight.original" if under else "weight")
     return stored.detach().t() if target.transposed else stored.detach()
-
-
-class Update(nn.Module):
-    """Adds (α/r)(BA + S2) to one logical matrix of a stored weight.
-
-    Shapes: A (r, in), B (rows, r), theta (N,) at rows `omega[0]` and columns `omega[1]`.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        rows: slice,
-        omega: Tensor,
-        params: DSEE.Params,
-        rng: torch.Generator | None,
-    ) -> None:
-        super().__init__()
-        r, o, i = params.rank, rows.stop - rows.start, target.shape[1]
-        self.A = nn.Parameter(0.02 * torch.randn(r, i, generator=rng))
-        self.B = nn.Parameter(torch.zeros(o, r))
-        self.theta = nn.Parameter(torch.zeros(omega.shape[1]))
-        self.omega: Tensor
-        self.register_buffer("omega", omega)
-        self.place = (rows, params.alpha / r, target.transposed)
-
-    def forward(self, stored: Tensor) -> Tensor:
-        """Maps the stored weight to the updated one in the same layout, in float32."""
-        with without_autocast(stored):
-            updated: Tensor = _Add.apply(stored, self.A, self.B, self.theta, self.omega, self.place)
-        return updated
-
-    @torch.no_grad()
-    def delta(self) -> Tensor:
-        """Returns (α/r)(BA + S2): (rows, in)."""
-        dense = self.B @ self.A
-        dense[self.omega[0], self.omega[1]] += self.theta
-        return self.place[1] * dense
-
-    @torch.no_grad()
-    def forget(self, rows: Tensor) -> None:
-        """Zeroes some rows of the update.
-
-        They stay zero without a mask: nothing reads the removed outputs, so their gradient is 0.
-        """
-        self.B.index_fill_(0, rows, 0.0)
-        self.theta.masked_fill_(torch.isin(self.omega[0], rows), 0.0)
-
-    def stored(self) -> int:
-        """Returns how many numbers the update needs: A, and what is not zero of B and Θ."""
-        return self.A.numel() + int(self.B.count_nonzero() + self.theta.count_nonzero())
-
-
-class _Add(torch.autograd.Function):
-    """(W, A, B, Θ) → W + s(BA + S2) on some rows, in one copy of W.
-
-    With G = ∂L/∂W on those rows: ∂A = s·BᵀG, ∂B = s·GAᵀ, ∂Θ = s·G at Ω.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        stored: Tensor,
-        A: Tensor,
-        B: Tensor,
-        theta: Tensor,
-        omega: Tensor,
-        place: tuple[slice, float, bool],
-    ) -> Tensor:
-        rows, scale, transposed = place
-        out = stored.clone()
-        part = (out.t() if transposed else out)[rows]
-        part.addmm_(B, A, alpha=scale)
-        part[omega[0], omega[1]] += scale * theta
-        ctx.save_for_backward(A, B, omega)
-        ctx.place = place
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        A, B, omega = ctx.saved_tensors
-        rows, scale, transposed = ctx.place
-        G = (grad.t() if transposed else grad)[rows]
-        d_theta = scale * G[omega[0], omega[1]]
-        return grad, scale * (B.t() @ G), scale * (G @ A.t()), d_theta, None, None
-
-
-class Coefficients(nn.Module):
-    """Multiplies what each head or neuron puts out by a trained number, first 1."""
-
-    def __init__(self, units: slicing.Units) -> None:
-        super().__init__()
-        self.c = nn.Parameter(torch.ones(units.count))
-        self.share = units.columns.shape[1] // units.count
-        self.transposed = units.columns.transposed
-        self.register_buffer("folded", None)  # a flag that a checkpoint holds
-
-    def forward(self, stored: Tensor) -> Tensor:
-        """Scales the (normal-form) columns of the stored weight, unless they are for good."""
-        if self.folded is not None:
-            return stored
-        c = self.c.repeat_interleave(self.share)
-        return stored * (c[:, None] if self.transposed else c)
-
-    def fold(self, weight: Tensor) -> None:
-        """Scales the columns of `weight`: (out, in) for good."""
-        weight.mul_(self.c.repeat_interleave(self.share))
-        self.folded = torch.ones((), dtype=torch.bool)

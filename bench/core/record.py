@@ -1,7 +1,4 @@
-"""The record: what running a cell left behind, validated because records may come from strangers.
-
-A record is one JSON file; field order here is the order in the file.
-"""
+"""The record of a cell, validated because records may come from strangers; fields in file order."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.core.cell import Budget, Cell
+from bench.core.cell import BudgetField, Cell
 from bench.core.errors import BenchError, Outcome, first_error
 from bench.core.overrides import Scalar
 
@@ -20,11 +17,6 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=20_000)]
-
-
-def _budget(value: Any) -> Any:
-    """Makes the budget of a JSON tree: strict types take no dict for an object."""
-    return Budget(**value) if isinstance(value, dict) else value
 
 
 class _Part(BaseModel):
@@ -218,7 +210,7 @@ class Record(_Part):
     key: str
     versions: Versions
     status: Literal["done", "failed"]
-    budget: Annotated[Budget, BeforeValidator(_budget)] | None = None
+    budget: BudgetField | None = None
     hyper: dict[str, Scalar | None] = {}
     scores: ScoresPart | None = None
     params: Params | None = None

@@ -72,7 +72,7 @@ def account(
     config: PreTrainedConfig,
     kernel: bool,
 ) -> Account:
-    """The row of a cell: the method on a model of class `kind`, which has `config`.
+    """Counts the row of a setup: its method on a model of class `kind` with `config`.
 
     Raises:
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
@@ -163,7 +163,7 @@ def report(
     batch: int = 32,
     kernel: bool = False,
 ) -> str:
-    """The accounting of a model as text.
+    """Returns the counts of all methods on one model as text.
 
     Args:
         name: slug, hub id, folder or config file.

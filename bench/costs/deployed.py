@@ -24,7 +24,7 @@ _KERNEL_PATTERN = Pattern("2:4")
 
 
 def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
-    """A copy of an exported model in `dtype` as it would be deployed, and the form it has.
+    """Returns a copy of an exported model in `dtype` as it would be deployed, and its form.
 
     Logits stay the same up to rounding.
     """
@@ -67,7 +67,7 @@ def use_kernel(model: PreTrainedModel) -> str:
 
 
 def dense_twin(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same architecture as it was before pruning, with random weights."""
+    """Makes a model of the architecture before pruning, with random weights."""
     config = copy.deepcopy(model.config)
     if getattr(config, "sliced", None):
         del config.sliced

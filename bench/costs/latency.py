@@ -106,7 +106,7 @@ def table(
 
 
 def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
-    """Latency of an exported model as it would be deployed, one and many sequences at a time.
+    """Measures an exported model as it would be deployed, for one and for many sequences.
 
     Where that is another form than the dense model's, a dense twin takes turns with it. What does
     not fit into memory is left out, and so is a batch whose pass would take longer than all passes
@@ -149,7 +149,7 @@ def _save_deployed(source: Path, folder: Path) -> str:
 
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, str]:
-    """The model, and the name of the kernel that it uses, mostly none."""
+    """Returns the model, and the name of the kernel that it uses, if any."""
     model: Any = loading.load_model(folder)
     model.to(device=device, dtype=dtype).eval()
     return model, deployed.use_kernel(model)
@@ -158,7 +158,7 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTr
 def _peaks(
     folders: Sequence[Path], batch: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> list[int]:
-    """Peak bytes of loading and a pass, each in a fresh process."""
+    """Measures peak bytes of loading and one pass, each in a fresh process."""
     return [
         measure.in_fresh_process(_peak, folder, batch, length, dtype, device) for folder in folders
     ]

@@ -45,7 +45,7 @@ _UNCOUNTED = """
 def count_macs(
     model: PreTrainedModel, length: int, pattern: Pattern = DENSE, kernel: bool = False
 ) -> Macs:
-    """Multiply-adds of one forward pass of one sequence of `length` tokens.
+    """Counts multiply-adds of one forward pass of one sequence of `length` tokens.
 
     Linear layers and attention products (q·kᵀ, p·v) are counted, embeddings are 0, the head is
     counted and stated apart. `effective` scales every target's products by its density,
@@ -84,7 +84,7 @@ def count_macs(
 
 
 def _traced(model: PreTrainedModel, length: int) -> dict[str, int]:
-    """Multiply-adds by module; the whole is `""`, the model's own modules are below `model`."""
+    """Counts multiply-adds by module; the whole is `""`, the modules are below `model`."""
     ids = torch.ones(1, length, dtype=torch.long, device=model.device)
     with _eager(model), torch.no_grad():
         analysis = FlopCountAnalysis(_Logits(model), (ids,))
@@ -115,7 +115,7 @@ class _Logits(nn.Module):
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention, eval mode and no cache while tracing: fvcore has no handler for SDPA."""
+    """Sets eager attention, eval mode and no cache: fvcore has no handler for SDPA."""
     attention, training = model.config._attn_implementation, model.training
     cache = getattr(model.config, "use_cache", None)
     model.set_attn_implementation("eager")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Highest resident memory of this process, or highest allocation on an accelerator, in bytes.
+    """Returns this process's peak resident bytes, or its peak allocation on an accelerator.
 
     A cell runs in a process of its own, so this is the cell's own peak.
     """
@@ -74,7 +74,7 @@ def latency(
 
 
 def p50_p95(times: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile, linearly interpolated."""
+    """Returns median and 95th percentile, linearly interpolated."""
     p50, p95 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double())
     return float(p50), float(p95)
 
@@ -85,7 +85,7 @@ def _finished(device: torch.device) -> None:
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function of a module returns in a new process, which then ends."""
+    """Calls a function of a module in a new process and returns its result."""
     # A pool a call: one pool with `max_tasks_per_child` can deadlock between two tasks.
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         return fresh.submit(function, *arguments).result()

@@ -45,7 +45,7 @@ def count_params(
 
 
 def compared(model: PreTrainedModel, trainable: Trainable, published: Published) -> PublishedPart:
-    """A published share and ours of the same denominator, in which a branch is no part."""
+    """Returns a published share and ours of the same denominator; branches do not count in it."""
     whole = sum(p.numel() for p in model.parameters())
     branches = [m for m in model.modules() if isinstance(m, Branch)]
     whole -= sum(p.numel() for branch in branches for p in branch.parameters())
@@ -63,7 +63,7 @@ def compared(model: PreTrainedModel, trainable: Trainable, published: Published)
 
 
 def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
-    """Exact zeros in the target set, and whether the pattern holds in every row.
+    """Counts exact zeros in the target set, and checks that the pattern holds in every row.
 
     Raises:
         BenchError: kind `contract` when something is still parametrized.

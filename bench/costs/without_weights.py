@@ -71,7 +71,7 @@ def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
 
 
 def update_macs(cell: Weightless) -> int:
-    """Multiply-adds of one update at the final sparsity, divided by its sequences.
+    """Counts multiply-adds of one update at the final sparsity, divided by its sequences.
 
     Every matrix product of forward, loss and backward counts, a teacher's among them. Products of
     weights with weights, as low-rank updates are, are paid once an update, whatever the batch.
@@ -90,7 +90,7 @@ def update_macs(cell: Weightless) -> int:
 
 
 def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
-    """Multiply-adds of one sequence's forward pass by module, in all under `""`."""
+    """Counts multiply-adds of one sequence's forward pass by module; the whole is `""`."""
     inputs = batch(model, 1, length)
     model.eval()
     counter = _counter()
@@ -105,7 +105,7 @@ def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
 
 
 def tensors(*things: Any) -> Iterator[Tensor]:
-    """All tensors that objects hold, each once, with their gradients."""
+    """Yields all tensors that objects hold, each once, with their gradients."""
     seen: set[int] = set()
     left: list[Any] = list(things)
     while left:
@@ -125,7 +125,7 @@ def tensors(*things: Any) -> Iterator[Tensor]:
 
 
 def _counter() -> FlopCounterMode:
-    """FlopCounterMode, taught products in place and those with a vector; by shapes, 2 a MAC."""
+    """Makes a FlopCounterMode that also knows products in place and with vectors; 2 a MAC."""
     aten = torch.ops.aten
     mapping = {
         aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1],

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def child_main() -> int:
-    """Entry of the subprocess."""
+    """Runs the cell that standard input names; the entry of the subprocess."""
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever prints, prints to the log
     order = json.loads(sys.stdin.readline())
@@ -62,7 +62,7 @@ def _first(job: Job, events: IO[str], means: RunSettings) -> Record:
 
 
 def _other(job: Job, means: RunSettings) -> Record | None:
-    """What the other processes of a cell do: they train along, and tell only what goes wrong."""
+    """Trains along as one of a cell's other processes, and reports only failures."""
     from bench.pipeline.fit import fit_cell
 
     found = _attempt(job, lambda: fit_cell(job, lambda *_: None, True, means))

@@ -111,7 +111,7 @@ def run_here(
 
 
 def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:
-    """What the environment of each slot says of its part of the machine: GPUs, or some cores.
+    """Returns the environment of each slot: its GPUs, or its share of the cores.
 
     Args:
         slots: cells at a time.

@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-m", "bench.engine.child"]
 
 
 def parse_message(line: str) -> Record | tuple[str, int, int] | None:
-    """A record, or (phase, done, all); None for what a process that was killed has left unsaid."""
+    """Parses a record or (phase, done, all); None for a line that was left unfinished."""
     try:
         event = json.loads(line)
         if "record" in event:

@@ -42,7 +42,7 @@ class Format:
 def format_of(
     name: str, group: int = 64, asymmetric: bool = False, embeddings: str | None = None
 ) -> Format:
-    """A format by name: `hf`, a layout, an integer width, or both as `bitmap+int4`.
+    """Returns a format by name: `hf`, a layout, an integer width, or both as `bitmap+int4`.
 
     Args:
         name: the format.
@@ -77,7 +77,7 @@ def groups_of(pattern: Pattern | None) -> Sequence[int]:
 
 
 def rounded_tables(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[str, Matrix]:
-    """How the embeddings are packed, by module; none of them without a quantizer."""
+    """Returns how the embeddings are packed, by module; nothing without a quantizer."""
     if quantizer is None:
         return {}
     return {
@@ -87,7 +87,7 @@ def rounded_tables(model: PreTrainedModel, quantizer: Quantizer | None) -> dict[
 
 
 def rest(model: PreTrainedModel, packed: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
-    """What is stored beside the weights of the modules `packed`, tied tensors once."""
+    """Yields what is stored beside the weights of the modules `packed`, tied tensors once."""
     # By the parameter, not by its memory: on the meta device there is none.
     seen = {id(model.get_submodule(name).weight) for name in packed}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -102,7 +102,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def bytes_of(model: PreTrainedModel, pattern: Pattern, quantization: Quantization | None) -> Bytes:
-    """The model's bytes in every format that fits it.
+    """Counts the model's bytes in every format that fits it.
 
     Args:
         model: a finished one, its parameters plain.

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20  # elements worked on at a time: their int64 copies stay small
 
 @lru_cache
 def word(base: int) -> tuple[int, int]:
-    """(numbers in a word, bytes of a word) for numbers below `base`, 2 … `LARGEST`."""
+    """Returns (numbers in a word, bytes of a word) for numbers below `base`, 2 … `LARGEST`."""
     found = []
     for size in range(1, 8):
         count = 0
@@ -65,7 +65,7 @@ def pack_digits(values: Tensor, base: int) -> Tensor:
 
 
 def unpack_digits(packed: Tensor, base: int, count: int) -> Tensor:
-    """The `count` integers of `pack_digits`.
+    """Returns the `count` integers that `pack_digits` packed.
 
     Raises:
         BenchError: bytes that `pack_digits` does not write.
@@ -95,7 +95,7 @@ def unpack_digits(packed: Tensor, base: int, count: int) -> Tensor:
 
 
 def number_groups(keep: Tensor, n: int) -> Tensor:
-    """The number of each group's arrangement, (groups,), below C(M, N).
+    """Returns the number of each group's arrangement, (groups,), below C(M, N).
 
     It is Σ C(p_i, i) over the places p_1 < … < p_N of the kept ones (the combinatorial number
     system: Knuth, TAOCP 7.2.1.3, theorem L).
@@ -116,7 +116,7 @@ def number_groups(keep: Tensor, n: int) -> Tensor:
 
 
 def groups_of_numbers(numbers: Tensor, n: int, m: int) -> Tensor:
-    """What `number_groups` has numbered: (groups, M), exactly `n` in each group.
+    """Returns the groups that `number_groups` numbered: (groups, M), exactly `n` in each.
 
     Args:
         numbers: (groups,), below C(M, N).
@@ -141,12 +141,12 @@ def groups_of_numbers(numbers: Tensor, n: int, m: int) -> Tensor:
 
 
 def _powers(base: int, device: torch.device) -> Tensor:
-    """1, B, B², …: what the digits of a word stand for."""
+    """Returns 1, B, B², …: what the digits of a word stand for."""
     return torch.tensor([base**i for i in range(word(base)[0])], device=device)
 
 
 def _choose(n: int, m: int, device: torch.device) -> Tensor:
-    """C(p, i) of each place p and count i: (M, N + 1)."""
+    """Returns C(p, i) of each place p and count i: (M, N + 1)."""
     return torch.tensor([[math.comb(p, i) for i in range(n + 1)] for p in range(m)], device=device)
 
 

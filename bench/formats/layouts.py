@@ -148,7 +148,7 @@ class Matrix(BaseModel):
 
 
 def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None) -> Matrix:
-    """All of a weight in a file, whatever its zeros."""
+    """Lays out all of a weight, whatever its zeros."""
     return Matrix(
         shape=shape,
         dtype=dtype,  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def dense(shape: tuple[int, int], dtype: str, quantizer: Quantizer | None = None
 
 
 def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None) -> Matrix:
-    """How a weight with these zeros lies in a file.
+    """Chooses how a weight with these zeros lies in a file.
 
     Args:
         zeros: of the weight.
@@ -181,7 +181,7 @@ def lay(zeros: Zeros, layout: Layout | None, quantizer: Quantizer | None = None)
 
 
 def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
-    """`weight`: (out, in) as the tensors of `matrix`.
+    """Packs `weight`: (out, in) into the tensors of `matrix`.
 
     Raises:
         BenchError: weights that cannot be quantized.
@@ -214,7 +214,7 @@ def pack(weight: Tensor, matrix: Matrix) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
-    """The weight: (out, in), in its dtype; `tensors` have the shapes that `matrix` says.
+    """Returns the weight: (out, in), in its dtype, from tensors with the shapes of `matrix`.
 
     Raises:
         BenchError: positions or scales that cannot be.
@@ -237,7 +237,7 @@ def unpack(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
 
 
 def _positions(tensors: Mapping[str, Tensor], matrix: Matrix) -> Tensor | None:
-    """Which weights have a value: (out, in) of exactly `matrix.count` ones; None for all."""
+    """Returns which weights have a value: (out, in) with `matrix.count` ones; None for all."""
     rows, columns = matrix.shape
     if matrix.layout == "dense":
         return None
@@ -269,7 +269,7 @@ def _digits(count: int, base: int) -> Entry:
 
 
 def _filled(keep: Tensor, n: int, m: int) -> Tensor:
-    """`keep` with exactly `n` of every `m` inputs: the first free ones fill up."""
+    """Fills `keep` up to exactly `n` of every `m` inputs, the first free ones first."""
     groups = keep.view(-1, m)
     free = ~groups
     lacking = n - groups.sum(dim=1, keepdim=True, dtype=torch.uint8)
@@ -278,7 +278,7 @@ def _filled(keep: Tensor, n: int, m: int) -> Tensor:
 
 
 def _select(values: Tensor, keep: Tensor | None) -> Tensor:
-    """The kept values in row-major order, (count,)."""
+    """Returns the kept values in row-major order, (count,)."""
     if keep is None:
         return values.flatten()
     # In chunks: selecting takes many bytes a weight for indices.
@@ -288,7 +288,7 @@ def _select(values: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _place(values: Tensor, keep: Tensor | None, matrix: Matrix) -> Tensor:
-    """The kept values where they stand, zeros elsewhere: (out, in)."""
+    """Returns the kept values where they stand, zeros elsewhere: (out, in)."""
     if keep is None:
         return values.view(matrix.shape)
     return values.new_zeros(matrix.shape).masked_scatter_(keep, values)

@@ -80,7 +80,7 @@ def _quantize(weight: Tensor, quantizer: Quantizer) -> Quantized:
 
 
 def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
-    """The weights that the codes stand for: (out, in), float32."""
+    """Returns the weights that the codes stand for: (out, in), float32."""
     codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
 
     def each(values: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def dequantize(quantized: Quantized, quantizer: Quantizer) -> Tensor:
 
 
 def rounded(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """`weight`: (out, in) as it comes back from its codes, in its own dtype."""
+    """Returns `weight`: (out, in) as it comes back from its codes, in its own dtype."""
     return dequantize(quantize(weight, quantizer), quantizer).to(weight.dtype)
 
 
@@ -114,7 +114,7 @@ def _rows(matrix: Tensor) -> int:
 
 
 def _half_up(values: Tensor) -> Tensor:
-    """The smallest float16 not below each value ≥ 0, so that no code falls out of its range."""
+    """Rounds values ≥ 0 up to float16, so that no code falls out of its range."""
     half = values.half()
     # Neighbouring positive floats are neighbouring integers.
     return half.view(torch.int16).add_(half.float() < values).view(torch.float16)

@@ -39,7 +39,7 @@ _LONGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The dtype as a safetensors file names it.
+    """Returns the dtype as a safetensors file names it.
 
     Raises:
         BenchError: it has no name there.
@@ -80,7 +80,7 @@ class File:
     size: int
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU.
+        """Reads one tensor, on the CPU.
 
         Raises:
             BenchError: the file has become shorter or cannot be read.
@@ -143,7 +143,7 @@ def write(
 
 
 def read_header(path: Path) -> File:
-    """The header of a file, each claim of it held against the file's size.
+    """Reads the header of a file and checks each of its claims against the file's size.
 
     Raises:
         BenchError: no such file, or one that is cut off or damaged.
@@ -181,7 +181,7 @@ def read_header(path: Path) -> File:
 
 
 def _entry(path: Path, name: str, claim: Any) -> tuple[Entry, tuple[int, int]]:
-    """An entry of the header and the span of its bytes, which have the same length."""
+    """Returns an entry of the header and the span of its bytes, which have the same length."""
     if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
         raise broken(path, f"{name!r} has no dtype, shape and data_offsets")
     dtype, shape, span = claim["dtype"], claim["shape"], claim["data_offsets"]
@@ -200,6 +200,6 @@ def _naturals(value: Any) -> bool:
 
 
 def broken(path: Path, reason: str) -> BenchError:
-    """One line for a file that is not what it claims to be."""
+    """Makes the error of a file that is not what it claims to be."""
     # A name in a foreign header may hold anything: one line stays one line.
     return BenchError(f"{path}: damaged file: {' '.join(reason.split())[:300]}")

@@ -32,7 +32,7 @@ TASK = "tiny/reviews"  # decides the head only; the batch is made of random toke
 
 
 def default_methods() -> list[str]:
-    """Dense and every registered training method, at 50 % and 90 % where it prunes freely."""
+    """Returns every registered training method, at 50 % and 90 % where it prunes freely."""
     found = []
     for method in registry.training_methods():
         free = UNSTRUCTURED.made_by(method.patterns)
@@ -93,7 +93,7 @@ def table(
 def _peaks(
     names: Sequence[str], slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> dict[str, int]:
-    """Peak bytes of a few updates, each method in a fresh process."""
+    """Measures peak bytes of a few updates, each method in a fresh process."""
     return {
         name: measure.in_fresh_process(_peak, name, slug, batch, length, bf16, device)
         for name in names
@@ -111,7 +111,7 @@ def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: tor
 def _update(
     name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
 ) -> Callable[[], None]:
-    """One whole update of a method at its final sparsity: forward, backward, clip, optimizer.
+    """Returns a function that makes one whole update of a method at its final sparsity.
 
     A teacher is the untrained model itself: its time does not depend on its weights.
     """

@@ -101,7 +101,7 @@ def parameters_of(method: type[Method], overrides: Overrides) -> Any:
 
 
 def _budget(cell: Cell, task: Task) -> Budget:
-    """The cell's budget in numbers.
+    """Makes the cell's budget in numbers.
 
     Raises:
         BenchError: no such budget, no such field, or more items than the task has.

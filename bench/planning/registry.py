@@ -32,7 +32,7 @@ def _entries(kind: Kind) -> dict[str, EntryPoint]:
 
 
 def names(kind: Kind) -> list[str]:
-    """Registered names; the built-in ones first, in their order."""
+    """Returns registered names; the built-in ones first, in their order."""
     return list(_entries(kind))
 
 
@@ -59,7 +59,7 @@ def _load(kind: Kind, name: str) -> Any:
 
 
 def method(name: str) -> type[Method]:
-    """The method's class.
+    """Returns the method's class.
 
     Raises:
         BenchError: no such method, or the class bears another name.
@@ -72,7 +72,7 @@ def method(name: str) -> type[Method]:
 
 @cache
 def task(name: str) -> Task:
-    """The task, made from its family's class: `glue/rte` → `Glue("glue/rte")`.
+    """Makes the task from its family's class: `glue/rte` → `Glue("glue/rte")`.
 
     Raises:
         BenchError: no such task.

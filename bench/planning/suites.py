@@ -50,7 +50,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by name, or any TOML file by path.
+    """Loads a shipped suite by name, or any TOML file by path.
 
     Raises:
         BenchError: no such suite, or a field it does not know.

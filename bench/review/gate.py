@@ -61,7 +61,7 @@ class Row(BaseModel):
         return self
 
     def values(self, name: str) -> dict[int, Number]:
-        """What is known under `name` by seed."""
+        """Returns what is known under `name` by seed."""
         found = self.exact.get(name)
         per_seed = found if isinstance(found, list) else [found] * len(self.seeds)
         return dict(zip(self.seeds, per_seed, strict=True))
@@ -95,7 +95,7 @@ def rows_of(records: Iterable[Record]) -> dict[str, Row]:
 
 
 def read(path: Path) -> dict[str, Row]:
-    """A baseline file's rows.
+    """Reads a baseline file's rows.
 
     Raises:
         BenchError: there is none, or it is broken.
@@ -111,7 +111,7 @@ def read(path: Path) -> dict[str, Row]:
 
 
 def to_json(rows: Mapping[str, Row]) -> str:
-    """A baseline file's text: one number a line, so that its diff can be read."""
+    """Returns a baseline file's text: one number a line, so that its diff can be read."""
     tree = {"schema": 1, "rows": {name: rows[name].model_dump() for name in sorted(rows)}}
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -133,7 +133,7 @@ def update(path: Path, rows: Mapping[str, Row]) -> str:
 
 
 def changes(baseline: Mapping[str, Row], found: Mapping[str, Row]) -> list[Change]:
-    """What moved, row by row; rows and seeds that are new are named and pass."""
+    """Returns what moved, row by row; new rows and seeds are named and pass."""
     spreads = _spreads(baseline)
     listed = []
     for name in sorted(set(baseline) | set(found)):
@@ -148,7 +148,7 @@ def changes(baseline: Mapping[str, Row], found: Mapping[str, Row]) -> list[Chang
 
 
 def report(listed: Sequence[Change], rows: int, source: str, title: str = "Gate") -> str:
-    """The verdict in a line, then a table of what moved, in Markdown."""
+    """Returns the verdict in a line, then a table of what moved, in Markdown."""
     failing = [change for change in listed if change.fails]
     verdict = "failed" if failing else "passed"
     text = f"# {title} {verdict}\n\n{rows} rows of {escape(source)}: "
@@ -183,7 +183,7 @@ def _row(records: Sequence[Record]) -> Row:
 
 
 def _exact(record: Record) -> dict[str, Number]:
-    """What must not move, by its place in the record, as `params.trainable.body`."""
+    """Returns what must not move, by its place in the record, as `params.trainable.body`."""
     parts = record.model_dump(
         mode="json",
         include={
@@ -212,12 +212,12 @@ def _rounded(value: float) -> float:
 
 
 def _place(name: str) -> str:
-    """Task and model: where scores and their spread are of one kind."""
+    """Returns task and model: where scores and their spread are of one kind."""
     return "/".join(name.split("/")[:2])
 
 
 def _spreads(rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
-    """Standard deviation over seeds, pooled over the rows of a task and model, and its t quantile.
+    """Returns the deviation over seeds, pooled by task and model, and its t quantile.
 
     Three seeds of one row know a spread badly; those of all rows together know it better.
     """
@@ -238,7 +238,7 @@ def _spreads(rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
 def _row_changes(
     old: Row, new: Row, pooled: float, quantile: float
 ) -> Iterable[tuple[str, str, str, bool]]:
-    """(what, was, now, fails) of a row's seeds, counts and score."""
+    """Yields (what, was, now, fails) of a row's seeds, counts and score."""
     if lost := sorted(set(old.seeds) - set(new.seeds)):
         yield f"seeds {', '.join(map(str, lost))}", "there", "missing", True
     if more := sorted(set(new.seeds) - set(old.seeds)):

@@ -60,7 +60,7 @@ class Claim(BaseModel):
 
 
 def read(path: Path = DATA) -> list[Claim]:
-    """The claims in the repository.
+    """Reads the claims in the repository.
 
     Raises:
         BenchError: the file is broken.
@@ -73,7 +73,7 @@ def read(path: Path = DATA) -> list[Claim]:
 
 
 def check(claim: Claim, records: Sequence[Record]) -> list[Finding]:
-    """What this suite has to say of a claim; one finding a model or cell."""
+    """Returns what this suite found about a claim; one finding for each model or cell."""
     if claim.check in ("share", "below", "saved"):
         return [_counted(claim, model) for model in claim.models]
     names = {method_name(r.cell.method, r.cell.overrides) for r in records}
@@ -90,7 +90,7 @@ def check(claim: Claim, records: Sequence[Record]) -> list[Finding]:
 
 
 def report(records: Sequence[Record]) -> str:
-    """All claims and all published numbers as a Markdown page."""
+    """Returns all claims and all published numbers as a Markdown page."""
     header = (
         "paper",
         "claim",
@@ -117,7 +117,7 @@ def report(records: Sequence[Record]) -> str:
 
 
 def _counted(claim: Claim, model: str) -> Finding:
-    """A claim of counts, on the model without weights."""
+    """Checks a claim of counts, on the model without weights."""
     # These load torch.
     from bench.costs import by_method
     from bench.sources import architectures
@@ -143,7 +143,7 @@ def _counted(claim: Claim, model: str) -> Finding:
 
 
 def _measured(claim: Claim, line: Line) -> Finding:
-    """A claim of scores, at one cell."""
+    """Checks a claim of scores, at one cell."""
     _, model, budget, *_ = line.point
     differs = [] if model in claim.models else ["another model"]
     differs += [] if budget == FULL else [f"budget {budget}"]
@@ -176,7 +176,7 @@ def _lost(value: float, ratio: bool, rises: bool, unit: int) -> float:
 
 
 def _verdict(claim: Claim, lost: Sequence[float]) -> Verdict:
-    """From the interval of what the method loses."""
+    """Judges by the interval of what the method loses."""
     low, high = lost
     if claim.check == "gap":
         return "reproduced" if low <= float(claim.printed) <= high else NOT

@@ -69,7 +69,7 @@ class Published:
 
 
 def read(path: Path = DATA) -> list[Published]:
-    """All rows.
+    """Reads all rows.
 
     Raises:
         BenchError: one has a field too many, too few, or no number.
@@ -89,7 +89,7 @@ def read(path: Path = DATA) -> list[Published]:
 
 
 def section(records: Sequence[Record]) -> str:
-    """The rows that have a cell to stand beside, and how many have none."""
+    """Returns the rows that have a cell beside them, and how many have none."""
     tasks: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         tasks[record.cell.task].append(record)
@@ -116,7 +116,7 @@ def section(records: Sequence[Record]) -> str:
 
 
 def closest(printed: Published, rows_of: dict[str, list[Row]]) -> Row | None:
-    """The suite's row of the same task, method and metric that differs least."""
+    """Returns the suite's row of the same task, method and metric that differs least."""
     same = []
     for task, rows in rows_of.items():
         # `wikitext-c4` differs from `wikitext` in what is calibrated on, not in what is scored.
@@ -159,7 +159,7 @@ def _finding(printed: Published, row: Row) -> Finding:
 
 
 def _differs(printed: Published, row: Row) -> list[str]:
-    """In what a row is not what was published."""
+    """Returns in what a row differs from what was published."""
     cell = row[1][0].cell
     found = [] if cell.model == printed.model else [f"model {cell.model}"]
     if cell.task != printed.task:
@@ -179,7 +179,7 @@ def _away(printed: Published, row: Row) -> float:
 
 
 def _scores(records: Sequence[Record], metric: str) -> list[float]:
-    """The metric of every record; none where one lacks it."""
+    """Returns the metric of every record; nothing where one lacks it."""
     found = [r.scores.all.get(metric) for r in records if r.scores]
     known = [value for value in found if value is not None]
     return known if len(known) == len(records) else []

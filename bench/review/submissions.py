@@ -34,7 +34,7 @@ _ROUNDING = 2e-6
 
 
 def validate(folder: Path) -> tuple[list[Record], list[str]]:
-    """A folder's records, and a line for everything wrong with them.
+    """Returns a folder's records, and a line for everything wrong with them.
 
     Raises:
         BenchError: there is no such folder.
@@ -75,7 +75,7 @@ def accept(records: Sequence[Record], results: Path) -> list[Path]:
 
 
 def with_own(store: Store) -> tuple[list[Record], list[str]]:
-    """The project's records and the submissions of cells that it has not run; what is neither."""
+    """Returns the project's records with submissions of cells that it has not run, and problems."""
     records, lines = store.records()
     own = {record.cell for record in records if verified(record)}
     for folder in sorted((store.root / FOLDER).glob("*")):
@@ -93,8 +93,7 @@ def with_own(store: Store) -> tuple[list[Record], list[str]]:
 def differences(
     submitted: Record, rerun: Record, known: Sequence[Record] = ()
 ) -> list[gate.Change]:
-    """Where the project's own run of a cell departs from a submission, as `bench.review.gate` has
-    it.
+    """Returns where the project's own run of a cell departs from a submission.
 
     Args:
         submitted: the record to verify.
@@ -115,7 +114,7 @@ def _folder(record: Record) -> str:
 
 
 def problems(record: Record) -> list[str]:
-    """What is wrong with a record that parses; a line each."""
+    """Returns what is wrong with a record that parses; a line each."""
     found = list(_origin(record))
     if record.status == "done":
         found += [*_counts(record), *_scores(record)]
@@ -196,7 +195,7 @@ def _against_job(record: Record, found: Sequence[str]) -> list[str]:
 
 
 def _registered(record: Record, job: Job) -> Iterator[str]:
-    """Budget, versions and metric of the cell's task and method."""
+    """Yields where budget, versions or metric are not those of the cell's task and method."""
     if record.budget != job.budget:
         yield f"budget is not the task's {job.cell.budget!r}"
     if record.versions != job.versions:
@@ -208,7 +207,7 @@ def _registered(record: Record, job: Job) -> Iterator[str]:
 
 
 def _closed_forms(record: Record, job: Job) -> Iterator[str]:
-    """What the method must train and multiply, counted on the model without weights."""
+    """Yields where counts are not what the method must train and multiply on that model."""
     from bench.costs import by_method
     from bench.sources import architectures
     from bench.weights import targets  # load torch

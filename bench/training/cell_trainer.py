@@ -53,7 +53,7 @@ class CellTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The method's; what it holds is counted before anything is wrapped or sharded."""
+        """Makes the method's optimizer; what it holds is counted before anything is wrapped."""
         if self.optimizer is None:
             groups = self.method.param_groups(self.model)  # type: ignore[arg-type]
             self.held = count_trainable(self.model, groups)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ class CellTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """The method's, of progress."""
+        """Makes the method's schedule, a function of progress."""
         if self.lr_scheduler is None:
             assert self.optimizer is not None
 
@@ -76,7 +76,7 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The method's, of one piece of the batch, times its share."""
+        """Returns the method's loss of one piece of the batch, times its share."""
         if self.smoothing:
             # Without labels the model does not compute a loss that nobody would read.
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
@@ -89,7 +89,7 @@ class CellTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Whole batches, in the same order in every process; each takes its pieces of them."""
+        """Returns whole batches, in the same order in every process; each takes its pieces."""
         loader = super().get_train_dataloader()
         if self.args.world_size == 1:
             return loader
@@ -103,7 +103,7 @@ class CellTrainer(Trainer):
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of this process's pieces; the whole batch's loss."""
+        """Runs forward and backward of this process's pieces and returns the batch's loss."""
         loss = torch.zeros((), device=self.args.device)
         world, rank = self.args.world_size, self.args.process_index
         parts = list(micro_batches(inputs, world * self.accumulate))
@@ -119,7 +119,7 @@ class CellTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None: Trainer's estimate reads 6·N·tokens; `bench.costs.parameters` knows better."""
+        """Returns 0: Trainer's estimate is 6·N·tokens, and `bench.costs` counts better."""
         return 0
 
     def begin_epoch(self) -> None:
@@ -134,7 +134,7 @@ class CellTrainer(Trainer):
         self.epoch_rng = seeds.states()
 
     def _parts(self) -> dict[str, Any]:
-        """What training has changed."""
+        """Returns what training has changed."""
         assert self.model is not None
         assert self.lr_scheduler is not None
         return {
@@ -162,7 +162,7 @@ class CellTrainer(Trainer):
         self.loaded = {part: saved[part] for part in ("rng", "epoch_rng", "seconds")}
 
     def _optimizer(self) -> Any:
-        """The method's own, without accelerate's wrapper."""
+        """Returns the method's own optimizer, without accelerate's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     # The four places where Trainer writes and reads what its checkpoints hold.
@@ -211,11 +211,11 @@ class Hooks(TrainerCallback):
         self.trainer, self.model, self.progress = trainer, model, progress
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The order of rows is about to be drawn."""
+        """Notes that the order of rows is about to be drawn."""
         self.trainer.begin_epoch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The method's step."""
+        """Runs the method's step."""
         self.trainer.method.step(self.model, state.global_step / state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

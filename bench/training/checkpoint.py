@@ -95,7 +95,7 @@ class Checkpoints:
             self.next = now + max(self.interval, (now - start) / SHARE)
 
     def latest(self) -> Path | None:
-        """The last complete checkpoint of this very training."""
+        """Returns the last complete checkpoint of this very training."""
         for place in reversed(self._all()):
             with contextlib.suppress(BenchError):
                 header = safetensors_file.read_header(place / _FILE)

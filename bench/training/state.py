@@ -42,7 +42,7 @@ class Saved:
         return ((key, self._value(node)) for key, node in self.nodes[part]["dict"])
 
     def _value(self, node: Any) -> Any:
-        """What a node stands for, tensors on the device and in the layout that they had."""
+        """Returns what a node stands for, tensors on the device and in the layout that they had."""
         if isinstance(node, list):
             return [self._value(item) for item in node]
         if not isinstance(node, dict):
@@ -126,7 +126,7 @@ def load_model(model: nn.Module, values: Iterable[tuple[str, Tensor | None]]) ->
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Where a model keeps its parameters and buffers, by name; a shared one has one place."""
+    """Returns where a model keeps its parameters and buffers, by name; a shared one once."""
     found, seen = {}, set()
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):

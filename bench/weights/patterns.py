@@ -11,7 +11,7 @@ from bench.weights.targets import Target, prunable
 
 
 def density(target: Target) -> float:
-    """Fraction of a target's weights that are not exactly zero."""
+    """Returns the fraction of a target's weights that are not exactly zero."""
     return int(torch.count_nonzero(target.stored)) / target.stored.numel()
 
 

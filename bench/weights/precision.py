@@ -19,12 +19,12 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def for_training(device: torch.device) -> str:
-    """`bf16-autocast` or `float32`, as it stands in the record."""
+    """Returns `bf16-autocast` or `float32`, as it stands in the record."""
     return "bf16-autocast" if supports_bf16(device) else "float32"
 
 
 def for_scoring(head: str, device: torch.device) -> str:
-    """The same for a score: language models are large and scored in bf16, as their papers do.
+    """Returns the same for a score: language models are scored in bf16, as their papers do.
 
     A classifier's score is a count of argmaxes over a few hundred short rows: float32 costs little.
     """
@@ -32,7 +32,7 @@ def for_scoring(head: str, device: torch.device) -> str:
 
 
 def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
-    """Where products run in what `for_training` or `for_scoring` named; weights stay float32."""
+    """Makes products run in the named type; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16-autocast")
 
 
@@ -43,7 +43,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The type that autocast gives to products with the tensor; None without autocast."""
+    """Returns the type that autocast gives to products with the tensor; None without it."""
     device = tensor.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
@@ -51,7 +51,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 def device_of() -> torch.device:
-    """The accelerator if there is one."""
+    """Returns the accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

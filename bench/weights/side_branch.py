@@ -29,7 +29,7 @@ class Branch(nn.Module):
         self.up = nn.Parameter(up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the module's output, (..., out)."""
+        """Returns what is added to the module's output, (..., out)."""
         return F.linear(F.linear(x, self.down), self.up)
 
 
@@ -53,7 +53,7 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 
 def owners(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The modules that have a branch among saved tensors, and the names of its two matrices."""
+    """Returns the modules with a branch among saved tensors, and the names of its matrices."""
     stems = [name.removesuffix(_DOWN) for name in names if name.endswith(_DOWN)]
     return {stem: (stem + _DOWN, stem + _UP) for stem in stems}
 

@@ -125,7 +125,7 @@ def _parts(target: Target) -> list[tuple[Target, slice]]:
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Width of one head."""
+    """Returns the width of one head."""
     config = model.config
     stated = getattr(config, "head_dim", None)
     return int(stated or config.hidden_size // config.num_attention_heads)

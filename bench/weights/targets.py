@@ -78,12 +78,12 @@ class Target:
 
 
 def normal_form(stored: Tensor, transposed: bool) -> Tensor:
-    """A stored weight as contiguous (out, in)."""
+    """Returns a stored weight as contiguous (out, in)."""
     return stored.t().contiguous() if transposed else stored
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, in order: the one ModuleList as long as the config has layers.
+    """Returns the transformer blocks: the one ModuleList as long as the config has layers.
 
     Raises:
         BenchError: no such list.
@@ -96,7 +96,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def prunable(model: nn.Module) -> list[Target]:
-    """All linear weights inside the blocks, in forward order of definition."""
+    """Returns all linear weights inside the blocks, in forward order of definition."""
     inside = {id(module) for block in blocks(model) for module in block.modules()}
     found = []
     for name, module in model.named_modules():
@@ -106,7 +106,7 @@ def prunable(model: nn.Module) -> list[Target]:
 
 
 def embedding_tables(model: PreTrainedModel) -> list[Target]:
-    """All embeddings (of tokens, positions, types), and an LM head that is not tied to one."""
+    """Returns all embeddings (tokens, positions, types), and an LM head that is not tied."""
     found: dict[int, Target] = {}
     output = model.get_output_embeddings()
     for name, module in model.named_modules():

@@ -13,10 +13,11 @@ from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import catalog, loading
 from bench.weights import targets
-from methods.ast_trainer import AST, annealed, slorb
+from methods.ast_trainer import AST, annealed
 from methods.shared.annealed_adamw import AnnealedAdamW
 from methods.shared.distill import distilled, kd_loss
 from methods.shared.masks import keep_n_m
+from methods.shared.slorb import slorb
 from tests import helpers
 from tests.helpers import fit_cell, run_cell
 from tests.oracles import ast

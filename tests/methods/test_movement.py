@@ -10,11 +10,12 @@ from bench.core.pattern import Pattern
 from bench.planning.job import Job
 from bench.weights import targets
 from bench.weights.patterns import holds
-from methods.movement import Gate, Masked, Movement
+from methods.movement import Movement
 from methods.shared.distill import kd_loss
 from methods.shared.masks import pruned_count
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import cubic
+from methods.shared.score_masks import Gate, Masked
 from tests import helpers, meta
 from tests.helpers import run_cell
 from tests.oracles.topk import keep_by_sort

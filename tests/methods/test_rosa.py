@@ -7,9 +7,10 @@ from bench.api import BenchError
 from bench.costs.parameters import count_trainable
 from bench.planning.job import Job
 from bench.weights import targets
-from methods.rosa import RoSA, SparseUpdate
+from methods.rosa import RoSA
 from methods.shared.low_rank import LowRankUpdate
 from methods.shared.roles import roles
+from methods.shared.sparse_update import SparseUpdate
 from tests import helpers, meta
 from tests.oracles.topk import keep_by_sort
 
