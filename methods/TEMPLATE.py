@@ -40,6 +40,9 @@ class FixedMask(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
 
+    # Attributes that a checkpoint must hold, beside the model's parameters and buffers: none here.
+    state: ClassVar[tuple[str, ...]] = ()
+
     @parameters
     class Params:
         """Checked when a cell is planned; `sparsebench list methods fixed-mask` shows them."""
@@ -86,7 +89,7 @@ class Masked(nn.Module):
         return torch.where(self.keep, stored, 0.0)
 
 
-# Further hooks, each optional (bench/api.py describes them):
+# Further hooks, each optional (bench/api/method.py describes them):
 #   step(model, progress)         before every update, and once at the end: schedules
 #   loss(model, inputs, outputs)  penalties, distillation
 #   param_groups(model)           what the optimizer holds, and so what counts as trained

@@ -2,7 +2,7 @@
 
 BUILTIN = {
     "dense": "methods.dense:Dense",
-    "random": "methods.random_mask:RandomMask",
+    "random": "methods.random_mask:Random",
     "magnitude": "methods.magnitude:Magnitude",
     "wanda": "methods.wanda:Wanda",
     "sparsegpt": "methods.sparsegpt:SparseGPT",

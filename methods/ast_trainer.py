@@ -13,92 +13,141 @@ merged without filling the zeros, so it stays a branch of the exported module
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Method, Published
+from bench.api import Context, Field, Method, Published, parameters
 from bench.weights import side_branch
-from bench.weights.targets import head_parameters, merge, normal_form
+from bench.weights.targets import Target, head_parameters, merge, normal_form, prunable
 from methods.shared.annealed_adamw import AnnealedAdamW
+from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
 from methods.shared.masks import keep_masks
+from methods.shared.slorb import slorb
 
 
 class AST(Method):
     """N:M training with an adapting magnitude mask, annealed decay and a dense teacher."""
 
     name: ClassVar[str] = "ast"
+    summary: ClassVar[str] = (
+        "Retrains all weights under an N:M mask that keeps adapting, with a dense teacher."
+    )
+    paper: ClassVar[str] = "arXiv 2407.20584, AAAI"
+    year: ClassVar[int] = 2025
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("N:M",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's for GPT-2, as fractions of its 40,000 steps.
+        """The paper's for GPT-2, as fractions of its 40,000 steps."""
 
-        Attributes:
-            lr: None is the paper's 2e-4 where a language model is retrained as it is, and the dense
-                cell's 5e-5 where a new head is fine-tuned: four times as much collapses.
-            kd: α, the teacher's part of the loss; 0 does without a teacher.
-            temperature: of the distillation.
-            every: Δ, updates between two choices of the mask; 0 keeps the first.
-            decay: λ_max.
-            ramp: fraction of the steps over which λ grows from 0 to λ_max.
-            tail: fraction of the steps at the end, where lr goes linearly from `lr_min` to 0.
-            lr_min: where the cosine ends, as a fraction of lr.
-            slorb: initial value of the branch, `mean`, `sum` or `xavier`; `none`: no branch.
-            slorb_k: inputs that share a column of the branch.
-            train_projection: whether the branch's X is trained (densely) beside Q.
-            compat: `released` grows weights where the paper decays them, as the released code.
-        """
+        lr: float | None = Field(
+            default=None,
+            gt=0,
+            description="learning rate; None: 2e-4 for a language model, 5e-5 where a new head is "
+            "fine-tuned",
+        )
+        weight_decay: float = Field(default=0.1, ge=0, description="weight decay of matrices")
+        warmup: float = Field(
+            default=0.05,
+            ge=0,
+            lt=1,
+            description="fraction of the steps in which lr rises",
+        )
+        tail: float = Field(
+            default=0.05,
+            ge=0,
+            le=1,
+            description="fraction of the steps at the end in which the learning rate goes from "
+            "lr_min to 0",
+        )
+        lr_min: float = Field(
+            default=0.1, ge=0, le=1, description="where the cosine ends, as a fraction of lr"
+        )
+        beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+        beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
+        kd: float = Field(
+            default=0.67,
+            ge=0,
+            le=1,
+            description="weight of distillation, the task's loss has the rest; 0 needs no teacher",
+        )
+        temperature: float = Field(default=2.0, gt=0, description="temperature of distillation")
+        every: int = Field(
+            default=10,
+            ge=0,
+            description="updates between two choices of the mask; 0 keeps the first",
+        )
+        decay: float = Field(
+            default=1e-4, ge=0, description="final strength of the pruned weights' decay"
+        )
+        ramp: float = Field(
+            default=0.25,
+            ge=0,
+            le=1,
+            description="fraction of the steps over which that strength grows from 0",
+        )
+        slorb: Literal["none", "mean", "sum", "xavier"] = Field(
+            default="none", description="how a low-rank branch starts; none: no branch"
+        )
+        slorb_k: int = Field(
+            default=16, ge=1, description="inputs that share a column of the branch"
+        )
+        train_projection: bool = Field(
+            default=True,
+            description="whether the branch's input matrix trains beside its output matrix",
+        )
+        compat: Literal["paper", "released"] = Field(
+            default="paper",
+            description="released grows weights where the paper decays them, as the released code "
+            "does",
+        )
 
-        lr: float | None = None
-        weight_decay: float = 0.1
-        warmup: float = 0.05
-        tail: float = 0.05
-        lr_min: float = 0.1
-        beta1: float = 0.9
-        beta2: float = 0.95
-        kd: float = 0.67
-        temperature: float = 2.0
-        every: int = 10
-        decay: float = 1e-4
-        ramp: float = 0.25
-        slorb: str = "none"
-        slorb_k: int = 16
-        train_projection: bool = True
-        compat: str = "paper"
+    params: Params
 
-    def attach(self, model, ctx) -> None:
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns all weights; SLoRB adds o·i/k and, where X is trained, i·i/k a matrix."""
+        p = self.params
+        if p.slorb == "none":
+            return all_weights(model)
+        shapes = [(o, i, i // p.slorb_k) for o, i in (t.shape for t in prunable(model))]
+        return all_weights(model) + sum(r * (o + i * p.train_projection) for o, i, r in shapes)
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Masks every target by magnitude, adds branches if asked, fetches the teacher."""
         p = self.params
-        _one_of("compat", p.compat, ("paper", "released"))
-        _one_of("slorb", p.slorb, ("none", "mean", "sum", "xavier"))
         self.cell, self.steps = ctx.cell, ctx.budget.steps
-        self.layers = []
-        self.optimizer_ = None
+        self.layers: list[tuple[Target, Masked, ParametrizationList]] = []
+        self.optimizer_: AnnealedAdamW | None = None
         for target in ctx.targets:
             keep = self._choose(target, target.stored)
             if p.slorb != "none":
                 pruned = target.weight.masked_fill(normal_form(keep, target.transposed), 0.0)
                 X, Q = slorb(pruned, p.slorb_k, p.slorb, ctx.rng, target.name)
                 side_branch.add(target.module, X, Q).down.requires_grad_(p.train_projection)
-            target.parametrize(Masked(keep, target.stored.dtype))
-            self.layers.append((target, target.module.parametrizations.weight))
+            mask = Masked(keep, target.stored.dtype)
+            target.parametrize(mask)
+            held = target.module.get_submodule("parametrizations.weight")
+            self.layers.append((target, mask, cast(ParametrizationList, held)))
         self.teacher = ctx.teacher() if p.kd else None
 
-    def _choose(self, target, stored: Tensor) -> Tensor:
-        """The keep mask of a dense stored weight, in the stored layout."""
+    def _choose(self, target: Target, stored: Tensor) -> Tensor:
+        """Returns the keep mask of a dense stored weight, in the stored layout."""
         scores = {target.name: normal_form(stored.detach(), target.transposed).float().abs()}
         keep = keep_masks(scores, self.cell.pattern, self.cell.sparsity)[target.name]
         return normal_form(keep, target.transposed)
 
-    def step(self, model, progress: float) -> None:
+    def step(self, model: PreTrainedModel, progress: float) -> None:
         """Sets λ(t); chooses the mask anew after update 0 and every Δ after it.
 
         A mask chosen after the last update would never have been trained with: the exported one
@@ -107,36 +156,37 @@ class AST(Method):
         p = self.params
         done = round(progress * self.steps)
         if p.every and 0 < done < self.steps and (done - 1) % p.every == 0:
-            for target, (masked, *_), stored in ((t, w, w.original) for t, w in self.layers):
-                masked.keep.copy_(self._choose(target, stored))
+            for target, mask, held in self.layers:
+                mask.keep.copy_(self._choose(target, held.original))
         if self.optimizer_ is not None:
             self.optimizer_.decay = annealed(progress, p.decay, p.ramp)
 
-    def loss(self, model, inputs, outputs) -> Tensor:
-        """α·KD + (1 − α)·task."""
+    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """Returns α·KD + (1 − α)·task."""
+        task: Tensor = outputs.loss
         if self.teacher is None:
-            return outputs.loss
+            return task
         alpha = self.params.kd
         taught = distilled(self.teacher, inputs, outputs.logits, self.params.temperature)
-        return alpha * taught + (1.0 - alpha) * outputs.loss
+        return alpha * taught + (1.0 - alpha) * task
 
-    def param_groups(self, model) -> list[dict]:
-        """Settles the learning rate, so that the record tells it."""
+    def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Returns the default groups; settles the learning rate, so that the record tells it."""
         if self.params.lr is None:
             tuned = any(True for _ in head_parameters(model))
             self.params = replace(self.params, lr=5e-5 if tuned else 2e-4)
         return super().param_groups(model)
 
-    def optimizer(self, groups):
-        """AdamW whose masked parameters decay where they are pruned."""
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Makes an AdamW whose masked parameters decay where they are pruned."""
         p = self.params
-        masks = {weight.original: weight[0].keep for _, weight in self.layers}
+        masks = {held.original: mask.keep for _, mask, held in self.layers}
         betas = (p.beta1, p.beta2)
         self.optimizer_ = AnnealedAdamW(groups, masks, betas=betas, compat=p.compat)
         return self.optimizer_
 
     def lr_factor(self, progress: float) -> float:
-        """Linear warm-up, cosine to `lr_min`, then linearly to 0."""
+        """Rises linearly, follows a cosine to `lr_min` and falls linearly to 0."""
         p = self.params
         if progress < p.warmup:
             return progress / p.warmup
@@ -145,8 +195,8 @@ class AST(Method):
             return p.lr_min + (1.0 - p.lr_min) * 0.5 * (1.0 + math.cos(math.pi * along))
         return p.lr_min * (1.0 - progress) / p.tail if p.tail else 0.0
 
-    def finish(self, model) -> None:
-        """W ← m⊙W; a branch stays beside it."""
+    def finish(self, model: PreTrainedModel) -> None:
+        """Sets W ← m⊙W; a branch stays beside it."""
         merge(model)
 
 
@@ -158,57 +208,27 @@ class Masked(nn.Module):
 
     def __init__(self, keep: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
+        self.keep: Tensor
         self.register_buffer("keep", keep.to(dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The stored weight → its kept entries, others exactly 0."""
-        return _StraightThrough.apply(weight, self.keep)
+        """Maps the stored weight to its kept entries, others exactly 0."""
+        masked: Tensor = _StraightThrough.apply(weight, self.keep)
+        return masked
 
 
 class _StraightThrough(torch.autograd.Function):
     """m⊙W forward, identity backward (arXiv 1308.3432)."""
 
     @staticmethod
-    def forward(ctx, weight, keep):
+    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
         return weight * keep
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
 def annealed(progress: float, strength: float, ramp: float) -> float:
-    """λ(t) = λ_max·t/T₀ for t < T₀, then λ_max; t and T₀ as fractions of the steps."""
+    """Returns λ(t) = λ_max·t/T₀ for t < T₀, then λ_max; t and T₀ as fractions of the steps."""
     return strength if progress >= ramp else strength * progress / ramp
-
-
-def slorb(
-    pruned: Tensor, k: int, init: str, rng: torch.Generator, name: str = "the matrix"
-) -> tuple[Tensor, Tensor]:
-    """SLoRB's X: (in/k, in) and Q: (out, in/k), with Q·X standing in for what was pruned.
-
-    Args:
-        pruned: (1 − m)⊙W, (out, in).
-        k: inputs a column of Q stands for.
-        init: `mean` (the least-squares fit, given the block indicator X), `sum`, or `xavier`.
-        rng: draws X for `xavier`.
-        name: for the message.
-
-    Raises:
-        BenchError: the width is not divisible by `k`.
-    """
-    rows, width = pruned.shape
-    if k < 1 or width % k:
-        raise BenchError(f"ast.slorb_k {k}: {name} has {width} inputs, not a multiple of {k}")
-    if init == "xavier":
-        X = torch.empty(width // k, width)
-        nn.init.xavier_uniform_(X, generator=rng)
-        return X.to(pruned), pruned.new_zeros(rows, width // k)
-    X = torch.eye(width // k).repeat_interleave(k, dim=1).to(pruned)
-    blocks = pruned.view(rows, width // k, k)
-    return X, blocks.mean(dim=2) if init == "mean" else blocks.sum(dim=2)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise BenchError(f"ast: {name} is {', '.join(allowed)}, not {value!r}")

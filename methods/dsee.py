@@ -13,20 +13,21 @@ q and v are dense, and fewer zeros are counted after export than the cell's spar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Expected, Method, Published
+from bench.api import BenchError, Context, Expected, Field, Method, Published, parameters
 from bench.weights import slicing
-from bench.weights.precision import without_autocast
 from bench.weights.targets import Target, freeze, merge
+from methods.shared.low_rank_sparse import Update
 from methods.shared.masks import keep_largest_global
 from methods.shared.roles import roles
 from methods.shared.sparse_support import support
+from methods.shared.unit_coefficients import Coefficients
 
 
 class DSEE(Method):
@@ -40,53 +41,78 @@ class DSEE(Method):
     """
 
     name: ClassVar[str] = "dsee"
+    summary: ClassVar[str] = (
+        "Trains a low-rank and sparse update of query and value; masks the weights mid-way."
+    )
+    paper: ClassVar[str] = "arXiv 2111.00160, ACL"
+    year: ClassVar[int] = 2023
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "heads", "heads+neurons")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("derived",)
     published: ClassVar[Published | None] = Published(
         0.005, "model", "BERT-base, r = 16, N = 64, abstract"
     )
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's; its learning rate is the one of RTE.
+        """The paper's; the learning rate is that of RTE."""
 
-        Attributes:
-            rank: r of A and B.
-            alpha: the update is scaled by alpha / rank.
-            support: N, the size of Ω in each matrix.
-            omega: `bilateral` (the paper's), `svd` (its limit), `magnitude` or `random`.
-            phase1: fraction of the steps before S1 is derived; the paper's 5 epochs of 15.
-            head_sparsity: fraction of the heads to remove; None: the cell's sparsity.
-            neuron_sparsity: the same for `heads+neurons`' neurons.
-            l1: weight of the coefficients' L1 penalty.
-            prune_pooler: put BERT's pooler into the first pool, as the reference does.
-        """
+        lr: float = Field(default=5e-4, gt=0, description="learning rate of all that trains")
+        rank: int = Field(default=16, ge=1, description="rank of the update")
+        alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / rank")
+        support: int = Field(
+            default=64, ge=0, description="places of the sparse update in each matrix"
+        )
+        omega: Literal["bilateral", "svd", "magnitude", "random"] = Field(
+            default="bilateral",
+            description="how the places are found; svd: the limit of bilateral, ten times as fast",
+        )
+        phase1: float = Field(
+            default=1 / 3,
+            gt=0,
+            lt=1,
+            description="fraction of the steps before the weights are masked",
+        )
+        head_sparsity: float | None = Field(
+            default=None,
+            ge=0,
+            le=1,
+            description="fraction of the heads to remove; None: the cell's sparsity",
+        )
+        neuron_sparsity: float | None = Field(
+            default=None, ge=0, le=1, description="the same of neurons, for heads+neurons"
+        )
+        l1: float = Field(
+            default=1e-4,
+            ge=0,
+            description="weight of the sum of the coefficients' sizes, for heads+neurons",
+        )
+        prune_pooler: bool = Field(
+            default=False, description="whether BERT's pooler is pruned with the first pool"
+        )
 
-        lr: float = 5e-4
-        rank: int = 16
-        alpha: float = 32.0
-        support: int = 64
-        omega: str = "bilateral"
-        phase1: float = 1 / 3
-        head_sparsity: float | None = None
-        neuron_sparsity: float | None = None
-        l1: float = 1e-4
-        prune_pooler: bool = False
+    params: Params
 
-    def attach(self, model, ctx) -> None:
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns r(o + i) + N for q and v of every block (pattern `unstructured`)."""
+        p, c = self.params, model.config
+        heads, width = c.num_attention_heads, c.hidden_size
+        values = width // heads * (getattr(c, "num_key_value_heads", None) or heads)
+        block: int = sum(p.rank * (o + width) + p.support for o in (width, values))
+        return int(c.num_hidden_layers) * block
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Freezes everything but the head, finds Ω and parametrizes q and v."""
         p = self.params
-        if not 0 < p.phase1 < 1:
-            raise BenchError(f"dsee: phase1 is a fraction of the steps, not {p.phase1}")
         freeze(model)
         self.cell = ctx.cell
-        self.fresh = None
+        self.fresh: torch.optim.Optimizer | None = None
         self.derived = False
         self.targets = ctx.targets
         self.blocks = slicing.units(model) if ctx.cell.pattern.removes_units else []
-        self.parts = []
+        self.parts: list[Part] = []
         for target in ctx.targets:
             for role, rows in (roles(target) or {"": slice(0, target.shape[0])}).items():
                 update = None
@@ -101,32 +127,33 @@ class DSEE(Method):
             pooler = [(n, m) for n, m in model.named_modules() if n.endswith("pooler.dense")]
             for target in (Target(name, module) for name, module in pooler):
                 self.parts.append(Part(target, slice(0, target.shape[0]), None))
-        self.coefficients = []
+        self.coefficients: list[Coefficients] = []
         if ctx.cell.pattern.neurons:
             for units in (units for block in self.blocks for units in block):
                 scale = Coefficients(units).to(ctx.device)
                 units.columns.parametrize(scale)
                 self.coefficients.append(scale)
 
-    def loss(self, model, inputs, outputs) -> Tensor:
-        """The task's loss, and while there are coefficients λ·Σ|c|."""
-        penalty = [scale.c.abs().sum() for scale in self.coefficients]
-        return outputs.loss + self.params.l1 * sum(penalty) if penalty else outputs.loss
+    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """Returns the task's loss, and while there are coefficients λ·Σ|c|."""
+        penalty = [scale.c.abs().sum() for scale in self.coefficients if scale.folded is None]
+        loss: Tensor = outputs.loss
+        return loss + self.params.l1 * sum(penalty) if penalty else loss
 
-    def optimizer(self, groups) -> torch.optim.Optimizer:
-        """AdamW without decay; remembered, to be started afresh."""
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Makes AdamW without decay and remembers it, to start it afresh."""
         self.fresh = super().optimizer(groups)
         return self.fresh
 
     def lr_factor(self, progress: float) -> float:
-        """Linear decay without warm-up, once in each phase."""
+        """Decays linearly, without warm-up, once in each phase."""
         first = self.params.phase1
         if progress < first:
             return 1.0 - progress / first
         return (1.0 - progress) / (1.0 - first)
 
     @torch.no_grad()
-    def step(self, model, progress: float) -> None:
+    def step(self, model: PreTrainedModel, progress: float) -> None:
         """Derives S1 when the first phase is over, once."""
         if self.derived or progress < self.params.phase1:
             return
@@ -171,16 +198,16 @@ class DSEE(Method):
                     q.update for q in self.parts if q.update and id(q.target.module) in modules
                 ]
                 sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
-                self._drop(heads, sum(sums), fractions[0])
-        self.coefficients = []
+                self._drop(heads, torch.stack(sums).sum(dim=0), fractions[0])
 
     def _fractions(self) -> tuple[float, float]:
-        """Shares of the heads and of the neurons to remove."""
+        """Returns the shares of the heads and of the neurons to remove."""
         p, s = self.params, self.cell.sparsity
-        return tuple(s if f is None else f for f in (p.head_sparsity, p.neuron_sparsity))
+        heads, neurons = p.head_sparsity, p.neuron_sparsity
+        return s if heads is None else heads, s if neurons is None else neurons
 
-    def expected(self, ctx) -> Expected | None:
-        """Units as the parameters say, or the zeros of the first pool: q and v come out dense."""
+    def expected(self, ctx: Context) -> Expected | None:
+        """Returns the parameters' units, or the first pool's zeros: q and v come out dense."""
         heads, neurons = self._fractions()
         if ctx.cell.pattern.removes_units:
             return Expected(heads=heads, neurons=neurons if ctx.cell.pattern.neurons else 0.0)
@@ -189,15 +216,15 @@ class DSEE(Method):
         pool = (base(part.target)[part.rows] for part in self.parts if part.update is None)
         return Expected(round(ctx.cell.sparsity * sum(weight.numel() for weight in pool)))
 
-    def _drop(self, units, scores: Tensor, fraction: float) -> None:
+    def _drop(self, units: slicing.Units, scores: Tensor, fraction: float) -> None:
         """Zeroes the units with the smallest scores: rows, biases, the update's rows, columns."""
         n = min(round(fraction * units.count), units.count - 1)
         gone = scores.argsort(stable=True)[:n]
         for target, area in units.rows:
             rows = units.indices(gone, area)
             base(target).index_fill_(0, rows, 0.0)
-            if target.module.bias is not None:
-                target.module.bias.detach().index_fill_(0, rows, 0.0)
+            if isinstance(bias := target.module.bias, Tensor):
+                bias.detach().index_fill_(0, rows, 0.0)
             for part in self.parts:
                 if part.update and part.target.module is target.module and part.rows == area:
                     part.update.forget(rows - area.start)
@@ -205,8 +232,8 @@ class DSEE(Method):
         base(units.columns).index_fill_(1, columns, 0.0)
 
     @torch.no_grad()
-    def finish(self, model) -> None:
-        """W ← S1⊙W + (α/r)(BA + S2).
+    def finish(self, model: PreTrainedModel) -> None:
+        """Sets W ← S1⊙W + (α/r)(BA + S2).
 
         `report` keeps what the merged model cannot tell: the sparsity in the pretrained
         weights, and the numbers to store when the update is kept apart.
@@ -227,100 +254,7 @@ class Part(NamedTuple):
 
 
 def base(target: Target) -> Tensor:
-    """The pretrained weight under any parametrization, as a detached (out, in) view to write to."""
-    module = target.module
-    if parametrize.is_parametrized(module, "weight"):
-        stored = module.parametrizations.weight.original
-    else:
-        stored = module.weight
+    """Returns the weight under any parametrization, as a detached (out, in) view to write to."""
+    under = parametrize.is_parametrized(target.module, "weight")
+    stored = target.module.get_parameter("parametrizations.weight.original" if under else "weight")
     return stored.detach().t() if target.transposed else stored.detach()
-
-
-class Update(nn.Module):
-    """Adds (α/r)(BA + S2) to one logical matrix of a stored weight.
-
-    Shapes: A (r, in), B (rows, r), theta (N,) at rows `omega[0]` and columns `omega[1]`.
-    """
-
-    def __init__(self, target, rows: slice, omega: Tensor, params, rng) -> None:
-        super().__init__()
-        r, o, i = params.rank, rows.stop - rows.start, target.shape[1]
-        self.A = nn.Parameter(0.02 * torch.randn(r, i, generator=rng))
-        self.B = nn.Parameter(torch.zeros(o, r))
-        self.theta = nn.Parameter(torch.zeros(omega.shape[1]))
-        self.register_buffer("omega", omega)
-        self.place = (rows, params.alpha / r, target.transposed)
-
-    def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight → the updated one in the same layout, in float32."""
-        with without_autocast(stored):
-            return _Add.apply(stored, self.A, self.B, self.theta, self.omega, self.place)
-
-    @torch.no_grad()
-    def delta(self) -> Tensor:
-        """(α/r)(BA + S2): (rows, in)."""
-        dense = self.B @ self.A
-        dense[self.omega[0], self.omega[1]] += self.theta
-        return self.place[1] * dense
-
-    @torch.no_grad()
-    def forget(self, rows: Tensor) -> None:
-        """Zeroes some rows of the update.
-
-        They stay zero without a mask: nothing reads the removed outputs, so their gradient is 0.
-        """
-        self.B.index_fill_(0, rows, 0.0)
-        self.theta.masked_fill_(torch.isin(self.omega[0], rows), 0.0)
-
-    def stored(self) -> int:
-        """Numbers that the update needs: A, and what is not zero of B and Θ."""
-        return self.A.numel() + int(self.B.count_nonzero() + self.theta.count_nonzero())
-
-
-class _Add(torch.autograd.Function):
-    """(W, A, B, Θ) → W + s(BA + S2) on some rows, in one copy of W.
-
-    With G = ∂L/∂W on those rows: ∂A = s·BᵀG, ∂B = s·GAᵀ, ∂Θ = s·G at Ω.
-    """
-
-    @staticmethod
-    def forward(ctx, stored, A, B, theta, omega, place):
-        rows, scale, transposed = place
-        out = stored.clone()
-        part = (out.t() if transposed else out)[rows]
-        part.addmm_(B, A, alpha=scale)
-        part[omega[0], omega[1]] += scale * theta
-        ctx.save_for_backward(A, B, omega)
-        ctx.place = place
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        A, B, omega = ctx.saved_tensors
-        rows, scale, transposed = ctx.place
-        G = (grad.t() if transposed else grad)[rows]
-        d_theta = scale * G[omega[0], omega[1]]
-        return grad, scale * (B.t() @ G), scale * (G @ A.t()), d_theta, None, None
-
-
-class Coefficients(nn.Module):
-    """Multiplies what each head or neuron puts out by a trained number, first 1."""
-
-    def __init__(self, units) -> None:
-        super().__init__()
-        self.c = nn.Parameter(torch.ones(units.count))
-        self.share = units.columns.shape[1] // units.count
-        self.transposed = units.columns.transposed
-        self.folded = False
-
-    def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight with its (normal-form) columns scaled, unless they are for good."""
-        if self.folded:
-            return stored
-        c = self.c.repeat_interleave(self.share)
-        return stored * (c[:, None] if self.transposed else c)
-
-    def fold(self, weight: Tensor) -> None:
-        """Scales the columns of `weight`: (out, in) for good."""
-        weight.mul_(self.c.repeat_interleave(self.share))
-        self.folded = True

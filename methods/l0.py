@@ -11,48 +11,61 @@ after training is exactly zero, S ≤ logit(1/12); all others are scaled by a ga
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from methods.movement import Movement
+from bench.api import Context, Field, parameters
+from methods.shared.learned_scores import LearnedScores
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2.0 / 3.0
 
 
-class L0(Movement):
+class L0(LearnedScores):
     """L0 penalty on random hard concrete gates; how much is pruned comes out, λ decides."""
 
     name: ClassVar[str] = "l0"
+    summary: ClassVar[str] = "Trains a random gate for each weight and penalises open gates."
+    paper: ClassVar[str] = "arXiv 1712.01312, ICLR"
+    year: ClassVar[int] = 2018
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     promises_sparsity: ClassVar[bool] = False
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """The SQuAD recipe of the movement paper's code; the cell's sparsity is a label only.
+        """The SQuAD recipe of the movement paper's code; the sparsity is a label."""
 
-        Attributes:
-            score_lr: of the gates' logits S.
-            initial: S at the start, σ(2.197) = 0.9.
-            penalty: λ.
-            freeze_embeddings: as the released code has it.
-            distill: weight α of distillation, the task's loss has 1 − α; 0 needs no dense cell.
-            temperature: of the distillation.
-        """
+        lr: float = Field(default=5e-5, gt=0, description="learning rate of the weights")
+        score_lr: float = Field(
+            default=1e-1, gt=0, description="learning rate of the gates' logits"
+        )
+        weight_decay: float = Field(default=0.01, ge=0, description="weight decay of the weights")
+        warmup: float = Field(
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
+        )
+        initial: float = Field(
+            default=2.197,
+            description="logit of every gate at the start; 2.197 opens it with probability 0.9",
+        )
+        penalty: float = Field(
+            default=125.0, ge=0, description="weight of the mean probability that a gate is open"
+        )
+        freeze_embeddings: bool = Field(
+            default=False, description="whether embeddings and their norm are frozen"
+        )
+        distill: float = Field(
+            default=0.0,
+            ge=0,
+            le=1,
+            description="weight of distillation, the task's loss has the rest; 0: no dense cell",
+        )
+        temperature: float = Field(default=2.0, gt=0, description="temperature of distillation")
 
-        lr: float = 5e-5
-        score_lr: float = 1e-1
-        weight_decay: float = 0.01
-        warmup: float = 0.1
-        initial: float = 2.197
-        penalty: float = 125.0
-        freeze_embeddings: bool = False
-        distill: float = 0.0
-        temperature: float = 2.0
+    params: Params
 
-    def attach(self, model, ctx) -> None:
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Gives every weight of every target its gate."""
         self.strength = self.params.penalty
         self.prepare(model, ctx)
@@ -62,32 +75,31 @@ class L0(Movement):
             target.parametrize(layer)
             self.layers.append(layer)
 
-    def step(self, model, progress: float) -> None:
-        """Nothing is scheduled."""
-
     def penalty(self) -> Tensor:
-        """Mean over layers of the mean probability that a gate is open."""
+        """Returns the mean over layers of the mean probability that a gate is open."""
         return torch.stack([open_probability(layer.scores).mean() for layer in self.layers]).mean()
 
 
 def open_probability(scores: Tensor) -> Tensor:
-    """P(z > 0), elementwise."""
+    """Returns P(z > 0), elementwise."""
     return torch.sigmoid(scores - BETA * math.log(-GAMMA / ZETA))
 
 
 class HardConcrete(nn.Module):
     """Maps a stored weight to z⊙W, with a random gate in training and a fixed one after."""
 
-    def __init__(self, shape, initial: float) -> None:
+    def __init__(self, shape: torch.Size, initial: float) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.full(shape, initial))
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight → its gated value in the same layout."""
+        """Maps the stored weight to its gated value in the same layout."""
         if self.training:
-            noise = torch.rand_like(self.scores).logit_()
-            return _Gate.apply(stored, self.scores, noise, BETA)
-        return _Gate.apply(stored, self.scores, torch.zeros_like(self.scores), 1.0)
+            noise, beta = torch.rand_like(self.scores).logit_(), BETA
+        else:
+            noise, beta = torch.zeros_like(self.scores), 1.0
+        gated: Tensor = _Gate.apply(stored, self.scores, noise, beta)
+        return gated
 
 
 class _Gate(torch.autograd.Function):
@@ -97,14 +109,14 @@ class _Gate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, scores, noise, beta):
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, noise: Tensor, beta: float) -> Tensor:
         gate = noise.add_(scores).div_(beta).sigmoid_().mul_(ZETA - GAMMA).add_(GAMMA).clamp_(0, 1)
         ctx.save_for_backward(weight, gate)
         ctx.beta = beta
         return weight * gate
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, gate = ctx.saved_tensors
         # sign(z(1 − z)) is 0 where the clamp has cut, 1 inside.
         slope = (gate - GAMMA).mul_(ZETA - gate).mul_((gate * (1 - gate)).sign_())

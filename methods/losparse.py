@@ -16,54 +16,79 @@ promised. The exported model multiplies by all of S; leaving out zero rows is up
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Expected
+from bench.api import BenchError, Context, Expected, Field, Published, parameters
 from bench.weights import side_branch
-from methods.platon import PLATON
+from bench.weights.targets import Target, prunable
+from methods.shared.counts import all_weights
+from methods.shared.importance import ImportancePruning
 from methods.shared.masks import pruned_count
+from methods.shared.schedules import between_holds
 
 
-class LoSparse(PLATON):
+class LoSparse(ImportancePruning):
     """A truncated SVD beside every weight; of the rest, the least sensitive rows are zeroed."""
 
     name: ClassVar[str] = "losparse"
+    summary: ClassVar[str] = (
+        "Splits each weight into low-rank + sparse and prunes rows of the sparse part."
+    )
+    paper: ClassVar[str] = "arXiv 2306.11222, ICML"
+    year: ClassVar[int] = 2023
     patterns: ClassVar[tuple[str, ...]] = ("rows",)
     promises_sparsity: ClassVar[bool] = False
+    uniform: ClassVar[bool] = False
+    published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """The paper's; its learning rates are 9e-5 on MNLI and 5e-5 on SQuAD.
+        """The paper's; it trains with 9e-5 on MNLI and 5e-5 on SQuAD."""
 
-        GPT-2's fused q, k, v are one matrix.
+        lr: float = Field(default=5e-5, gt=0, description="learning rate")
+        weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices")
+        kappa: float = Field(
+            default=0.05,
+            gt=0,
+            lt=1,
+            description="size of the low-rank part, as a fraction of the matrix",
+        )
+        warmup: float = Field(
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
+        )
+        initial_warmup: float = Field(
+            default=1.0, ge=0, description="warm-ups before pruning starts"
+        )
+        final_warmup: float = Field(
+            default=3.0, ge=0, description="warm-ups at the end with the final sparsity"
+        )
+        every: int = Field(default=10, ge=1, description="updates in a window")
+        beta1: float = Field(
+            default=0.85, ge=0, lt=1, description="decay of the smoothed sensitivity"
+        )
 
-        Attributes:
-            kappa: κ, what L and R may take, as a fraction of the matrix; ρ is rounded up.
-            warmup: of the learning rate, as a fraction of the steps.
-            initial_warmup: warm-ups for which nothing is pruned.
-            final_warmup: warm-ups at the end for which the sparsity is final.
-            every: ΔT, updates in a window.
-            beta1: of the smoothed sensitivity Ĩ.
-        """
+        @model_validator(mode="after")
+        def _leaves_a_ramp(self) -> Self:
+            between_holds(self)
+            return self
 
-        lr: float = 5e-5
-        weight_decay: float = 0.01
-        kappa: float = 0.05
-        warmup: float = 0.1
-        initial_warmup: float = 1.0
-        final_warmup: float = 3.0
-        every: int = 10
-        beta1: float = 0.85
+    params: Params
 
-    def attach(self, model, ctx) -> None:
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns all weights, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉."""
+        shapes = [target.shape for target in prunable(model)]
+        kappa = self.params.kappa
+        branches = sum(math.ceil(kappa * o * i / (o + i)) * (o + i) for o, i in shapes)
+        return all_weights(model) + branches
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Splits every target into a branch L, R and a weight S."""
         kappa = self.params.kappa
-        if not 0 < kappa < 1:
-            raise BenchError(f"losparse: kappa is between 0 and 1, not {kappa:g}")
         shapes = [target.shape for target in ctx.targets]
         ranks = [rank(shape, kappa) for shape in shapes]
         n = sum(o * i for o, i in shapes)
@@ -84,12 +109,12 @@ class LoSparse(PLATON):
         self.widths = torch.cat(widths)
         self.prepare(ctx, beta2=1.0)
 
-    def expected(self, ctx) -> Expected:
-        """The zeros that pay for L and R, too; up to one row more."""
+    def expected(self, ctx: Context) -> Expected:
+        """Returns the zeros that pay for L and R, too; up to one row more."""
         return Expected(self.surplus)
 
-    def sensitivity(self, target, grad: Tensor) -> Tensor:
-        """The mean of |S⊙∂L/∂S| over each row: (out, 1), or (1, out) as a Conv1D stores it.
+    def sensitivity(self, target: Target, grad: Tensor) -> Tensor:
+        """Returns the mean of |S⊙∂L/∂S| over each row: (out, 1), or (1, out) as a Conv1D stores it.
 
         Means of rows average over updates as their elements do, so nothing larger is kept.
         """
@@ -97,7 +122,7 @@ class LoSparse(PLATON):
         return super().sensitivity(target, grad).mean(dim=inputs, keepdim=True)
 
     def choose(self, ramp: float) -> list[Tensor]:
-        """Keep masks over rows: the lowest go until at least `ramp` of the surplus is gone."""
+        """Returns keep masks over rows: the lowest go until `ramp` of the surplus is gone."""
         scores = self.importance.scores()
         order = torch.cat([score.flatten() for score in scores]).argsort(stable=True)
         wanted = math.ceil(ramp * self.surplus)
@@ -109,13 +134,13 @@ class LoSparse(PLATON):
 
 
 def rank(shape: tuple[int, int], kappa: float) -> int:
-    """ρ = ⌈κ·o·i/(o + i)⌉ of an (out, in) matrix; 1e-6 forgives 10.000…02."""
+    """Returns ρ = ⌈κ·o·i/(o + i)⌉ of an (out, in) matrix; 1e-6 forgives 10.000…02."""
     o, i = shape
     return math.ceil(kappa * o * i / (o + i) - 1e-6)
 
 
 def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """L = U√Σ: (out, r) and R = √ΣVᵀ: (r, in), the best approximation of that rank."""
+    """Returns L = U√Σ: (out, r) and R = √ΣVᵀ: (r, in), the best approximation of that rank."""
     U, sigma, Vt = torch.linalg.svd(weight, full_matrices=False)
     root = sigma[:r].sqrt()
     return U[:, :r] * root, root[:, None] * Vt[:r]

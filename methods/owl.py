@@ -6,16 +6,18 @@ s_l = s − (d_l − mean d),   d_l = 2λ·(D_l − min D)/(max D − min D)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from bench.api import BenchError
+from bench.api import Context, Field, parameters
+from bench.weights.targets import Target
 from methods.shared import obs
-from methods.shared.blockwise import ColumnNorms, OneShot, walk, wanda_scores
+from methods.shared.blockwise import ColumnNorms, Statistic, walk, wanda_scores
 from methods.shared.masks import keep_largest, keep_spread, pruned_count
+from methods.shared.one_shot import OneShot
 
 CEILING = 0.999  # no block is pruned away
 
@@ -24,42 +26,46 @@ class OWL(OneShot):
     """A sparsity for every block, then Wanda, SparseGPT or magnitude."""
 
     name: ClassVar[str] = "owl"
+    summary: ClassVar[str] = (
+        "Gives blocks with more outliers a lower sparsity, then prunes by another method."
+    )
+    paper: ClassVar[str] = "arXiv 2310.05175, ICML"
+    year: ClassVar[int] = 2024
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     uniform: ClassVar[bool] = False
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's.
+        """The paper's."""
 
-        Attributes:
-            base: `wanda`, `sparsegpt` or `magnitude`.
-            outlier: M_o, how many times the mean makes an outlier.
-            band: λ; the sparsities lie within 2λ.
-        """
+        base: Literal["wanda", "sparsegpt", "magnitude"] = Field(
+            default="wanda", description="the method that prunes"
+        )
+        outlier: float = Field(
+            default=5.0,
+            gt=0,
+            description="multiple of the mean score above which a score is an outlier",
+        )
+        band: float = Field(
+            default=0.08,
+            ge=0,
+            le=1,
+            description="half the width of the band in which the sparsities lie",
+        )
 
-        base: str = "wanda"
-        outlier: float = 5.0
-        band: float = 0.08
+    params: Params
 
-    def __init__(self, params=None) -> None:
-        super().__init__(params)
-        if self.params.base not in ("wanda", "sparsegpt", "magnitude"):
-            raise BenchError(
-                f"owl: base is wanda, sparsegpt or magnitude, not {self.params.base!r}"
-            )
+    def statistic(self, width: int, device: torch.device) -> Statistic:
+        """Returns an empty statistic of the kind that the base needs."""
+        return (obs.Gram if self.params.base == "sparsegpt" else ColumnNorms)(width, device)
 
-    def statistic(self, width: int, device: torch.device):
-        """What the base needs."""
-        kind = obs.Gram if self.params.base == "sparsegpt" else ColumnNorms
-        return kind(width, device)
-
-    def counts(self, model, ctx) -> dict[str, int]:
-        """Counts by block, from a pass of the dense model; exact in all."""
+    def counts(self, model: PreTrainedModel, ctx: Context) -> dict[str, int]:
+        """Returns counts by block, from a pass of the dense model; exact in all together."""
         outliers: list[float] = []
         sizes: list[int] = []
         block_of: dict[str, int] = {}
 
-        def visit(inside, found):
+        def visit(inside: list[Target], found: dict[str, ColumnNorms]) -> None:
             block_of.update((t.name, len(sizes)) for t in inside)
             sizes.append(sum(t.stored.numel() for t in inside))
             scores = [wanda_scores(t.weight.float(), found[t.name].norms) for t in inside]
@@ -68,7 +74,8 @@ class OWL(OneShot):
         walk(model, ctx, ColumnNorms, visit, self.report, prunes=False)
         self.levels = block_sparsities(outliers, sizes, ctx.cell.sparsity, self.params.band)
         total = pruned_count(sum(sizes), ctx.cell.sparsity)
-        counts, wanted, done = {}, 0.0, 0
+        counts: dict[str, int] = {}
+        wanted, done = 0.0, 0
         for target in ctx.targets:
             wanted += target.stored.numel() * self.levels[block_of[target.name]]
             last = target is ctx.targets[-1]
@@ -76,8 +83,8 @@ class OWL(OneShot):
             counts[target.name], done = upto - done, upto
         return counts
 
-    def pruned(self, weight: Tensor, statistic, k: int) -> Tensor:
-        """The base pruner on one matrix."""
+    def pruned(self, weight: Tensor, statistic: Any, k: int) -> Tensor:
+        """Prunes one matrix as the base does."""
         if self.params.base == "sparsegpt":
             select = obs.exactly(k, weight.shape[1])
             return obs.sweep(weight, statistic.factor(0.01), select, group=128)
@@ -89,7 +96,7 @@ class OWL(OneShot):
 
 
 def outlier_fraction(scores: list[Tensor], times: float) -> float:
-    """Fraction of all scores above `times` their common mean."""
+    """Returns the fraction of all scores above `times` their common mean."""
     n = sum(s.numel() for s in scores)
     mean = sum(s.double().sum() for s in scores) / n
     return float(sum((s > times * mean).sum() for s in scores)) / n
@@ -98,7 +105,7 @@ def outlier_fraction(scores: list[Tensor], times: float) -> float:
 def block_sparsities(
     outliers: list[float], sizes: list[int], sparsity: float, band: float
 ) -> list[float]:
-    """s_l of every block; their mean, weighted by size, is `sparsity`.
+    """Returns s_l of every block; their mean, weighted by size, is `sparsity`.
 
     The band is narrowed where a block would leave [0, 0.999] (the reference clips, which moves the
     mean), and is nothing where all blocks have as many outliers.

@@ -13,119 +13,74 @@ start. The gradient is the one that the optimizer gets: of the whole batch, clip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
-import torch
+from pydantic import model_validator
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Method, Published
-from methods.shared.importance import Importance
+from bench.api import Context, Field, Published, parameters
+from methods.shared.counts import all_weights
+from methods.shared.importance import ImportancePruning
 from methods.shared.masks import keep_largest_global
-from methods.shared.schedules import between_holds, cubic
+from methods.shared.schedules import between_holds
 
 
-class PLATON(Method):
+class PLATON(ImportancePruning):
     """All weights train; the lowest of sensitivity × its uncertainty are zeroed in one pool."""
 
     name: ClassVar[str] = "platon"
-    trains: ClassVar[bool] = True
-    needs_dense: ClassVar[bool] = False
+    summary: ClassVar[str] = (
+        "Zeroes the weights with the lowest sensitivity × uncertainty; they may grow back."
+    )
+    paper: ClassVar[str] = "arXiv 2206.12562, ICML"
+    year: ClassVar[int] = 2022
     uniform: ClassVar[bool] = False
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """The paper's but for the optimizer (its Adamax on GLUE), which is the dense cell's.
+        """The paper's, with the dense cell's optimizer in place of Adamax."""
 
-        Attributes:
-            warmup: of the learning rate, as a fraction of the steps.
-            initial_warmup: warm-ups for which nothing is pruned.
-            final_warmup: warm-ups at the end for which the sparsity is final.
-            every: ΔT, updates in a window.
-            beta1: of the smoothed sensitivity Ĩ.
-            beta2: of its uncertainty Ũ; 1 leaves Ũ out of the score.
-        """
+        lr: float = Field(default=5e-5, gt=0, description="learning rate")
+        weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices")
+        warmup: float = Field(
+            default=0.1, ge=0, lt=1, description="fraction of the steps in which lr rises"
+        )
+        initial_warmup: float = Field(
+            default=1.0, ge=0, description="warm-ups before pruning starts"
+        )
+        final_warmup: float = Field(
+            default=3.0, ge=0, description="warm-ups at the end with the final sparsity"
+        )
+        every: int = Field(default=10, ge=1, description="updates in a window")
+        beta1: float = Field(
+            default=0.85, ge=0, lt=1, description="decay of the smoothed sensitivity"
+        )
+        beta2: float = Field(
+            default=0.95,
+            ge=0,
+            le=1,
+            description="decay of its uncertainty; 1 leaves the uncertainty out",
+        )
 
-        lr: float = 5e-5
-        weight_decay: float = 0.01
-        warmup: float = 0.1
-        initial_warmup: float = 1.0
-        final_warmup: float = 3.0
-        every: int = 10
-        beta1: float = 0.85
-        beta2: float = 0.95
+        @model_validator(mode="after")
+        def _leaves_a_ramp(self) -> Self:
+            between_holds(self)
+            return self
 
-    def attach(self, model, ctx) -> None:
-        """Nothing in the model changes; biases and the pooler are not in the pool."""
+    params: Params
+
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns all weights."""
+        return all_weights(model)
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
+        """Prepares the ranking; the model stays, and biases and the pooler are not in the pool."""
         self.sparsity = ctx.cell.sparsity
         self.prepare(ctx, self.params.beta2)
 
-    def prepare(self, ctx, beta2: float) -> None:
-        """The schedule in updates, and the importance of what `sensitivity` measures."""
-        p = self.params
-        if p.every < 1:
-            raise BenchError(f"{self.name}: every is at least 1, not {p.every}")
-        first, last = between_holds(self.name, p)
-        self.steps, self.done = ctx.budget.steps, 0
-        self.first, self.last = round(first * self.steps), max(round(last * self.steps), 1)
-        self.targets = ctx.targets
-        like = [self.sensitivity(t, torch.zeros_like(t.stored)) for t in self.targets]
-        self.importance = Importance(like, p.beta1, beta2)
-        self.keep: list[Tensor] | None = None
-
-    def optimizer(self, groups) -> torch.optim.Optimizer:
-        """AdamW, watched before each update and followed by pruning."""
-        optimizer = super().optimizer(groups)
-        optimizer.register_step_pre_hook(lambda *_: self.observe())
-        optimizer.register_step_post_hook(lambda *_: self.prune())
-        return optimizer
-
-    def step(self, model, progress: float) -> None:
-        """Tells where in the schedule we are; all else hangs on the optimizer's own step."""
-        self.done = round(progress * self.steps)
-
-    @torch.no_grad()
-    def observe(self) -> None:
-        """Adds this update's sensitivities to the window; micro-batches are summed by now."""
-        self.importance.count += 1
-        for target, window in zip(self.targets, self.importance.window, strict=True):
-            if target.module.weight.grad is not None:
-                window.add_(self.sensitivity(target, target.module.weight.grad))
-
-    def sensitivity(self, target, grad: Tensor) -> Tensor:
-        """|θ⊙∂L/∂θ| of a weight as it is stored: one pool over all has no rows to respect."""
-        return (target.stored * grad).abs_()
-
-    @torch.no_grad()
-    def prune(self) -> None:
-        """Zeroes what ranks lowest, where the schedule says so.
-
-        The ranking changes only with a window's end, so in the hold the mask stands in between.
-        """
-        self.done += 1
-        t = self.done
-        ends = t % self.params.every == 0 or t == self.last
-        if ends:
-            self.importance.end_window()
-        if t >= self.last:
-            if ends or self.keep is None:
-                self.keep = self.choose(1.0)
-            self.zero(self.keep)
-        elif ends and t > self.first:
-            self.zero(self.choose(cubic(t, self.first, self.last, 0.0, 1.0)))
-
     def choose(self, ramp: float) -> list[Tensor]:
-        """Keep masks, as floats, when a share `ramp` of all that is to go goes."""
+        """Returns keep masks, as floats, when a share `ramp` of all that is to go goes."""
         scores = self.importance.scores()
         return keep_largest_global(scores, ramp * self.sparsity, scores[0].dtype)
-
-    def zero(self, keep: list[Tensor]) -> None:
-        """θ ← M⊙θ."""
-        for target, mask in zip(self.targets, keep, strict=True):
-            target.stored.mul_(mask)
-
-    def finish(self, model) -> None:
-        """The last update was followed by pruning; what is left is to turn −0.0 into 0.0."""
-        for target in self.targets:
-            target.stored.add_(0.0)

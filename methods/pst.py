@@ -9,15 +9,23 @@ Only U, V, A, B, R, C (and the task's head) are trained; the mask is chosen anew
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Method, Published
+from bench.api import Context, Field, Method, Published, parameters
 from bench.weights.precision import autocast_dtype, without_autocast
-from bench.weights.targets import freeze, head_parameters, merge, normal_form
+from bench.weights.targets import (
+    Target,
+    freeze,
+    head_parameters,
+    merge,
+    normal_form,
+    prunable,
+)
 from methods.shared.masks import keep_largest, pruned_count
 from methods.shared.schedules import cubic
 
@@ -26,64 +34,85 @@ class PST(Method):
     """Low-rank weights and low-rank plus structured importance, sparsity on a cubic ramp."""
 
     name: ClassVar[str] = "pst"
+    summary: ClassVar[str] = (
+        "Trains low-rank updates of frozen weights and of their importance, and masks by both."
+    )
+    paper: ClassVar[str] = "arXiv 2205.11005, IJCAI"
+    year: ClassVar[int] = 2022
     version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
     # The abstract compares with "previous sparsity methods"; its script trains no head.
     published: ClassVar[Published | None] = Published(
         0.015, "weights+scores", "BERT-base, rank 8, abstract", head=False
     )
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's but for the learning rates (methods/README.md says why).
+        """The paper's but for the learning rates."""
 
-        Attributes:
-            rank: r1 of U, V and r2 of A, B.
-            alpha1: weight of AB in the importance.
-            alpha2: weight of R and C in the importance.
-            beta: weight of UV in the weight.
-            hold: fraction of the steps at sparsity 0.
-            cool: fraction of the steps at the final sparsity.
-            split_qkv: treat GPT-2's fused q, k, v as three matrices, as the paper does.
-            detach_magnitude: keep |Ŵ|'s gradient out of Ŵ; the released code does not.
-            compat: `reference` leaves the head untrained, as the released script does.
-        """
+        lr: float = Field(default=1.5e-4, gt=0, description="learning rate of U, V, A, B, R and C")
+        head_lr: float = Field(default=5e-4, gt=0, description="learning rate of the head")
+        rank: int = Field(default=8, ge=1, description="rank of UV and of AB")
+        alpha1: float = Field(default=1.0, ge=0, description="weight of AB in the importance")
+        alpha2: float = Field(default=1.0, ge=0, description="weight of R and C in the importance")
+        beta: float = Field(default=1.0, ge=0, description="weight of UV in the weight")
+        hold: float = Field(
+            default=0.1, ge=0, le=1, description="fraction of the steps at sparsity 0"
+        )
+        cool: float = Field(
+            default=0.3, ge=0, le=1, description="fraction of the steps at the final sparsity"
+        )
+        split_qkv: bool = Field(
+            default=True, description="whether GPT-2's fused q, k, v are three matrices"
+        )
+        detach_magnitude: bool = Field(
+            default=False, description="whether the magnitude in the importance passes no gradient"
+        )
+        compat: Literal["paper", "reference"] = Field(
+            default="paper",
+            description="reference leaves the head untrained, as the released script does",
+        )
 
-        lr: float = 1.5e-4
-        head_lr: float = 5e-4
-        rank: int = 8
-        alpha1: float = 1.0
-        alpha2: float = 1.0
-        beta: float = 1.0
-        hold: float = 0.1
-        cool: float = 0.3
-        split_qkv: bool = True
-        detach_magnitude: bool = False
-        compat: str = "paper"
+        @model_validator(mode="after")
+        def _leaves_a_ramp(self) -> Self:
+            if self.hold + self.cool >= 1:
+                raise ValueError(
+                    f"hold {self.hold:g} and cool {self.cool:g}: their sum must be below 1"
+                )
+            return self
 
-    def attach(self, model, ctx) -> None:
+    params: Params
+
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns (2r + 1)(o + i) summed over the logical matrices."""
+        found = 0
+        for target in prunable(model):
+            (o, i), parts = target.shape, target.parts if self.params.split_qkv else 1
+            found += parts * (2 * self.params.rank + 1) * (o // parts + i)
+        return found
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Freezes everything but the head and parametrizes every target."""
         p = self.params
-        if p.compat not in ("paper", "reference"):
-            raise BenchError(f"pst: compat is 'paper' or 'reference', not {p.compat!r}")
         freeze(model, head=p.compat == "paper")
         self.sparsity = ctx.cell.sparsity
-        self.layers = []
+        self.layers: list[LowRankImportance] = []
         for target in ctx.targets:
             layer = LowRankImportance(target, p, ctx.rng).to(ctx.device)
             target.parametrize(layer)
             self.layers.append(layer)
 
-    def step(self, model, progress: float) -> None:
+    def step(self, model: PreTrainedModel, progress: float) -> None:
         """Sets s(t); the forward of update t uses the value after update t−1."""
         p = self.params
         now = cubic(progress, p.hold, 1.0 - p.cool, 0.0, self.sparsity)
         for layer in self.layers:
             layer.sparsity = now
 
-    def param_groups(self, model) -> list[dict]:
-        """One group for U, V, A, B, R, C, one for the head; no weight decay."""
+    def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Returns one group for U, V, A, B, R, C, one for the head; no weight decay."""
         head = [p for _, p in head_parameters(model) if p.requires_grad]
         ids = {id(p) for p in head}
         body = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -91,11 +120,11 @@ class PST(Method):
         return [{"params": ps, "lr": self.scaled(lr, model)} for ps, lr in groups if ps]
 
     def lr_factor(self, progress: float) -> float:
-        """Linear decay without warm-up."""
+        """Decays linearly, without warm-up."""
         return 1.0 - progress
 
-    def finish(self, model) -> None:
-        """W ← M⊙Ŵ at the final sparsity; U, V, A, B, R, C are dropped."""
+    def finish(self, model: PreTrainedModel) -> None:
+        """Sets W ← M⊙Ŵ at the final sparsity; U, V, A, B, R, C are dropped."""
         merge(model)
 
 
@@ -106,7 +135,7 @@ class LowRankImportance(nn.Module):
     V (p, r, i), A (p, o, r), B (p, r, i), R (p, o, 1), C (p, 1, i).
     """
 
-    def __init__(self, target, params, rng) -> None:
+    def __init__(self, target: Target, params: PST.Params, rng: torch.Generator) -> None:
         super().__init__()
         self.transposed = target.transposed
         rows, i = target.shape
@@ -125,7 +154,7 @@ class LowRankImportance(nn.Module):
         self.sparsity = 0.0
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight → its masked, updated value in the same layout.
+        """Maps the stored weight to its masked, updated value in the same layout.
 
         Under autocast it is in autocast's type, which the product would cast it to anyway.
         """
@@ -134,7 +163,7 @@ class LowRankImportance(nn.Module):
         with without_autocast(stored):
             weight = normal_form(stored, self.transposed).view(self.view)
             factors = (self.U, self.V, self.A, self.B, self.R, self.C)
-            masked = _MaskedUpdate.apply(
+            masked: Tensor = _MaskedUpdate.apply(
                 weight.float(),
                 *factors,
                 self.scales,
@@ -157,7 +186,20 @@ class _MaskedUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, U, V, A, B, R, C, scales, sparsity, detach, dtype):
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        U: Tensor,
+        V: Tensor,
+        A: Tensor,
+        B: Tensor,
+        R: Tensor,
+        C: Tensor,
+        scales: tuple[float, float, float],
+        sparsity: float,
+        detach: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
         beta, alpha1, alpha2 = scales
         left = torch.cat([alpha1 * A, alpha2 * R, torch.ones_like(R)], dim=2)
         right = torch.cat([B, torch.ones_like(C), alpha2 * C], dim=1)
@@ -178,7 +220,7 @@ class _MaskedUpdate(torch.autograd.Function):
         return masked
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, through, *factors = ctx.saved_tensors
         # In the type of the forward product: what autocast does to any weight's gradient.
         U, V, left, right = (factor.to(low.dtype) for factor in factors)

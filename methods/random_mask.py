@@ -1,20 +1,24 @@
-"""Random pruning: the control that any method must beat."""
+"""Random pruning: the control that any method must beat (methods/README.md, random)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from methods.magnitude import Magnitude
+from bench.api import Context
+from bench.weights.targets import Target
+from methods.shared.one_shot import ByScores
 
 
-class RandomMask(Magnitude):
+class Random(ByScores):
     """Keeps weights drawn uniformly, as many in each matrix as magnitude pruning would."""
 
     name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "Prunes weights at random, as many as magnitude would: the control."
 
-    def scores(self, target, ctx):
-        """Uniform scores, (out, in)."""
+    def scores(self, target: Target, ctx: Context) -> Tensor:
+        """Returns uniform scores, (out, in)."""
         drawn = torch.rand(target.shape, generator=ctx.rng)
         return drawn.to(ctx.device)

@@ -7,42 +7,43 @@ N:M groups are consecutive inputs: a channel permutation would have to be stored
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from bench.api import BenchError
-from methods.shared.blockwise import ColumnNorms, OneShot
+from bench.api import Field, parameters
+from methods.shared.blockwise import ColumnNorms
 from methods.shared.masks import keep_largest, keep_n_m, keep_spread
+from methods.shared.one_shot import OneShot
 
 
 class RIA(OneShot):
     """A weight counts by its share of its row and of its column."""
 
     name: ClassVar[str] = "ria"
+    summary: ClassVar[str] = (
+        "Prunes by a weight's share of its row and column × a power of its input norm."
+    )
+    paper: ClassVar[str] = "ICLR"
+    year: ClassVar[int] = 2024
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's.
+        """The paper's."""
 
-        Attributes:
-            a: power of the input norms; 0 leaves them out (the paper's RI).
-            pool: where weights compete: `layer` or `row`.
-        """
+        a: float = Field(
+            default=0.5, ge=0, description="power of the input norms; 0 leaves them out"
+        )
+        pool: Literal["layer", "row"] = Field(
+            default="layer", description="where weights compete; N:M always competes in its groups"
+        )
 
-        a: float = 0.5
-        pool: str = "layer"
+    params: Params
 
     statistic = ColumnNorms
 
-    def __init__(self, params=None) -> None:
-        super().__init__(params)
-        if self.params.pool not in ("layer", "row"):
-            raise BenchError(f"ria: pool is 'layer' or 'row', not {self.params.pool!r}")
-
-    def pruned(self, weight: Tensor, statistic, k: int) -> Tensor:
+    def pruned(self, weight: Tensor, statistic: ColumnNorms, k: int) -> Tensor:
         """Zeroes the smallest scores."""
         scores = ria_scores(weight, statistic.norms, self.params.a)
         if self.n_m:
@@ -53,9 +54,10 @@ class RIA(OneShot):
 
 
 def ria_scores(weight: Tensor, norms: Tensor, a: float) -> Tensor:
-    """Relative importance times activations, (out, in); 0 in rows and columns of zeros."""
+    """Returns relative importance times activations, (out, in); 0 in rows and columns of zeros."""
     size = weight.abs()
     tiny = torch.finfo(size.dtype).tiny
     column = size.sum(dim=0, keepdim=True).clamp(min=tiny)
     row = size.sum(dim=1, keepdim=True).clamp(min=tiny)
-    return (size / column + size / row) * norms**a
+    scores: Tensor = (size / column + size / row) * norms**a
+    return scores

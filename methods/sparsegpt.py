@@ -5,57 +5,58 @@ min ‖XWᵀ − XŴᵀ‖²: prune the smallest W²/[H⁻¹]_jj of a block, let
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from bench.api import BenchError
+from bench.api import Context, Field, parameters
 from methods.shared import obs
-from methods.shared.blockwise import OneShot
+from methods.shared.one_shot import OneShot
 
 
 class SparseGPT(OneShot):
     """Pruning with weight reconstruction from the inputs' second moments."""
 
     name: ClassVar[str] = "sparsegpt"
+    summary: ClassVar[str] = "Prunes column by column; the remaining columns make up for the error."
+    paper: ClassVar[str] = "arXiv 2301.00774, ICML"
+    year: ClassVar[int] = 2023
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """Defaults are the paper's.
+        """The paper's."""
 
-        Attributes:
-            percdamp: damping of H as a fraction of its mean diagonal.
-            blocksize: columns whose mask is chosen at once.
-            bits: also rounds the kept weights to this many bits a row; 0 for not at all. Some round
-                to 0, so the sparsity comes out higher.
-            compat: `reference` prunes one too many in every block, and inputs that were always 0.
-        """
+        percdamp: float = Field(
+            default=0.01, ge=0, description="damping, as a fraction of the mean diagonal of H"
+        )
+        blocksize: int = Field(
+            default=128, ge=1, description="columns whose mask is chosen at once"
+        )
+        bits: Literal[0, 2, 3, 4, 5, 6, 7, 8] = Field(
+            default=0,
+            description="bits that kept weights are rounded to in each row; 0: no rounding",
+        )
+        compat: Literal["paper", "reference"] = Field(
+            default="paper",
+            description="reference prunes one more in each block, and inputs that were always 0",
+        )
 
-        percdamp: float = 0.01
-        blocksize: int = 128
-        bits: int = 0
-        compat: str = "paper"
+    params: Params
 
     statistic = obs.Gram
 
-    def __init__(self, params=None) -> None:
-        super().__init__(params)
-        p = self.params
-        if p.compat not in ("paper", "reference"):
-            raise BenchError(f"sparsegpt: compat is 'paper' or 'reference', not {p.compat!r}")
-        if p.bits not in (0, *range(2, 9)):
-            raise BenchError(f"sparsegpt: bits is 0 or 2 to 8, not {p.bits}")
-        if p.blocksize < 1 or p.percdamp < 0:
-            raise BenchError("sparsegpt: blocksize must be positive and percdamp not negative")
-        self.promises_sparsity = p.compat == "paper" and not p.bits
+    @property
+    def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether the counted sparsity is the cell's: rounded weights may become 0, too."""
+        return self.params.compat == "paper" and not self.params.bits
 
-    def attach(self, model, ctx) -> None:
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Prunes all targets, block by block."""
         self.sparsity = ctx.cell.sparsity
         super().attach(model, ctx)
 
-    def pruned(self, weight: Tensor, statistic, k: int) -> Tensor:
+    def pruned(self, weight: Tensor, statistic: obs.Gram, k: int) -> Tensor:
         """Prunes and reconstructs one matrix."""
         p = self.params
         factor = statistic.factor(p.percdamp)

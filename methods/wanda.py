@@ -5,49 +5,53 @@ S_ij = |W_ij|·‖X_j‖₂, the smallest of every output row go; no weight is u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from bench.api import BenchError
-from methods.shared.blockwise import ColumnNorms, OneShot, wanda_scores
+from bench.api import Context, Field, parameters
+from methods.shared.blockwise import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
+from methods.shared.one_shot import OneShot
 
 
 class Wanda(OneShot):
     """Per-row magnitude pruning in the metric of the inputs."""
 
     name: ClassVar[str] = "wanda"
+    summary: ClassVar[str] = "Prunes each row by weight size × input norm."
+    paper: ClassVar[str] = "arXiv 2306.11695, ICLR"
+    year: ClassVar[int] = 2024
 
-    @dataclass(frozen=True)
+    @parameters
     class Params:
-        """What competes with what.
+        """What competes with what."""
 
-        Attributes:
-            use_variant: a row loses as much of its score, not as many weights, as any other.
-            compat: `reference` rounds every row's count down, so a matrix whose width times
-                sparsity is no integer is less sparse than asked.
-        """
+        use_variant: bool = Field(
+            default=False,
+            description="whether rows lose equal shares of score, not equal numbers of weights",
+        )
+        compat: Literal["paper", "reference"] = Field(
+            default="paper", description="reference rounds the count of every row down"
+        )
 
-        use_variant: bool = False
-        compat: str = "paper"
-
-    def __init__(self, params=None) -> None:
-        super().__init__(params)
-        if self.params.compat not in ("paper", "reference"):
-            raise BenchError(f"wanda: compat is 'paper' or 'reference', not {self.params.compat!r}")
-        self.promises_sparsity = self.params.compat == "paper"
+    params: Params
 
     statistic = ColumnNorms
 
-    def attach(self, model, ctx) -> None:
+    @property
+    def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether the counted sparsity is the cell's: the reference rounds down."""
+        return self.params.compat == "paper"
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Prunes all targets, block by block."""
         self.sparsity = ctx.cell.sparsity
         super().attach(model, ctx)
 
-    def pruned(self, weight: Tensor, statistic, k: int) -> Tensor:
+    def pruned(self, weight: Tensor, statistic: ColumnNorms, k: int) -> Tensor:
         """Zeroes the smallest scores of every row."""
         scores = wanda_scores(weight, statistic.norms)
         if self.n_m:
@@ -62,7 +66,7 @@ class Wanda(OneShot):
 
 
 def keep_equal_loss(scores: Tensor, k: int) -> Tensor:
-    """Keep mask of the variant: every row loses its smallest scores up to a share α of its sum.
+    """Returns the variant's keep mask: a row loses its smallest scores up to a share α of its sum.
 
     The paper bisects α until the sparsity fits. A weight goes as soon as α reaches the share of
     its row that it completes, so the k smallest of those shares are the same answer, and exact.

@@ -1,4 +1,8 @@
-"""Tasks, one file a family. The registry reads this list and imports what is asked for."""
+"""The built-in tasks by name, one file per family (`tasks/README.md`).
+
+The registry reads `BUILTIN` and imports a module only when its task is asked for. The names of sets
+therefore stand here, beside `tasks.glue.SPECS` and `tasks.shared.zero_shot_sets.SETS`.
+"""
 
 _ZERO_SHOT = (
     "boolq",

@@ -1,7 +1,7 @@
 """GLUE (arXiv 1804.07461): nine tasks, each with its own metric, scored on its validation split.
 
-The test labels are not public, so validation is what everybody reports; what is selected on is a
-slice of train.
+The test labels are not public, so papers report the validation split. Hyper-parameters are
+therefore selected on a slice of train.
 """
 
 from __future__ import annotations
@@ -9,16 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.api import Budget
-from bench.sources import hub
-from tasks.shared.classification import Classification, Data, Rows, carve
+from tasks.shared.base import Splits, carve, load_splits
+from tasks.shared.classification import Classification, Rows
 
-REPO = "nyu-mll/glue"
-REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+_REPO = "nyu-mll/glue"
+_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+_SELECT, _SELECT_ROWS = 0.1, 1000
+"""The slice of train set apart for tuning: a tenth, but no more rows than tuning needs."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One GLUE task; `rows` are the official numbers of train and validation rows."""
+    """One GLUE task.
+
+    Attributes:
+        first: column of the text, or of the first of two.
+        second: column of the second text, if there is one.
+        metric: the primary metric.
+        labels: number of classes; 1 for a regression.
+        rows: official numbers of train and validation rows.
+        validation: name of the validation split.
+    """
 
     first: str
     second: str | None
@@ -46,7 +57,7 @@ SPECS = {
 class Glue(Classification):
     """One of GLUE's tasks, by name: `glue/rte`.
 
-    The default budget suits a machine without a GPU; `full` is three epochs of BERT fine-tuning.
+    The default budget suits a machine without a GPU. `full` is three epochs of BERT fine-tuning.
     """
 
     def __init__(self, name: str) -> None:
@@ -61,24 +72,26 @@ class Glue(Classification):
             "full": Budget(steps=3 * epoch, batch=32, length=128, timeout_s=48 * 3600),
         }
 
-    def _load(self) -> Data:
+    def _load(self) -> Splits[Rows]:
         spec = self.spec
-        parts, missing = {}, []
-        for split, official in zip(("train", spec.validation), spec.rows, strict=True):
-            found, revision = hub.load_split(REPO, self.config, split, REVISION)
-            second = None if spec.second is None else list(found[spec.second])
-            parts[split] = Rows(list(found[spec.first]), second, list(found["label"]))
-            if len(found) < official:
-                missing.append(f"{split} {len(found)} of {official} rows")
-        # A tenth of train, but no more rows than tuning needs.
-        fraction = min(0.1, 1000 / len(parts["train"]))
+        official = dict(zip(("train", spec.validation), spec.rows, strict=True))
+        found = load_splits(_REPO, self.config, official, _REVISION)
+        parts = {
+            split: Rows(
+                first=list(rows[spec.first]),
+                second=None if spec.second is None else list(rows[spec.second]),
+                labels=list(rows["label"]),
+            )
+            for split, rows in found.rows.items()
+        }
+        fraction = min(_SELECT, _SELECT_ROWS / len(parts["train"]))
         train, select = carve(parts["train"], fraction)
-        return Data(
+        return Splits(
             train=train,
             select=select,
             test=parts[spec.validation],
-            repo=f"{REPO}:{self.config}",
-            revision=revision,
+            repo=f"{_REPO}:{self.config}",
+            revision=found.revision,
             select_rule=f"train rows whose text's hash is below {fraction:.4g}",
-            subset=", ".join(missing),
+            subset=found.missing,
         )

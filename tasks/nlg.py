@@ -1,4 +1,4 @@
-"""`nlg/e2e`, `nlg/webnlg` and `nlg/dart`: data to text, scored as LoRA and PST report them.
+"""`nlg/e2e`, `nlg/webnlg` and `nlg/dart`: data to text, scored as LoRA and PST report it.
 
 Inputs are linearised as in LoRA's released converters (arXiv 2106.09685; Prefix-Tuning's,
 arXiv 2101.00190, put one more ` | ` in front of WebNLG's):
@@ -6,25 +6,27 @@ arXiv 2101.00190, put one more ` | ` in front of WebNLG's):
     name : Blue Spice | Type : coffee shop | area : city centre
     Aarhus_Airport : cityServed : "Aarhus, Denmark" | Aarhus_Airport : elevation : 25.0
 
-The validation sets stay unused: what is selected on is a slice of train, by hash of the input.
+The validation sets are not used: hyper-parameters are selected on a slice of train, chosen by the
+input's hash.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bench.api import Budget
-from bench.sources import hub
 from tasks.metrics.ngram import Cider, Nist, RougeL
 from tasks.metrics.text import Bleu, ChrF, Meteor, Ter, TextMetric, words_apart
-from tasks.shared.data_to_text import DataToText, Items, Splits, carve, group
+from tasks.shared.base import HubRows, Splits, carve, load_splits
+from tasks.shared.data_to_text import DataToText, Items, group
 
-# All are loading scripts on the hub, which datasets no longer runs; this branch has the rows.
-REVISION = "refs/convert/parquet"
+# On the hub the main branches hold loading scripts, which `datasets` no longer runs.
+_REVISION = "refs/convert/parquet"
 
 # Inputs set apart for tuning: a tenth of train, but no more than tuning needs.
-SELECT, SELECT_ITEMS = 0.1, 300
+_SELECT, _SELECT_ITEMS = 0.1, 300
 
 _SLOT = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]")
 _SLOT_NAMES = {
@@ -33,7 +35,7 @@ _SLOT_NAMES = {
     "familyFriendly": "family friendly",
 }
 
-SEEN = frozenset(
+SEEN_CATEGORIES = frozenset(
     (
         "Airport",
         "Astronaut",
@@ -51,20 +53,20 @@ SEEN = frozenset(
 
 
 def linearise_mr(mr: str) -> str:
-    """`name[Blue Spice], eatType[pub]` → `name : Blue Spice | Type : pub`."""
+    """Linearises E2E's input: `name[Aromi], eatType[pub]` → `name : Aromi | Type : pub`."""
     slots = [(name.strip(), value.strip()) for name, value in _SLOT.findall(mr)]
     return " | ".join(f"{_SLOT_NAMES.get(name, name)} : {value}" for name, value in slots)
 
 
 def linearise_triples(triples: Sequence[str]) -> str:
-    """`["A | born | B", "A | died | C"]` → `A : born : B | A : died : C`."""
+    """Linearises triples: `["A | born | B", "A | died | C"]` → `A : born : B | A : died : C`."""
     return " | ".join(" : ".join(part.strip() for part in t.split(" | ")) for t in triples)
 
 
 class E2e(DataToText):
     """E2E restaurant descriptions (arXiv 1706.09254): 630 test inputs, 4,693 references.
 
-    `full` is LoRA's run: five epochs and a beam of 10. The default suits a model of 135M
+    `full` is LoRA's run: five epochs and a beam of 10. The default budget suits a model of 135M
     parameters on two CPU cores.
     """
 
@@ -82,27 +84,27 @@ class E2e(DataToText):
     }
 
     def metrics(self) -> Sequence[TextMetric]:
-        """Those of the challenge."""
+        """Returns those of the E2E challenge."""
         return Bleu(), Nist(), Meteor(), RougeL(), Cider()
 
-    def _load(self) -> Splits:
-        rows, revision, missing = _parts(self.repo, self.config, self.official)
+    def _load(self) -> Splits[Items]:
+        found = load_splits(self.repo, self.config, self.official, _REVISION)
         parts = {
             split: group(
                 (linearise_mr(row["meaning_representation"]), _line(row["human_reference"]))
-                for row in found
+                for row in rows
             )
-            for split, found in rows.items()
+            for split, rows in found.rows.items()
         }
-        return _splits(parts, f"{self.repo}:{self.config}", revision, missing)
+        return _splits(parts, f"{self.repo}:{self.config}", found)
 
 
 class Webnlg(DataToText):
     """WebNLG 2017 (Gardent et al., ACL 2017): BLEU on all 1,862 test inputs, 971 seen, 891 unseen.
 
-    The parts are scored apart too, as `<score>_seen` and `<score>_unseen`; a category is seen when
-    there is training data for it. Texts that the corpus marks as in need of a fix are left out of
-    train, as in LoRA's converter.
+    The two parts are also scored apart, as `<score>_seen` and `<score>_unseen`. A category is seen
+    when it has training data. Only texts that the corpus marks as good are used, as in LoRA's
+    converter.
     """
 
     repo, config = "webnlg-challenge/web_nlg", "webnlg_challenge_2017"
@@ -126,21 +128,19 @@ class Webnlg(DataToText):
     }
 
     def metrics(self) -> Sequence[TextMetric]:
-        """LoRA's, and chrF++."""
+        """Returns those of LoRA, and chrF++."""
         return Bleu(words_apart), Meteor(words_apart), Ter(words_apart), ChrF()
 
-    def _load(self) -> Splits:
-        rows, revision, missing = _parts(self.repo, self.config, self.official)
-        parts = {
-            # One file of test entries has no texts, another repeats the unseen ones.
-            "test": _entries(r for r in rows["test"] if r["test_category"] == "testdata_with_lex"),
-            "train": _entries(rows["train"]),
-        }
-        return _splits(parts, f"{self.repo}:{self.config}", revision, missing)
+    def _load(self) -> Splits[Items]:
+        found = load_splits(self.repo, self.config, self.official, _REVISION)
+        # Of the other two test files, one has no texts and one repeats the unseen entries.
+        test = (r for r in found.rows["test"] if r["test_category"] == "testdata_with_lex")
+        parts = {"train": _entries(found.rows["train"]), "test": _entries(test)}
+        return _splits(parts, f"{self.repo}:{self.config}", found)
 
 
 class Dart(DataToText):
-    """DART (arXiv 2007.02871), version 1.1.1: triples from tables, WebNLG and E2E, to one sentence.
+    """DART (arXiv 2007.02871), version 1.1.1: triples from tables, WebNLG and E2E, to a sentence.
 
     Relations are lower-cased, as in LoRA's converter.
     """
@@ -158,30 +158,30 @@ class Dart(DataToText):
 
     metrics = Webnlg.metrics
 
-    def _load(self) -> Splits:
-        rows, revision, missing = _parts(self.repo, self.config, self.official)
+    def _load(self) -> Splits[Items]:
+        found = load_splits(self.repo, self.config, self.official, _REVISION)
         parts = {
             split: group(
                 (linearise_triples(_lower_relations(row["tripleset"])), _line(text))
-                for row in found
+                for row in rows
                 for text in row["annotations"]["text"]
             )
-            for split, found in rows.items()
+            for split, rows in found.rows.items()
         }
-        return _splits(parts, f"{self.repo}:{self.config}", revision, missing)
+        return _splits(parts, f"{self.repo}:{self.config}", found)
 
 
 def _lower_relations(triples: Sequence[Sequence[str]]) -> list[str]:
     return [f"{subject} | {relation.lower()} | {object_}" for subject, relation, object_ in triples]
 
 
-def _entries(rows) -> Items:
-    """WebNLG's entries; entries with the same triples are one."""
+def _entries(rows: Iterable[Mapping[str, Any]]) -> Items:
+    """Returns WebNLG's entries; entries with equal triples become one item."""
     groups: dict[str, str] = {}
     pairs = []
     for row in rows:
         input_ = linearise_triples(row["modified_triple_sets"]["mtriple_set"][0])
-        groups[input_] = "seen" if row["category"] in SEEN else "unseen"
+        groups[input_] = "seen" if row["category"] in SEEN_CATEGORIES else "unseen"
         lex = row["lex"]
         for text, comment in zip(lex["text"], lex["comment"], strict=True):
             if comment == "good":
@@ -190,27 +190,17 @@ def _entries(rows) -> Items:
     return Items(items.inputs, items.texts, [groups[input_] for input_ in items.inputs])
 
 
-def _parts(repo: str, config: str, official: Mapping[str, int]):
-    """(rows by split, revision, what is missing against the official numbers)."""
-    rows, missing, revision = {}, [], ""
-    for split, expected in official.items():
-        rows[split], revision = hub.load_split(repo, config, split, REVISION)
-        if len(rows[split]) < expected:
-            missing.append(f"{split} {len(rows[split])} of {expected} rows")
-    return rows, revision, ", ".join(missing)
-
-
-def _splits(parts: dict[str, Items], repo: str, revision: str, missing: str) -> Splits:
-    fraction = min(SELECT, SELECT_ITEMS / len(parts["train"]))
+def _splits(parts: dict[str, Items], repo: str, found: HubRows) -> Splits[Items]:
+    fraction = min(_SELECT, _SELECT_ITEMS / len(parts["train"]))
     train, select = carve(parts["train"], fraction)
     return Splits(
         train=train,
         select=select,
         test=parts["test"],
         repo=repo,
-        revision=revision,
+        revision=found.revision,
         select_rule=f"train inputs whose hash is below {fraction:.4g}, with all their texts",
-        subset=missing,
+        subset=found.missing,
     )
 
 

@@ -1,25 +1,27 @@
 """`reviews`: is a sentence from a film or product review positive or negative?
 
-Sentences with human ratings from −4 to 4 (Hutto & Gilbert, ICWSM 2014), shipped in the source
-archive of the package vaderSentiment. Its film sentences come from the source that SST-2 was
-drawn from, so the two must never be mixed.
+The sentences have human ratings from −4 to 4 (Hutto & Gilbert, ICWSM 2014). They come with the
+source archive of the package vaderSentiment. SST-2 was drawn from the same film reviews: never mix
+the two.
 """
 
 from __future__ import annotations
 
 from bench.sources import hub, pypi_assets
-from tasks.shared.base import position
-from tasks.shared.classification import Classification, Data, Rows
+from tasks.shared.base import Splits, position
+from tasks.shared.classification import Classification, Rows
 
-FILES = ("movieReviewSnippets_GroundTruth.txt", "amazonReviewSnippets_GroundTruth.txt")
-NEUTRAL = 0.25
-SELECT, TEST = 0.10, 0.15
+_REPO = "cjhutto/vaderSentiment"
+_FILES = ("movieReviewSnippets_GroundTruth.txt", "amazonReviewSnippets_GroundTruth.txt")
+_NEUTRAL = 0.25
+_SELECT, _TEST = 0.10, 0.15
 
 
-def read(lines: list[str]) -> dict[str, int]:
-    """`id <tab> mean rating <tab> text` lines → text: label, the first of duplicates kept.
+def read_labels(lines: list[str]) -> dict[str, int]:
+    """Reads `id <tab> mean rating <tab> text` lines; returns each text's label.
 
-    The label is the sign of the rating; sentences rated within ±0.25 are dropped.
+    The label is 1 for a positive rating and 0 for a negative one. Sentences rated between −0.25
+    and 0.25 are dropped, and of equal sentences the first one counts.
     """
     labels: dict[str, int] = {}
     for line in lines:
@@ -27,31 +29,32 @@ def read(lines: list[str]) -> dict[str, int]:
         if len(fields) != 3:
             continue
         rating, text = float(fields[1]), " ".join(fields[2].split())
-        if text and abs(rating) >= NEUTRAL:
+        if text and abs(rating) >= _NEUTRAL:
             labels.setdefault(text, int(rating > 0))
     return labels
 
 
 class Reviews(Classification):
-    """Sentence sentiment; accuracy, with F1 and the majority baseline beside it."""
+    """Sentence sentiment: accuracy, with F1 and the majority baseline beside it."""
 
-    def _load(self) -> Data:
-        repo = "cjhutto/vaderSentiment"
-        folder = hub.fetch(repo)
+    def _load(self) -> Splits[Rows]:
+        folder = hub.fetch(_REPO)
         labels: dict[str, int] = {}
-        for name in FILES:
+        for name in _FILES:
             with open(folder / name, encoding="utf-8") as file:
-                labels = read(list(file)) | labels
+                labels = read_labels(list(file)) | labels
         splits: dict[str, dict[str, int]] = {"test": {}, "select": {}, "train": {}}
         for text, label in labels.items():
-            # The case of a sentence is not a difference between train and test.
+            # In lower case, so that sentences that differ in case alone stay in one split.
             place = position(text.lower())
-            name = "test" if place < TEST else "select" if place < TEST + SELECT else "train"
+            name = "test" if place < _TEST else "select" if place < _TEST + _SELECT else "train"
             splits[name][text] = label
         rows = {name: Rows(list(part), None, list(part.values())) for name, part in splits.items()}
-        return Data(
-            **rows,
-            repo=repo,
-            revision=pypi_assets.ASSETS[repo].revision,
-            select_rule=f"hash of the text in [{TEST}, {TEST + SELECT})",
+        return Splits(
+            train=rows["train"],
+            select=rows["select"],
+            test=rows["test"],
+            repo=_REPO,
+            revision=pypi_assets.ASSETS[_REPO].revision,
+            select_rule=f"hash of the text in [{_TEST}, {_TEST + _SELECT})",
         )

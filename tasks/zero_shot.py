@@ -1,11 +1,11 @@
 """`zero-shot`: multiple choice by log-likelihood, with lm-eval's own task definitions.
 
-Prompts, choices and metrics are lm-eval's, so a number here is what its command line gives for the
-exported model. Accuracy is `acc`, as the pruning papers report it; `acc_norm` stands beside it
-where the task defines it. `zero-shot` is AST's suite: the mean over seven sets, with PIQA and
-LAMBADA measured too; `zero-shot/<set>` is one set.
+Prompts, choices and metrics are lm-eval's, so its command line gives the same numbers for the
+exported model. Accuracy is `acc`, as the pruning papers report it. Where lm-eval defines
+`acc_norm`, it is reported too. `zero-shot` is AST's suite: the mean over seven sets, with PIQA and
+LAMBADA measured too. `zero-shot/<set>` is one set.
 
-The sets have no training data that a method may see: calibration and retraining take the C4 sample
+Methods may not see training data of these sets. Calibration and retraining take the C4 sample
 (`tasks.shared.c4`), and hyper-parameters are chosen on `wikitext`.
 """
 
@@ -13,24 +13,35 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.api import BenchError, Budget, Scores, Source
+from bench.api import BenchError, Budget, Scores, Source, Split
 from bench.core import provenance
-from tasks.shared.c4 import C4, c4_sample
-from tasks.shared.language import Language, Texts
-from tasks.shared.zero_shot_sets import SETS, Found, Set, find
+from tasks.shared.base import Splits
+from tasks.shared.c4 import C4_SAMPLE, c4_sample
+from tasks.shared.language import Language
+from tasks.shared.zero_shot_sets import SETS, RowsFolder, ZeroShotSet, locate
 
-MEAN = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-"""The seven of AST's Table 2 (arXiv 2407.20584)."""
+AST_SETS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+"""The seven sets of AST's Table 2 (arXiv 2407.20584)."""
 
 
 class ZeroShot(Language):
-    """Accuracy on sets of lm-eval; a name after the slash chooses one."""
+    """Accuracy on sets of lm-eval; `zero-shot/<set>` is one of them.
+
+    Attributes:
+        known_sets: the sets by lm-eval's name.
+        mean_over: the names of the sets whose mean accuracy is the score.
+    """
+
+    known_sets: ClassVar[Mapping[str, ZeroShotSet]] = SETS
+    mean_over: ClassVar[Sequence[str]] = AST_SETS
 
     version = 1
     metric = "accuracy"
@@ -42,47 +53,57 @@ class ZeroShot(Language):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        _, _, one = name.partition("/")
-        self.sets: list[Set] = [SETS[one]] if one else list(SETS.values())
-        self.averaged = [one] if one else list(MEAN)
+        chosen = name.partition("zero-shot/")[2]
+        self.averaged = [chosen] if chosen else list(self.mean_over)
+        self.sets = [self.known_sets[chosen]] if chosen else list(self.known_sets.values())
         self.limit = max(s.rows for s in self.sets)
 
     def prepare(self) -> None:
-        """Fetches the rows, and lm-eval's absence is said before anything runs."""
-        lm_eval()
-        for wanted in self.sets:
-            find(wanted)
+        """Fetches the rows.
 
-    def _load(self) -> Texts:
+        Raises:
+            BenchError: lm-eval is not installed, or kind `offline` when no source has the rows.
+        """
+        import_lm_eval()
+        for wanted in self.sets:
+            locate(wanted)
+
+    def _load(self) -> Splits[list[str]]:
         return c4_sample()
 
     def source(self) -> Source:
-        """Where the scored rows came from, with a sha256 over all of them."""
-        found = {wanted: find(wanted) for wanted in self.sets}
-        rows = (
-            {"set": wanted.task, **row} for wanted, at in found.items() for row in _rows(wanted, at)
-        )
+        """Returns where the scored rows came from, with a sha256 over all of them."""
+        folders = {wanted: locate(wanted) for wanted in self.sets}
+        rows = ({"set": s.task, **row} for s, at in folders.items() for row in _load_rows(s, at))
         return Source(
             repo=" ".join(f"{s.repo}:{s.config}" for s in self.sets),
-            revision=" ".join(sorted({at.revision for at in found.values()})),
+            revision=" ".join(sorted({at.revision for at in folders.values()})),
             fingerprint=provenance.rows_sha256(rows),
-            select=f"none; calibration and retraining text: {C4}",
-            subset=", ".join(f"{s.task}: {at.altered}" for s, at in found.items() if at.altered),
+            select=f"none; calibration and retraining text: {C4_SAMPLE}",
+            subset=", ".join(f"{s.task}: {at.altered}" for s, at in folders.items() if at.altered),
         )
 
     @torch.no_grad()
-    def evaluate(self, model, tok, device, split: str = "test", budget=None) -> Scores:
-        """Every set by lm-eval; items are 1 where a choice is right, set by set in their order.
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        split: Split = "test",
+        budget: Budget | None = None,
+    ) -> Scores:
+        """Scores every set with lm-eval.
 
+        `items` holds 1 where the right choice is the likeliest, set by set and row by row.
         `budget.items` limits each set to its first rows.
 
         Raises:
-            BenchError: another split than `test`.
+            BenchError: a split other than `test`, or lm-eval is not installed.
         """
         if split != "test":
             raise BenchError(f"{self.name} has no {split} slice; tune on wikitext")
         limit = (budget or self.budgets["default"]).items
-        harness = lm_eval()
+        harness = import_lm_eval()
         from tasks.shared.shared_prefix_lm import SharedPrefixLM
 
         dtype = torch.get_autocast_dtype(device.type)
@@ -101,17 +122,17 @@ class ZeroShot(Language):
         return replace(scores, notes=notes)
 
     def definitions(self, folder: Path) -> tuple[Any, list[str]]:
-        """lm-eval's task manager, and its own definitions pointed at the rows that were found.
+        """Writes task definitions to `folder`; returns lm-eval's task manager and their paths.
 
-        Each is a YAML file that includes lm-eval's and names the folder; splits that zero-shot
-        scoring does not read are taken out, because a folder need not have them.
+        Each is a YAML file that includes lm-eval's definition and names the folder of the rows.
+        Splits that zero-shot scoring does not read are removed, because a folder may lack them.
         """
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager()
         paths = []
         for wanted in self.sets:
-            at = find(wanted)
+            at = locate(wanted)
             lines = {
                 "include": manager.task_index[wanted.task].yaml_path,
                 "dataset_path": at.path,
@@ -132,7 +153,7 @@ class ZeroShot(Language):
             for metric, value in results[wanted.task].items():
                 name, _, rule = metric.partition(",")
                 if rule == "none" and not name.endswith("_stderr"):
-                    # acc is the set's score, acc_norm and perplexity stand beside it.
+                    # `acc` gets the set's own name, acc_norm and perplexity a suffix.
                     other = "" if name == "acc" else f"_{name.removeprefix('acc_')}"
                     values[wanted.task + other] = float(value)
             rows = sorted(samples[wanted.task], key=lambda sample: sample["doc_id"])
@@ -141,15 +162,20 @@ class ZeroShot(Language):
         return Scores(values={"accuracy": mean, **values}, n=len(items), items=items)
 
 
-def _rows(wanted: Set, at: Found) -> Any:
+def _load_rows(wanted: ZeroShotSet, at: RowsFolder) -> Iterable[dict[str, Any]]:
     import datasets
 
     datasets.disable_progress_bars()
-    return datasets.load_dataset(at.path, at.config, split=wanted.split)
+    rows: Iterable[dict[str, Any]] = datasets.load_dataset(at.path, at.config, split=wanted.split)
+    return rows
 
 
-def lm_eval() -> Any:
-    """The module, or one line that says how to install it."""
+def import_lm_eval() -> Any:
+    """Imports lm-eval, an optional dependency, and silences its log.
+
+    Raises:
+        BenchError: lm-eval is not installed.
+    """
     try:
         import lm_eval as harness
     except ImportError:

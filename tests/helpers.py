@@ -61,7 +61,7 @@ def trained_dir(cell):
 
 def load(model, task, seed=1, weights=None):
     """A model by its slug."""
-    return loading.load(place_of(model), task, seed, weights)
+    return loading.load_for_task(place_of(model), task, seed, weights)
 
 
 def loaded(model, task, length):
@@ -88,7 +88,7 @@ def attached(cell, **changes):
     `changes` replace fields of the context.
     """
     job = Job.resolve(cell)
-    loaded = loading.load(job.place, job.task, cell.seed)
+    loaded = loading.load_for_task(job.place, job.task, cell.seed)
     loaded.tok.model_max_length = job.budget.length
     ctx = make_context(job, loaded, torch.device("cpu"))._replace(**changes)
     method = job.make_method()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from bench.core.pattern import Pattern
 from bench.costs.parameters import count_trainable
 from bench.weights import targets
 
@@ -24,7 +25,7 @@ def trainable(method, model, pattern="unstructured"):
     with torch.device("meta"):
         ctx = SimpleNamespace(
             targets=targets.prunable(model),
-            cell=SimpleNamespace(pattern=pattern, sparsity=0.5),
+            cell=SimpleNamespace(pattern=Pattern(pattern), sparsity=0.5),
             budget=SimpleNamespace(steps=100),
             device=torch.device("meta"),
             rng=None,

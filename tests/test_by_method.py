@@ -1,4 +1,4 @@
-"""What methods cost against METHODS.md §2–§4 and closed forms; no weights, nothing from a network.
+"""What methods cost, against the papers' numbers and closed forms; nothing is fetched.
 
 Products are counted in two blocks of BERT-base: L blocks of width d with an FFN of 4d, T tokens,
 B sequences an update. Elements are counted in whole models.
@@ -82,44 +82,44 @@ def test_shipped_configs_are_the_papers_models_and_take_no_memory(name):
 
 
 @pytest.mark.parametrize(
-    ("model", "method", "params", "body", "source"),
+    ("model", "method", "params", "body"),
     [
-        ("bert-base", "dense", {}, 109_482_240, "§3.1"),
-        ("bert-base", "lora", {}, 294_912, "§3.2"),
-        ("bert-base", "lora", {"rank": 16}, 589_824, "§3.2"),
-        ("gpt2-medium", "lora", {"rank": 4}, 393_216, "§3.2"),
-        ("bert-base", "movement", {}, 194_418_434 - 1_538, "§3.5"),
-        ("bert-base", "movement", {"freeze_embeddings": True}, 170_581_250 - 1_538, "§3.5"),
-        ("bert-base", "l0", {}, 194_418_434 - 1_538, "§3.14"),
-        ("bert-base", "pst", {}, 2_820_096, "§3.6"),
-        ("gpt2", "pst", {}, 2_820_096, "§3.6"),
-        ("gpt2", "pst", {"split_qkv": False}, 2_506_752, "§3.6"),
-        ("gpt2-medium", "pst", {}, 7_520_256, "§3.6"),
-        ("bert-base", "dsee", {"support": 16}, 590_208, "§3.7"),
-        ("bert-base", "dsee", {}, 591_360, "§3.7"),
-        ("bert-base", "dsee", {"support": 128}, 592_896, "§3.7"),
-        ("gpt2", "ast", {}, 124_439_808, "§3.8"),
-        ("gpt2", "ast", {"slorb": "mean"}, 138_153_216, "§3.8"),
-        ("bert-base", "rosa", {}, 1_581_864, "§3.11"),
-        ("bert-base", "rosa", {"density": 0.006, "rank": 16}, 3_163_752, "§3.11"),
-        ("bert-base", "losparse", {}, 113_815_298 - 1_538, "§3.12"),
-        ("bert-base", "platon", {}, 109_482_240, "§3.13"),
-        ("bert-base", "sparsegpt", {}, 0, "§3.10"),
+        ("bert-base", "dense", {}, 109_482_240),
+        ("bert-base", "lora", {}, 294_912),
+        ("bert-base", "lora", {"rank": 16}, 589_824),
+        ("gpt2-medium", "lora", {"rank": 4}, 393_216),
+        ("bert-base", "movement", {}, 194_418_434 - 1_538),
+        ("bert-base", "movement", {"freeze_embeddings": True}, 170_581_250 - 1_538),
+        ("bert-base", "l0", {}, 194_418_434 - 1_538),
+        ("bert-base", "pst", {}, 2_820_096),
+        ("gpt2", "pst", {}, 2_820_096),
+        ("gpt2", "pst", {"split_qkv": False}, 2_506_752),
+        ("gpt2-medium", "pst", {}, 7_520_256),
+        ("bert-base", "dsee", {"support": 16}, 590_208),
+        ("bert-base", "dsee", {}, 591_360),
+        ("bert-base", "dsee", {"support": 128}, 592_896),
+        ("gpt2", "ast", {}, 124_439_808),
+        ("gpt2", "ast", {"slorb": "mean"}, 138_153_216),
+        ("bert-base", "rosa", {}, 1_581_864),
+        ("bert-base", "rosa", {"density": 0.006, "rank": 16}, 3_163_752),
+        ("bert-base", "losparse", {}, 113_815_298 - 1_538),
+        ("bert-base", "platon", {}, 109_482_240),
+        ("bert-base", "sparsegpt", {}, 0),
         # q and v of 32 layers: r·(o + i) + N; 7 matrices a layer: (r₁ + r₂ + 1)·(o + i).
-        ("llama-2-7b", "dsee", {}, 32 * 2 * (16 * 8192 + 64), "§3.7"),
-        ("llama-2-7b", "pst", {}, 32 * 17 * (4 * 8192 + 3 * (4096 + 11008)), "§3.6"),
+        ("llama-2-7b", "dsee", {}, 32 * 2 * (16 * 8192 + 64)),
+        ("llama-2-7b", "pst", {}, 32 * 17 * (4 * 8192 + 3 * (4096 + 11008))),
     ],
 )
-def test_trained_elements_are_those_of_the_papers(model, method, params, body, source):
+def test_trained_elements_are_those_of_the_papers(model, method, params, body):
     heads = {"bert-base": 0 if method == "sparsegpt" else 1_538}
     _, _, found = held(model, method, **params)
-    assert found == Trainable(body=body, head=heads.get(model, 0)), source
+    assert found == Trainable(body=body, head=heads.get(model, 0))
 
 
 @pytest.mark.parametrize(
     ("model", "method", "params", "printed", "denominator", "digits"),
     [
-        ("bert-base", "pst", {}, "1.5", 194_418_434, 1),  # the abstract's number, §3.6
+        ("bert-base", "pst", {}, "1.5", 194_418_434, 1),  # the abstract's number
         ("bert-base", "dsee", {"support": 16}, "0.5", 109_483_778, 1),
         ("bert-base", "dsee", {}, "0.5", 109_483_778, 1),
         ("roberta-base", "lora", {}, "0.64", 124_647_170, None),
@@ -153,7 +153,7 @@ def test_a_branch_is_no_part_of_the_denominator():
 
 def test_dense_macs_are_the_closed_form_and_training_takes_three_forwards():
     whole = row("bert-base", "wanda").dense
-    assert whole - d * d - 2 * d == 11_173_625_856  # 11.174 G, §4.2
+    assert whole - d * d - 2 * d == 11_173_625_856  # 11.174 G
     found = row("bert-base/2", "dense")
     assert found.dense == found.effective == found.realizable == FORWARD
     assert found.train == 3 * FORWARD
@@ -198,7 +198,7 @@ def test_a_small_batch_pays_more_for_products_of_weights():
 
 
 def test_losparse_pays_for_its_branches():
-    rank = {768: 20, 3072: 31}  # §3.12
+    rank = {768: 20, 3072: 31}  #
     branches = T * L * (4 * rank[768] * 2 * d + 2 * rank[3072] * 5 * d)
     found = row("bert-base/2", "losparse")
     assert found.dense == found.realizable == FORWARD + branches
@@ -208,7 +208,7 @@ def test_losparse_pays_for_its_branches():
 
 
 def test_slorb_adds_its_branch_to_every_forward():
-    q, x = 5_308_416 * L // 12, 9_289_728 * L // 12  # of BERT-base, §3.8
+    q, x = 5_308_416 * L // 12, 9_289_728 * L // 12  # of BERT-base
     found = row("bert-base/2", "ast", slorb="mean", kernel=True)
     assert found.dense == FORWARD + T * (q + x)
     assert found.effective == found.realizable == FORWARD + T * (q + x) - T * P // 2
@@ -217,10 +217,10 @@ def test_slorb_adds_its_branch_to_every_forward():
 
 def test_effective_macs_and_stored_elements_are_what_the_method_promises():
     found = row("bert-base", "magnitude", sparsity=0.9)
-    assert found.stored == 33_042_626  # PST's, §3.6
+    assert found.stored == 33_042_626  # PST's
     assert found.effective == found.dense - T * 76_441_152
     assert found.realizable == found.dense
-    # DSEE's q and v come out dense: the zeros are those of pool 1 without the pooler, §3.7.
+    # DSEE's q and v come out dense: the zeros are those of pool 1 without the pooler
     pool = (71_368_704 - d * d) * L // 12
     found = row("bert-base/2", "dsee")
     assert found.effective == FORWARD - T * pool // 2
@@ -245,7 +245,7 @@ def test_unstructured_is_realized_as_dense_and_2_4_only_where_there_is_a_kernel(
 
 
 def test_removed_heads_and_neurons_are_realized_as_sliced():
-    # 25 % of the heads and 40 % of the neurons are 35 % of the linear MACs: DSEE v1 (§3.7).
+    # 25 % of the heads and 40 % of the neurons are 35 % of the linear MACs: DSEE v1.
     found = row("bert-base/2", "dsee", "heads+neurons", 0.25, neuron_sparsity=0.4)
     neurons = round(0.4 * 3072)
     linear = L * T * (4 * d * d // 4 + 2 * d * neurons)
@@ -259,12 +259,12 @@ def test_removed_heads_and_neurons_are_realized_as_sliced():
 
 
 def test_state_is_parameters_gradients_and_moments():
-    total = 109_483_778 - 10 * 85_054_464 // 12  # ten blocks less, §2
+    total = 109_483_778 - 10 * 85_054_464 // 12  # ten blocks less
     state = row("bert-base/2", "dense").state_bytes
     buffers = (512 + 512) * 8  # position and type ids
     assert state == 4 * 4 * total + buffers
     assert row("bert-base/2", "wanda").state_bytes is None
-    # PLATON: three tensors a weight beside them (§3.13).
+    # PLATON: three tensors a weight beside them.
     platon = row("bert-base/2", "platon").state_bytes
     assert platon == state + 3 * 4 * P
 

@@ -3,14 +3,15 @@
 A method of another package takes part as soon as it is installed.
 """
 
-import dataclasses
 import re
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
 from bench.api import BenchError
 from bench.core import provenance
+from bench.core.parameters import fields_of
 from bench.core.pattern import UNSTRUCTURED, Pattern
 from bench.planning import registry
 from bench.planning.job import Job
@@ -18,11 +19,11 @@ from bench.sources import loading
 from bench.weights import side_branch, targets
 from methods.shared.masks import pruned_count
 from tests import helpers
-from tests.closed_forms import TRAINABLE
 from tests.helpers import fit_cell, run_cell, trained_dir
 
 STEPS = {"budget__steps": 6, "budget__batch": 4}
-METHODS = registry.names("method")
+TEMPLATE = "fixed-mask"
+METHODS = [*registry.names("method"), TEMPLATE]
 quiet = lambda *_: None  # noqa: E731
 
 
@@ -32,6 +33,15 @@ def fitted(name, model, seed=1, **more):
     if Job.resolve(cell).needs_dense and not trained_dir(cell.dense).is_dir():
         run_cell(cell.dense, quiet)
     return cell, fit_cell(cell, quiet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def template():
+    """The template takes part as a registered method does."""
+    entries = registry._entries("method")
+    entries[TEMPLATE] = EntryPoint(TEMPLATE, "methods.TEMPLATE:FixedMask", "sparsebench.methods")
+    yield
+    del entries[TEMPLATE]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +132,7 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
 def test_finished_model_survives_saving(name, model, once, tmp_path):
     _, fit = once(name, model)
     fit.model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(fit.model))
+    again = loading.load_model(tmp_path, type(fit.model))
     assert torch.allclose(helpers.logits(fit.model), helpers.logits(again), atol=1e-5)
     assert not any(hasattr(m, "parametrizations") for m in fit.model.modules())
     fresh, _, _ = helpers.attached(helpers.cell("dense", model))
@@ -134,11 +144,15 @@ def test_finished_model_survives_saving(name, model, once, tmp_path):
 @every
 @method
 def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, once):
-    if name not in TRAINABLE:
-        pytest.skip("a method of another package: no closed form here")
     _, fit = once(name, model)
     start, _, _ = helpers.attached(helpers.cell("dense", model))
-    assert fit.trained.trainable == TRAINABLE[name](start, fit.method.params)
+    head = sum(p.numel() for _, p in targets.head_parameters(start))
+    assert fit.trained.trainable.head == (head if type(fit.method).trains else 0)
+    body = fit.method.closed_form(start)
+    if body is None:
+        assert name not in registry.builtin("method"), "a built-in method needs a closed form"
+        pytest.skip("states no closed form")
+    assert fit.trained.trainable.body == body
 
 
 @method
@@ -168,10 +182,11 @@ def test_budget_is_respected(name, monkeypatch):
 
 
 @method
-def test_parameters_are_described_by_defaults(name):
-    for field in dataclasses.fields(registry.method(name).Params):
-        assert field.default is not dataclasses.MISSING, f"{name}.{field.name} has no default"
-
-
-def test_every_built_in_method_has_a_closed_form():
-    assert set(METHODS) <= set(TRAINABLE)
+def test_a_method_describes_itself_and_every_parameter(name):
+    kind = registry.method(name)
+    assert kind.summary
+    assert bool(kind.paper) == bool(kind.year)
+    for field, about in fields_of(kind.Params).items():
+        assert not about.is_required(), f"{name}.{field} has no default"
+        if name in (*registry.builtin("method"), TEMPLATE):
+            assert about.description, f"{name}.{field} has no description"

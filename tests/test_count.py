@@ -1,4 +1,4 @@
-"""Counts against METHODS.md §2 and closed forms, from configs without weights."""
+"""Counts against the papers' numbers and closed forms, from configs without weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A scheduler and two workers on loopback: machines that come and go (DESIGN §10)."""
+"""A scheduler and two workers on loopback: machines that come and go."""
 
 import os
 import signal

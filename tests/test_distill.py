@@ -1,4 +1,4 @@
-"""METHODS.md §1.7."""
+"""Distillation against its equation."""
 
 import math
 from types import SimpleNamespace

@@ -1,8 +1,8 @@
-"""The driver without any cell: order, dependencies, claims, fail-fast; the cells are made up."""
+"""The driver without any cell: order, dependencies, leases, fail-fast; the cells are made up."""
 
-import json
 import os
-import socket
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -65,7 +65,7 @@ def drive(tmp_path, wanted, timeout_s=None):
         for record in scheduler.drive(wanted, engine, mine):
             store.put(record)
             records.append(record)
-    assert not mine.mine
+    assert not mine.held
     return records
 
 
@@ -121,49 +121,67 @@ def test_two_drivers_share_the_work(tmp_path, ran):
         thread.join(60)
     assert len(ran) == len(set(ran)) == 12
     assert all({r.cell for r in records} == {job.cell for job in wanted} for records in got)
-    assert list((tmp_path / "results").rglob(".*.claim")) == []
+    assert list((tmp_path / "results").rglob(".*")) == []
 
 
-def claim(tmp_path, cell, **fields):
-    path = Leases(Store(tmp_path / "results"))._path(cell)
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | fields))
-    return path
-
-
-def test_a_living_claim_is_waited_for_and_its_record_taken(tmp_path, ran):
+def test_a_living_lease_is_waited_for_and_its_record_taken(tmp_path, ran):
     (cell,) = cells(("pst", 1))
-    path = claim(tmp_path, cell)
+    store = Store(tmp_path / "results")
+    other = Leases(store)
+    assert other.take(cell)
 
-    def other():
+    def finish():
         time.sleep(0.4)
-        Store(tmp_path / "results").put(made(cell))
-        path.unlink()
+        store.put(made(cell))
+        other.drop(cell)
 
-    threading.Thread(target=other).start()
+    threading.Thread(target=finish).start()
     assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert ran == []
 
 
-@pytest.mark.parametrize("how", ["dead", "silent", "torn"])
-def test_a_claim_without_an_owner_is_taken_over(tmp_path, ran, how):
+DIES = """
+import os, signal, sys
+from filelock import SoftFileLease
+lease = SoftFileLease(sys.argv[1], lease_duration=float(sys.argv[2]))
+lease.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def left_behind(path, how):
+    """A lease as a driver leaves it that is killed here or elsewhere, or that loses power."""
+    path.parent.mkdir(parents=True)
+    if how == "dead":
+        subprocess.run([sys.executable, "-c", DIES, str(path), str(leases.LEASE_S)])
+        assert path.is_file()
+        return
+    lease = f"filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=x\nduration={leases.LEASE_S}\n"
+    text = {"silent": lease, "torn": lease[:20], "empty": "", "older": lease.replace("60", "30")}
+    path.write_text(text[how])
+
+
+@pytest.mark.parametrize("how", ["dead", "silent", "torn", "empty", "older"])
+def test_a_lease_without_an_owner_is_taken_over(tmp_path, ran, how):
     (cell,) = cells(("pst", 1))
-    path = claim(tmp_path, cell, **({"pid": 2**22 + 1} if how == "dead" else {}))
-    if how == "torn":
-        path.write_text("{")
+    path = Leases(Store(tmp_path / "results")).path(cell)
+    left_behind(path, how)
     if how != "dead":
-        old = time.time() - leases.STALE_S - 1
+        os.utime(path)
+        assert not Leases(Store(tmp_path / "results")).take(cell)  # it may still be alive
+        old = time.time() - leases.LEASE_S - 1
         os.utime(path, (old, old))
     assert [r.status for r in drive(tmp_path, [Job.resolve(cell)])] == ["done"]
     assert len(ran) == 1
+    assert not path.exists()
 
 
-def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
+def test_leases_beat_while_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
     (cell,) = cells(("pst", 1))
     with Leases(Store(tmp_path)) as mine:
         assert mine.take(cell)
-        path = mine._path(cell)
+        path = mine.path(cell)
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 5
         while path.stat().st_mtime == 0:
@@ -173,10 +191,21 @@ def test_claims_beat_while_they_are_held(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-def test_without_a_place_for_claims_cells_run_all_the_same(tmp_path):
+def test_without_a_place_for_leases_cells_run_all_the_same(tmp_path):
     (tmp_path / "results").write_text("no folder")
     with Leases(Store(tmp_path / "results")) as mine:
         assert mine.take(cells(("pst", 1))[0])
+
+
+def test_a_lease_that_is_lost_is_not_taken_from_its_new_owner(tmp_path):
+    (cell,) = cells(("pst", 1))
+    with Leases(Store(tmp_path)) as first, Leases(Store(tmp_path)) as second:
+        assert first.take(cell)
+        old = time.time() - leases.LEASE_S - 1
+        os.utime(first.path(cell), (old, old))
+        assert second.take(cell)
+        first.drop(cell)
+        assert second.path(cell).exists()
 
 
 def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):

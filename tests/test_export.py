@@ -75,7 +75,7 @@ def run(capsys, *arguments):
 def test_models_come_back(kind, form, tmp_path):
     model = pruned(tmp_path / "m", kind)
     report = export.export(str(tmp_path / "m"), form, tmp_path / "o")
-    again = export.load(tmp_path / "o")
+    again = export.load_folder(tmp_path / "o")
     assert type(again) is type(model)
     assert not again.training
     assert (tmp_path / "o" / "tokenizer.json").is_file()
@@ -100,11 +100,11 @@ def test_models_come_back(kind, form, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_folders_are_read_one_tensor_at_a_time(kind, tmp_path, monkeypatch):
     model = pruned(tmp_path / "m", kind, dtype=torch.bfloat16)
-    whole = export.load(tmp_path / "m")
+    whole = export.load_folder(tmp_path / "m")
     assert same(whole, model)
-    monkeypatch.setattr(export, "load", None)
+    monkeypatch.setattr(export, "load_folder", None)
     export.export(str(tmp_path / "m"), "csr", tmp_path / "o")
-    assert same(packed_folder.load(tmp_path / "o"), model)
+    assert same(packed_folder.load_packed(tmp_path / "o"), model)
 
 
 def test_other_names_in_the_file_are_left_to_transformers(tmp_path):
@@ -114,7 +114,7 @@ def test_other_names_in_the_file_are_left_to_transformers(tmp_path):
     config["architectures"] = ["GPT2LMHeadModel"]
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     export.export(str(tmp_path / "base"), "nm-packed", tmp_path / "o")
-    assert same(export.load(tmp_path / "o"), model)
+    assert same(export.load_folder(tmp_path / "o"), model)
 
 
 def test_settings_for_generation_are_kept(tmp_path):
@@ -131,8 +131,8 @@ def test_settings_for_generation_are_kept(tmp_path):
 def test_half_precision_comes_back_bit_by_bit(kind, tmp_path):
     model = pruned(tmp_path / "m", kind, "unstructured", torch.bfloat16)
     export.export(str(tmp_path / "m"), "bitmap", tmp_path / "o")
-    assert same(model, export.load(tmp_path / "o"))
-    assert same(model, export.load(tmp_path / "m"))
+    assert same(model, export.load_folder(tmp_path / "o"))
+    assert same(model, export.load_folder(tmp_path / "m"))
 
 
 def test_the_rest_is_stored_in_the_dtype_asked_for(tmp_path):
@@ -142,7 +142,7 @@ def test_the_rest_is_stored_in_the_dtype_asked_for(tmp_path):
     assert stored["transformer.wte.weight"].dtype == torch.float16
     assert stored["transformer.h.0.attn.c_attn.weight.values"].dtype == torch.float32
     assert "lm_head.weight" not in stored
-    again = export.load(tmp_path / "o")
+    again = export.load_folder(tmp_path / "o")
     assert again.dtype == torch.float32
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again.lm_head.weight, model.lm_head.weight.half().float())
@@ -176,7 +176,7 @@ def test_a_packed_folder_can_be_packed_otherwise(tmp_path):
     model = pruned(tmp_path / "m", "LlamaForCausalLM")
     export.export(str(tmp_path / "m"), "nm-packed", tmp_path / "a")
     export.export(str(tmp_path / "a"), "csr", tmp_path / "b")
-    assert same(model, export.load(tmp_path / "b"))
+    assert same(model, export.load_folder(tmp_path / "b"))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -230,7 +230,7 @@ def test_embeddings_are_rounded_on_request(kind, name, capsys, tmp_path):
     arguments = (tmp_path / "m", "--format", "int4", "--embeddings", name, "--group", 128)
     code, out, err = run(capsys, "export", *arguments, "--out", tmp_path / "o")
     assert (code, err) == (0, "")
-    again = export.load(tmp_path / "o")
+    again = export.load_folder(tmp_path / "o")
     head, table = again.get_output_embeddings(), again.get_input_embeddings()
     assert (head is not None and head.weight is table.weight) == (kind == "GPT2LMHeadModel")
     assert [(t.name, t.shape) for t in targets.embedding_tables(model)] == [
@@ -250,7 +250,7 @@ def test_embeddings_are_rounded_on_request(kind, name, capsys, tmp_path):
     assert f"{dense / 1e6:.3f} MB in FP32" in out
     # A folder whose embeddings are packed can be packed otherwise.
     export.export(str(tmp_path / "o"), "bitmap", tmp_path / "b")
-    assert same(again, export.load(tmp_path / "b"))
+    assert same(again, export.load_folder(tmp_path / "b"))
 
 
 def test_embeddings_have_a_price_in_every_format(tmp_path):
@@ -272,14 +272,14 @@ def test_sliced_models_are_smaller_and_come_back(kind, form, tmp_path):
     assert small.size < whole.size
     assert small.dense == whole.dense
     slicing.slice_units(model)
-    again = export.load(tmp_path / "small")
+    again = export.load_folder(tmp_path / "small")
     assert again.config.sliced == model.config.sliced
     if form != "int8":
         assert same(model, again)
         assert torch.equal(helpers.logits(model), helpers.logits(again))
     # A folder that is sliced already stays so.
     export.export(str(tmp_path / "small"), "csr", tmp_path / "again")
-    assert same(again, export.load(tmp_path / "again"))
+    assert same(again, export.load_folder(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("form", ["hf", "nm-packed", "int4"])
@@ -291,13 +291,13 @@ def test_branches_survive(kind, form, tmp_path):
         side_branch.add(target.module, torch.randn(3, columns), torch.randn(rows, 3))
     model.save_pretrained(tmp_path / "m")
     export.export(str(tmp_path / "m"), form, tmp_path / "o")
-    again = export.load(tmp_path / "o")
+    again = export.load_folder(tmp_path / "o")
     assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
     if form != "int4":
         assert same(model, again)
         assert torch.equal(helpers.logits(model), helpers.logits(again))
     export.unpack_folder(tmp_path / "o", tmp_path / "back")
-    assert same(again, export.load(tmp_path / "back"))
+    assert same(again, export.load_folder(tmp_path / "back"))
     with pytest.raises(BenchError, match="cannot be sliced"):
         export.export(str(tmp_path / "m"), form, tmp_path / "p", sliced=True)
 
@@ -349,7 +349,7 @@ class Valid:
     def load(self, data):
         (self.folder / packed_folder.FILE).write_bytes(data)
         try:
-            return export.load(self.folder)
+            return export.load_folder(self.folder)
         finally:
             (self.folder / packed_folder.FILE).write_bytes(self.data)
 
@@ -459,7 +459,7 @@ def test_absurd_claims_allocate_nothing(valid, monkeypatch):
         (good.folder / "config.json").write_text(json.dumps(config | change))
         try:
             with pytest.raises(BenchError, match=line):
-                export.load(good.folder)
+                export.load_folder(good.folder)
         finally:
             (good.folder / "config.json").write_text(json.dumps(config))
 
@@ -486,7 +486,7 @@ def test_few_bytes_do_not_stand_for_many_weights(tmp_path):
     metadata = {"sparsebench": header.model_dump_json()}
     safetensors_file.write(tmp_path / packed_folder.FILE, entries, metadata, tensors)
     with pytest.raises(BenchError, match=r"its \d{7} bytes claim to hold \d{12} bytes"):
-        export.load(tmp_path)
+        export.load_folder(tmp_path)
 
 
 def test_overlapping_and_missing_tensors_are_refused(valid):

@@ -1,4 +1,4 @@
-"""Processes killed, memory and disks that run out: nothing torn, nothing lost (DESIGN §10).
+"""Processes killed, memory and disks that run out: nothing torn, nothing lost.
 
 Every fault is a real one: signals, limits of the operating system, damaged bytes. What a driver
 does with methods that hang, die, lie or diverge stands in test_run.py, records in test_store.py,
@@ -157,7 +157,7 @@ def test_a_cell_and_then_its_driver_are_killed_and_the_table_is_the_same(tmp_pat
         assert time.monotonic() < deadline, "a cell outlived its driver"
         time.sleep(0.05)
     left = [p.name for p in (tmp_path / "results").rglob(".*")]
-    assert left == [".seed1.claim"]  # of a driver that is no more
+    assert left == [".seed1.lease"]  # of a driver that is no more
 
     running = driver(tmp_path, environment, *long)
     _, err = running.communicate(timeout=PATIENCE)

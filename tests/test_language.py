@@ -12,7 +12,7 @@ from bench.cli import main
 from bench.planning import plan, registry
 from bench.planning.job import Job
 from bench.planning.suites import load_suite
-from bench.sources import loading, token_windows
+from bench.sources import hub, loading, token_windows
 from bench.sources.tiny_models import tiny_tokenizer
 from bench.training import train
 from bench.weights.precision import autocast
@@ -235,7 +235,7 @@ def fake(monkeypatch, train):
         texts[1] = " = = Section = = \n"
         return Rows(text=texts), "mirror"
 
-    monkeypatch.setattr(wikitext.assets, "load_split", load_split)
+    monkeypatch.setattr(hub, "load_split", load_split)
     return wikitext.Wikitext("wikitext")
 
 
@@ -244,7 +244,7 @@ def test_wikitext_selects_on_train_articles_and_reports_test(monkeypatch):
     data = task.data
     assert (
         data.train + data.select
-        == wikitext.assets.load_split(wikitext.REPO, wikitext.CONFIG, "train", "")[0]["text"]
+        == hub.load_split("Salesforce/wikitext", "wikitext-2-raw-v1", "train", "")[0]["text"]
     )
     assert data.select[0] == " = train 33050 = \n"  # the first article from row 33046 on
     assert len(data.test) == 4358
@@ -258,8 +258,8 @@ def test_wikitext_says_so_when_train_is_a_subset(monkeypatch):
 
 def test_an_article_is_not_a_section():
     rows = [" = A = \n", " = = B = = \n", "", " = C = \n", " text = \n", " = = = D = = = \n"]
-    assert wikitext.carve(rows, 5 / 6) == (rows[:3], rows[3:])
-    assert wikitext.carve(rows, 0.1) == (rows, [])
+    assert wikitext.carve_articles(rows, 5 / 6) == (rows[:3], rows[3:])
+    assert wikitext.carve_articles(rows, 0.1) == (rows, [])
 
 
 def test_wikitext_without_a_source_names_the_repository():

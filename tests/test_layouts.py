@@ -283,7 +283,7 @@ def test_weights_without_a_scale_are_refused(bad):
 
 
 def test_bytes_have_closed_forms():
-    """METHODS.md §4.2, with n weights of b bits."""
+    """Bytes of each layout, with n weights of b bits."""
     n = 256 * 512
     half = unstructured(random(256, 512), 0.9).half()
     kept = int(half.count_nonzero())

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.api import BenchError
+from bench.core.pattern import UNSTRUCTURED
 from methods.shared.masks import (
     keep_largest,
     keep_largest_global,
@@ -98,7 +99,7 @@ def test_global_pool_counts_over_all_matrices():
 
 def test_unknown_pool_is_named():
     with pytest.raises(BenchError, match="unknown pool 'tower'"):
-        keep_masks({"a": torch.rand(2, 4)}, "unstructured", 0.5, "tower")
+        keep_masks({"a": torch.rand(2, 4)}, UNSTRUCTURED, 0.5, "tower")
 
 
 def test_cubic_schedule():

@@ -15,13 +15,15 @@ from bench.planning import plan, registry
 from bench.planning.job import Job
 from bench.planning.suites import load_suite
 from bench.reporting import leaderboard
+from bench.sources import hub
 from bench.training import losses, train
 from methods.dense import Dense
 from tasks import nlg, tiny
 from tasks.metrics import meteor
 from tasks.metrics.text import Bleu, Meteor
 from tasks.shared import data_to_text, generation
-from tasks.shared.data_to_text import IGNORED, Items, carve, group, sample
+from tasks.shared.base import carve
+from tasks.shared.data_to_text import IGNORED, Items, group, sample
 from tasks.shared.generation import Decoding, generate, pad_left
 from tests import helpers, samples
 from tests.helpers import fit_cell, run_cell, tune_cell
@@ -74,7 +76,7 @@ def fake(monkeypatch, rows):
         assert split in rows
         return Split(rows[split]), "mirror"
 
-    monkeypatch.setattr(nlg.assets, "load_split", load_split)
+    monkeypatch.setattr(hub, "load_split", load_split)
 
 
 def test_e2e_has_every_input_once_and_selects_on_train_inputs(monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from bench.core.store import Store
 from bench.planning import registry
 from bench.reporting import figures, html, leaderboard, pages, pareto
-from bench.reporting.figures import Scale
 from bench.reporting.rows import ordered
+from bench.reporting.scale import Scale
 from bench.review import submissions
 from tests.samples import record, study
 from tests.test_submissions import HOSTILE, hostile
@@ -107,45 +108,103 @@ def test_built_in_methods_look_different_and_keep_their_look():
     known = [name for name in registry.builtin("method") if name != "dense"]
     styles = pareto.style_numbers(["dense", "theirs"])
     looks = {
-        (n % figures.COLOURS, n // figures.COLOURS % len(figures.SHAPES)) for n in styles.values()
+        (n % len(figures.COLOURS), n // len(figures.COLOURS) % len(figures.SHAPES))
+        for n in styles.values()
     }
     assert len(looks) == len(styles) == len(known) + 1
     assert {k: v for k, v in styles.items() if k != "theirs"} == pareto.style_numbers([])
 
 
-@given(st.lists(st.floats(0, 1e12), min_size=1, max_size=9), st.booleans(), st.booleans())
-def test_a_scale_keeps_order_and_stays_inside(values, log, down):
-    start, end = (300.0, 20.0) if down else (20.0, 300.0)
-    scale = Scale(values, start, end, log, inset=8)
+costs = st.floats(0, 1e12, allow_subnormal=False)
+
+
+@given(st.lists(costs, min_size=1, max_size=9), st.booleans(), st.booleans())
+def test_a_scale_keeps_order_and_stays_inside(values, log, turned):
+    scale = Scale(values, 280.0, log, inset=8, turned=turned)
     at = [scale(v) for v in sorted(values)]
-    assert at == sorted(at, reverse=down)
-    assert all(20 <= pixel <= 300 for pixel in at)
-    assert all(20 <= scale(tick) <= 300 for tick in scale.ticks())
+    assert at == sorted(at, reverse=turned)
+    assert all(7.99 <= pixel <= 272.01 for pixel in at)
+    if log:
+        assert all(7.99 <= scale(tick) <= 272.01 for tick in scale.ticks())
+
+
+def sheet(panels):
+    return figures.sheet([figures.draw(panel) for panel in panels], "t")
+
+
+def marks(drawn, kind="point"):
+    return [node for node in drawn.iter() if node.get("aria-roledescription") == kind]
+
+
+def place_of(mark):
+    return tuple(map(float, re.findall(r"[\d.]+", mark.get("transform"))))
 
 
 def test_a_sheet_is_xml_and_its_points_are_where_the_numbers_say():
     found = panels(study())
-    tree = ET.fromstring(figures.sheet(found, "t"))
-    inner = tree.findall(f"{SVG}svg")
+    inner = ET.fromstring(sheet(found)).findall(f"{SVG}svg")
     assert len(inner) == len(found)
     for drawn, panel in zip(inner, found, strict=True):
-        places = {}
-        for mark in drawn.iter(f"{SVG}path"):
-            if (title := mark.find(f"{SVG}title")) is not None:
-                x, y = map(float, re.match(r"M(\S+) ([\d.]+)", mark.get("d")).groups())
-                places[title.text] = (x, y)
+        places = {mark.get("aria-label"): place_of(mark) for mark in marks(drawn)}
         points = {q.note: q for s in panel.series for q in s.points}
-        assert set(places) == set(points)
+        assert set(points) <= set(places)
         by_x = sorted(points, key=lambda note: points[note].x)
         assert all(places[a][0] <= places[b][0] for a, b in itertools.pairwise(by_x))
         by_y = sorted(points, key=lambda note: -points[note].y)
         assert all(places[a][1] <= places[b][1] for a, b in itertools.pairwise(by_y))
 
 
-def test_nothing_in_a_figure_needs_what_the_policy_forbids():
-    text = figures.sheet(panels(study()), "t")
-    body = text.partition("</style>")[2]
-    assert not re.search(r"\b(style|href|on\w+|src)=|<script|url\(", body)
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([3.0, 4.0, 9.0], False), ([3.0, 40.0, 9e5], True), ([0.0, 5.0, 7e4], True), ([5.0], True)],
+)
+def test_labels_are_placed_by_the_pixels_of_vega(values, log):
+    points = tuple(figures.Point(v, v, 0.0, f"m {v}") for v in values)
+    series = (figures.Series("m", 0, "mark", points),)
+    drawn = figures.draw(
+        figures.Panel("x", "y", "", series, log_x=log, log_y=log and min(values) > 0)
+    )
+    width = figures.WIDTH - figures.LEFT - figures.RIGHT
+    x = Scale(values, width, log, 12)
+    y = Scale(values, 235, log and min(values) > 0, 8, turned=True)
+    for mark, value in zip(marks(ET.fromstring(drawn.svg)), values, strict=True):
+        assert place_of(mark) == pytest.approx((x(value), y(value)), abs=0.06)
+
+
+def test_patterns_and_unverified_rows_have_marks_of_their_own():
+    made = [record(0.5), record(0.6, pattern="2:4"), record(0.9, sparsity=0.9)]
+    made[2] = made[2].model_copy(update={"origin": "someone"})
+    drawn = ET.fromstring(figures.draw(by_name(made)["MACs, effective"]).svg)
+    looks = {mark.get("aria-label").split(":")[0]: mark for mark in marks(drawn)}
+    colours = {mark.get("stroke") for mark in looks.values()}
+    assert len(colours) == 1
+    assert {looks[name].get("fill") for name in looks} == {*colours, "white", "none"}
+    assert looks["pst unstructured 0.5"].get("fill") in colours
+    assert looks["pst 2"].get("fill") == "white"
+    assert looks["pst (unverified) unstructured 0.9"].get("fill") == "none"
+
+
+def test_no_font_of_this_machine_moves_anything(monkeypatch):
+    found = panels(study())[:2]
+    plain = sheet(found)
+    template = figures._template
+
+    def other(curves):
+        made = template(curves)
+        return made | {"config": made["config"] | {"font": "monospace"}}
+
+    monkeypatch.setattr(figures, "_template", other)
+    assert "monospace" in sheet(found)
+    assert sheet(found).replace("monospace", "sans-serif") == plain
+
+
+def test_a_figure_shows_its_colours_to_every_program():
+    """No style sheet, no variables: rsvg, cairosvg and resvg draw those black."""
+    text = sheet(panels(study()))
+    assert not re.search(r"\b(style|class|href|on\w+|src)=\"[^\"]*var|<style|currentColor", text)
+    assert not re.search(r"\b(style|href|on\w+|src)=|<script|url\(", text)
+    drawn = {node.get("fill") for node in ET.fromstring(text).iter()}
+    assert set(figures.COLOURS) <= drawn
 
 
 def write(folder, records=None, problems=()):
@@ -181,7 +240,7 @@ def test_boards_that_differ_in_budget_have_figures_of_their_own(tmp_path):
     assert len(list((tmp_path / "reports/figures").iterdir())) == 2
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Elements, attributes and the text of scripts and styles of a page."""
 
     VOID = {"meta", "link", "img", "br", "input"}
@@ -261,8 +320,8 @@ def test_the_page_holds_every_row_and_figure(tmp_path):
     found = figures_of(text)
     assert len(found) == 2
     sheet = (tmp_path / "reports/figures/quick.reviews.minilm-l6.svg").read_text("utf-8")
-    for title in re.findall(r"<title>.*?</title>", found[1])[:40]:
-        assert title in sheet + found[0]
+    for drawn in found[1].removesuffix("</svg>").split("</svg>"):
+        assert drawn.strip().partition(">")[2] in sheet
 
 
 def test_a_page_without_records_says_so(tmp_path):
@@ -312,7 +371,7 @@ def test_no_text_of_a_record_becomes_markup_of_page_or_figure(tmp_path, text):
     for figure in drawn:
         tree = ET.fromstring(f"<all>{figure}</all>")
         kinds = {node.tag.rpartition("}")[2] for node in tree.iter()}
-        assert kinds <= {"all", "svg", "title", "style", "rect", "path", "text", "g"}
+        assert kinds <= {"all", "svg", "title", "rect", "path", "line", "text", "g"}
         attributes = {name for node in tree.iter() for name in node.attrib}
         assert not {"href", "style", "src"} & attributes
         assert not any(name.startswith("on") for name in attributes)

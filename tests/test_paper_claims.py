@@ -5,6 +5,7 @@ import pytest
 
 from bench.api import BenchError
 from bench.cli import main
+from bench.core.pattern import UNSTRUCTURED
 from bench.core.store import Store
 from bench.reporting.rows import ordered
 from bench.review import paper_claims, published
@@ -25,7 +26,7 @@ def test_the_trained_shares_of_the_abstracts_are_reproduced_by_counting():
         if c.check in ("share", "below", "saved")
     }
     assert {f.verdict for f in found.values()} == {"reproduced"}
-    assert found["PST", "share", "1.5"].here == "1.451"  # METHODS §3.6: 1.4505 %
+    assert found["PST", "share", "1.5"].here == "1.451"  # 1.4505 %
     assert found["DSEE", "share", "0.5"].here == "0.542"
     assert found["DSEE", "saved", "25"].here == "24.999"
 
@@ -99,7 +100,7 @@ def test_the_published_rows_are_whole():
             assert row.value < 1, row
     with open(published.DATA, newline="") as file:
         assert len({tuple(r) for r in csv.reader(file)}) == len(rows) + 1
-    # Spot checks against METHODS §5.
+    # Spot checks against the papers' tables.
     values = {(r.label, r.model, r.task, r.sparsity, r.metric): r.value for r in rows}
     assert values["movement+KD", "bert-base", "glue/mnli", 0.9, "accuracy"] == 0.801
     assert values["soft movement+KD", "bert-base", "glue/qqp", 0.97, "f1"] == 0.855
@@ -159,7 +160,7 @@ def test_a_cell_that_differs_decides_nothing(printed, cell, why):
 def test_the_closest_cell_is_taken():
     found = [*mnli(sparsity=0.5), *mnli(sparsity=0.8), *mnli(method="pst")]
     key, _ = published.closest(row(), {"glue/mnli": ordered(found)})
-    assert key[:3] == ("movement", "unstructured", 0.8)
+    assert key[:3] == ("movement", UNSTRUCTURED, 0.8)
     assert published.closest(row(), {"glue/mnli": ordered(mnli(method="pst"))}) is None
 
 

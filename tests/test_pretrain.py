@@ -70,7 +70,7 @@ def test_a_default_recipe_has_between_5_and_15_million_parameters():
     ("arguments", "line"),
     [
         (("--text", "reviews"), "reviews has no running text"),
-        (("--set", "depth=3"), "the recipe has layers, width"),
+        (("--set", "depth=3"), "the recipe has no parameter 'depth'"),
     ],
 )
 def test_bad_input_is_one_line(texts, capsys, arguments, line):
@@ -85,6 +85,6 @@ def test_a_folder_without_text_and_a_model_not_made_yet(texts, tmp_path):
     with pytest.raises(BenchError, match="holds no text"):
         pretrain(str(tmp_path / "empty"), RECIPE, lambda *_: None)
     with pytest.raises(
-        BenchError, match="gpt2-mini has not been made .* run: sparsebench pretrain"
+        BenchError, match="gpt2-mini is not on this machine yet; run: sparsebench pretrain"
     ):
-        catalog.prepare("gpt2-mini")
+        catalog.locate("gpt2-mini")

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from bench.api import BenchError, Method
+from bench.api import BenchError, Method, parameters
 from bench.cli import main
 from bench.planning import registry
 from bench.sources.tiny_models import tiny_tokenizer
@@ -152,7 +151,7 @@ BAD = [
     ({"method": "pst"}, "pst trains; prune takes one-shot methods: random, magnitude"),
     ({"method": "dense"}, "dense trains"),
     ({"method": "magnitud"}, "unknown method 'magnitud': did you mean magnitude"),
-    ({"pattern": "tower"}, "makes unstructured, N:M, not tower"),
+    ({"pattern": "tower"}, "'tower' is not a pattern"),
     ({"pattern": "4:4"}, "N must be below M"),
     ({"pattern": "2:5", "sparsity": 0.6}, "not a multiple of 5"),
     ({"pattern": "2:4", "sparsity": 0.7}, "pattern 2:4 has sparsity 0.5, not 0.7"),
@@ -160,8 +159,8 @@ BAD = [
     ({"sparsity": 1.5}, "sparsity 1.5"),
     ({"sparsity": "nan"}, "sparsity"),
     ({"set": "pol=row"}, "no parameter 'pol': did you mean pool?"),
-    ({"set": "pool=nowhere"}, "unknown pool 'nowhere'"),
-    ({"set": "budget.calib=3"}, "prune has no budget but --calib and --length"),
+    ({"set": "pool=nowhere"}, "pool 'nowhere': Input should be 'layer', 'row' or 'global'"),
+    ({"set": "budget.calib=3"}, "--set budget.calib: only parameters of the method"),
     ({"length": 65}, "has positions for 64 tokens"),
     ({"seed": -1}, "seed -1"),
     ({"calibration": "tiny/review"}, "unknown task 'tiny/review': did you mean tiny/reviews"),
@@ -201,7 +200,7 @@ def test_a_folder_that_is_in_use_is_left_alone(capsys, tmp_path):
     ("what", "line"),
     [
         ("absent", "unknown model"),
-        ("tiny-gpt2", "lies in no folder"),
+        ("tiny-gpt2", "randomly initialised test model without files"),
         ("nobody/nothing", "cannot reach nobody/nothing on the hub"),
     ],
 )
@@ -274,7 +273,7 @@ class Probe(Magnitude):
     name = "probe"
     seen = {}
 
-    @dataclass(frozen=True)
+    @parameters
     class Params(Magnitude.Params):
         lr: float = 0.0
 

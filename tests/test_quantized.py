@@ -193,7 +193,7 @@ def test_a_record_is_exported(name, records, capsys, tmp_path):
     form = "int4" if records[name].cell.quantization else "bitmap"
     code, out, err = command(capsys, "export", path, "--format", form, "--out", tmp_path / "o")
     assert (code, err) == (0, "")  # nothing differs from the record
-    again = export.load(tmp_path / "o")
+    again = export.load_folder(tmp_path / "o")
     found = count_params(again, Trainable(body=0, head=0))
     assert found.nonzero == records[name].params.nonzero
     cell = records[name].cell

@@ -73,7 +73,7 @@ def test_smollm2_is_a_language_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = catalog.folder_of("smollm2-135m-q4")
-    model = loading.load_folder(folder, AutoModelForCausalLM)
+    model = loading.load_model(folder, AutoModelForCausalLM)
     tok = AutoTokenizer.from_pretrained(folder)
     ids = tok("The capital of France is", return_tensors="pt")
     with torch.no_grad():

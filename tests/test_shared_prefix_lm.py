@@ -8,7 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.sources.tiny_models import tiny_tokenizer
 from tasks.shared import shared_prefix_lm
-from tasks.shared.shared_prefix_lm import Row, SharedPrefixLM, batches, pack, rows_of
+from tasks.shared.shared_prefix_lm import (
+    PrefixGroup,
+    SharedPrefixLM,
+    batches,
+    group_by_prefix,
+    pack,
+)
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 
@@ -64,7 +70,7 @@ def questions():
 def test_equals_one_request_at_a_time(kind, attention, monkeypatch):
     monkeypatch.setattr(shared_prefix_lm, "BATCH_TOKENS", 100)
     lm, requests = made(kind, attention), questions()
-    assert lm._understands()
+    assert lm._supports_packing()
     found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     for (value, greedy), (_, context, continuation) in zip(found, requests, strict=True):
         expected = alone(lm, context, continuation)
@@ -86,7 +92,7 @@ def test_a_greedy_continuation_is_recognised():
 @torch.no_grad()
 def test_a_model_that_takes_no_such_masks_is_run_as_lm_eval_does():
     lm = made("bloom", "eager")  # ALiBi: positions come from the mask
-    assert not lm._understands()
+    assert not lm._supports_packing()
     requests = [(("", ""), [5, 6, 7, 8, 9, 10, 11, 12, 13], [c]) for c in (20, 21)]
     for (value, _), (_, context, continuation) in zip(
         lm._loglikelihood_tokens(requests, True), requests, strict=True
@@ -98,7 +104,7 @@ def test_a_model_that_takes_no_such_masks_is_run_as_lm_eval_does():
 @settings(deadline=None)
 def test_every_input_is_in_one_row_and_whole(inputs):
     seen = {}
-    for row in rows_of(inputs):
+    for row in group_by_prefix(inputs):
         for rest, members in zip(row.rests, row.members, strict=True):
             for i in members:
                 assert i not in seen
@@ -108,16 +114,18 @@ def test_every_input_is_in_one_row_and_whole(inputs):
 
 def test_choices_share_their_question_and_equal_inputs_a_rest():
     question = list(range(10, 22))
-    (row,) = rows_of([[*question, 1], [*question, 2, 3], [*question, 1], [*question, 4]])
+    (row,) = group_by_prefix([[*question, 1], [*question, 2, 3], [*question, 1], [*question, 4]])
     assert row.shared == question
     assert row.rests == [[1], [2, 3], [4]]
     assert row.members == [[0, 2], [1], [3]]
     other = [9, *question]
-    assert len(rows_of([[*question, 1], other])) == 2
+    assert len(group_by_prefix([[*question, 1], other])) == 2
 
 
 def test_a_mask_lets_a_rest_see_the_prefix_and_itself():
-    ids, positions, sees = pack([Row([5, 6], [[7, 8], [9]], [[0], [1]]), Row([4], [[]], [[2]])], 0)
+    ids, positions, sees = pack(
+        [PrefixGroup([5, 6], [[7, 8], [9]], [[0], [1]]), PrefixGroup([4], [[]], [[2]])], 0
+    )
     assert ids.tolist() == [[5, 6, 7, 8, 9], [4, 0, 0, 0, 0]]
     assert positions.tolist() == [[0, 1, 2, 3, 2], [0, 0, 0, 0, 0]]
     assert sees[0, 0].int().tolist() == [
@@ -131,7 +139,7 @@ def test_a_mask_lets_a_rest_see_the_prefix_and_itself():
 
 
 def test_batches_hold_all_rows_within_the_tokens():
-    rows = [Row(list(range(n)), [[]], [[n]]) for n in (3, 50, 7, 20, 20, 1)]
+    rows = [PrefixGroup(list(range(n)), [[]], [[n]]) for n in (3, 50, 7, 20, 20, 1)]
     made = list(batches(rows, 50))
     assert sorted(len(r) for batch in made for r in batch) == [1, 3, 7, 20, 20, 50]
     assert all(len(batch) * len(batch[0]) <= 50 for batch in made)

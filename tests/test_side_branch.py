@@ -45,7 +45,7 @@ def test_it_adds_what_its_product_would_add_to_the_weight(name):
 def test_it_survives_saving(name, tmp_path):
     model, chosen = branched(name)
     model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(model))
+    again = loading.load_model(tmp_path, type(model))
     assert torch.allclose(helpers.logits(again), helpers.logits(model), atol=1e-6)
     assert sum(isinstance(m, side_branch.Branch) for m in again.modules()) == len(chosen)
 

@@ -1,4 +1,4 @@
-"""METHODS.md §1.8: what is zeroed can be taken out, and comes back from disk."""
+"""What is zeroed can be taken out, and comes back from disk."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_a_saved_sliced_model_is_smaller_and_comes_back(kind, tmp_path):
     assert size["zeroed"] - size["sliced"] == pytest.approx(4 * lost, abs=256)  # headers differ
     written = json.loads((tmp_path / "sliced" / "config.json").read_text())
     assert written["sliced"] == model.config.sliced
-    again = slicing.load_sliced(tmp_path / "sliced", type(model))
+    again = loading.load_model(tmp_path / "sliced")
     assert not again.training
     assert left(again) == left(model)
     assert torch.equal(helpers.logits(again), helpers.logits(model))
@@ -107,7 +107,7 @@ def test_tied_embeddings_are_tied_again_and_it_generates(tmp_path):
     expected = model.generate(ids, **generate)
     slicing.slice_units(model)
     model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(model))
+    again = loading.load_model(tmp_path, type(model))
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again.generate(ids, **generate), expected)
 
@@ -159,15 +159,12 @@ def test_shares_of_bert_base_are_the_papers(heads, neurons, saved):
 
 def test_what_cannot_be_is_refused(tmp_path):
     model = made("bert")
-    model.save_pretrained(tmp_path / "plain")
-    with pytest.raises(BenchError, match="does not hold a sliced model"):
-        slicing.load_sliced(tmp_path / "plain", type(model))
     zero(model)
     slicing.slice_units(model)
     model.config.sliced["heads"][0] = 4
     model.save_pretrained(tmp_path / "lies")
     with pytest.raises(BenchError, match="size mismatch"):
-        slicing.load_sliced(tmp_path / "lies", type(model))
+        loading.load_model(tmp_path / "lies")
     with torch.device("meta"):
         strange = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model("distilbert", n_layers=2)

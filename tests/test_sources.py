@@ -113,7 +113,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(asset, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(hub.shutil, "copyfileobj", full)
-        with pytest.raises(BenchError, match="cannot unpack .* No space left on device") as error:
+        with pytest.raises(BenchError, match="cannot write .*asset: No space left") as error:
             hub.fetch(asset.repo)
     assert error.value.kind == "disk"
     assert left_behind(tmp_path) == []

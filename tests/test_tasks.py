@@ -1,14 +1,20 @@
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 
 from bench.api import BenchError
 from bench.planning import registry
+from bench.sources import hub
 from bench.sources.tiny_models import tiny_tokenizer
 from tasks import glue, tiny
-from tasks.metrics.classification import score
-from tasks.reviews import read
-from tasks.shared.base import position
-from tasks.shared.classification import Rows, carve
+from tasks.metrics.classification import classification_scores
+from tasks.reviews import read_labels
+from tasks.shared import zero_shot_sets
+from tasks.shared.base import carve, position
+from tasks.shared.classification import Rows
 from tests import helpers
 
 
@@ -21,7 +27,7 @@ def test_reviews_lines_become_labels():
         "broken line\n",
         "5\t-0.25\tA tab\tin it.\n",
     ]
-    assert read(lines) == {"A fine film.": 1, "Too long.": 0, "A tab in it.": 0}
+    assert read_labels(lines) == {"A fine film.": 1, "Too long.": 0, "A tab in it.": 0}
 
 
 def test_position_is_fixed_and_uniform():
@@ -59,13 +65,20 @@ def test_source_fingerprint_follows_the_rows():
 def test_metrics_by_hand():
     # tp 2, fp 1, fn 1, tn 1: accuracy 3/5, F1 = 2·2/(2·2+1+1), MCC = (2·1−1·1)/√(3·3·2·2).
     gold, predicted = [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]
-    assert score("accuracy", predicted, gold) == pytest.approx({"accuracy": 0.6, "f1": 2 / 3})
-    assert score("matthews", predicted, gold)["matthews"] == pytest.approx(1 / 6)
-    found = score("pearson", [1.0, 2.0, 4.0], [1.0, 2.0, 3.0])
+    assert classification_scores("accuracy", predicted, gold) == pytest.approx(
+        {"accuracy": 0.6, "f1": 2 / 3}
+    )
+    assert classification_scores("matthews", predicted, gold)["matthews"] == pytest.approx(1 / 6)
+    found = classification_scores("pearson", [1.0, 2.0, 4.0], [1.0, 2.0, 3.0])
     assert found["spearman"] == pytest.approx(1.0)
     assert found["pearson"] == pytest.approx(0.98198, abs=1e-5)
-    assert score("pearson", [1.0, 1.0], [1.0, 2.0]) == {"pearson": 0.0, "spearman": 0.0}
-    assert score("accuracy", [0, 2, 1], [0, 2, 2]) == pytest.approx({"accuracy": 2 / 3})
+    assert classification_scores("pearson", [1.0, 1.0], [1.0, 2.0]) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
+    assert classification_scores("accuracy", [0, 2, 1], [0, 2, 2]) == pytest.approx(
+        {"accuracy": 2 / 3}
+    )
 
 
 @pytest.mark.parametrize("model", helpers.ARCHITECTURES)
@@ -133,7 +146,7 @@ def _fake_glue(monkeypatch, rows):
         def __len__(self):
             return len(self["label"])
 
-    monkeypatch.setattr(glue.assets, "load_split", load_split)
+    monkeypatch.setattr(hub, "load_split", load_split)
     return glue.Glue("glue/rte")
 
 
@@ -155,3 +168,35 @@ def test_glue_without_a_source_names_the_repository():
     with pytest.raises(BenchError, match="nyu-mll/glue") as error:
         glue.Glue("glue/qqp").prepare()
     assert error.value.kind == "offline"
+
+
+README = Path(__file__).parent.parent / "tasks" / "README.md"
+
+
+def test_the_example_of_the_page_is_a_task():
+    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)[1]
+    space = {"__name__": "readme"}
+    exec(compile(textwrap.dedent(block), str(README), "exec"), space)
+    task = space["Weather"]("weather")
+    loaded = helpers.load("tiny-bert", registry.task(helpers.TASK))
+    loaded.tok.model_max_length = 8
+    assert task.evaluate(loaded.model, loaded.tok, torch.device("cpu")).n == 200
+    assert len(task.train(loaded.tok)) + len(task.data.select) == 1000
+    assert 0 < len(task.data.select) < 200
+    assert task.source().repo == "made up"
+
+
+def test_the_page_names_every_task():
+    text = README.read_text(encoding="utf-8")
+    for name in registry.builtin("task"):
+        family, _, one = name.rpartition("/")
+        shown = one if family in ("glue", "nlg", "zero-shot") else name
+        assert f"`{shown}`" in text, name
+        assert not family or f"`{family}/" in text, name
+
+
+def test_the_registered_names_are_those_of_the_families():
+    names = set(registry.builtin("task"))
+    assert {n for n in names if n.startswith("glue/")} == {f"glue/{n}" for n in glue.SPECS}
+    sets = {n.removeprefix("zero-shot/") for n in names if n.startswith("zero-shot/")}
+    assert sets == set(zero_shot_sets.SETS)

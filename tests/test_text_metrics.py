@@ -217,7 +217,7 @@ def test_metrics_are_metrics_of_evaluate(metric):
 
 def test_without_java_there_is_no_meteor(monkeypatch):
     monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
-    monkeypatch.setattr(meteor.assets, "fetch", lambda repo: pytest.fail("fetched for nothing"))
+    monkeypatch.setattr(meteor.hub, "fetch", lambda repo: pytest.fail("fetched for nothing"))
     meteor.fetch()
     with pytest.raises(meteor.Missing, match="no `java` on the PATH"):
         Meteor().corpus(["a"], [["a"]])
@@ -230,7 +230,7 @@ def test_offline_costs_meteor_only_and_a_wrong_archive_is_an_error(monkeypatch):
         def fail(repo, kind=kind):
             raise BenchError("no", kind)
 
-        monkeypatch.setattr(meteor.assets, "fetch", fail)
+        monkeypatch.setattr(meteor.hub, "fetch", fail)
         if kind == "offline":
             meteor.fetch()
         else:
@@ -243,7 +243,7 @@ def test_offline_costs_meteor_only_and_a_wrong_archive_is_an_error(monkeypatch):
 def test_a_java_that_does_not_run_is_said(monkeypatch, tmp_path):
     nothing = shutil.which("false")
     monkeypatch.setattr(meteor.shutil, "which", lambda name: nothing)
-    monkeypatch.setattr(meteor.assets, "find", lambda repo: tmp_path)
+    monkeypatch.setattr(meteor.hub, "find", lambda repo: tmp_path)
     with pytest.raises(meteor.Missing, match="does not run"):
         Meteor().corpus(["a"], [["a"]])
 

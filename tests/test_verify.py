@@ -6,6 +6,7 @@ import pytest
 
 from bench.cli import main
 from bench.core.store import Store, path_of
+from bench.planning.job import Job
 from bench.review import submissions
 from tests.helpers import cell, run_cell
 from tests.samples import record
@@ -101,7 +102,7 @@ def test_a_submission_that_claims_to_be_the_projects_is_left_out(tree, sent):
 
 
 def minilm(**parts):
-    """PST on MiniLM-L6 as METHODS.md counts it, 64 tokens; `parts` replace numbers."""
+    """PST on MiniLM-L6 as methods/README.md counts it, 64 tokens; `parts` replace numbers."""
     made = record(0.85)
     weights = 6 * sum(o * i for o, i in MATRICES)
     attention = 6 * 2 * 64 * 64 * 384
@@ -125,8 +126,8 @@ def minilm(**parts):
         }
     )
     macs = made.macs.model_copy(update={"dense": numbers["macs"], "effective": 10})
-    versions = submissions.plan.Job.resolve(made.cell).versions
-    budget = submissions.plan.Job.resolve(made.cell).budget
+    versions = Job.resolve(made.cell).versions
+    budget = Job.resolve(made.cell).budget
     scores = made.scores.model_copy(update={"all": {"accuracy": 0.85}})
     return made.model_copy(
         update={"params": params, "macs": macs, "versions": versions, "budget": budget,

@@ -186,7 +186,7 @@ def test_the_asset_has_the_hubs_rows(name):
 
     found = SETS[name]
     theirs = load_dataset(str(hub.find(found.repo)), found.config, split=found.split)
-    ours = load_dataset(str(zero_shot_sets._embedded(found)), split=found.split)
+    ours = load_dataset(str(zero_shot_sets._rebuilt(found)), split=found.split)
     assert len(theirs) == len(ours) == found.rows
 
     def shown(row):

@@ -1,4 +1,4 @@
-"""Commands that run cells: plan, run, fetch, tune, verify, worker."""
+"""Commands that run cells: plan, run, fetch, tune, verify."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ def add_commands(commands: Any) -> None:
         "--rerun", action="store_true", help="run it even if it was run here before"
     )
     add_folders(verify)
-    _add_worker(commands)
 
 
 def _add_plan(commands: Any) -> None:
@@ -129,36 +128,6 @@ def _add_retry(command: argparse.ArgumentParser) -> None:
         default=True,
         help="run failed cells again (default: yes)",
     )
-
-
-def _add_worker(commands: Any) -> None:
-    command = add_command(
-        commands,
-        "worker",
-        work,
-        "Run cells for a dask scheduler until it stops.",
-        ("worker tcp://127.0.0.1:8786", "worker tls://10.0.0.1:8786 --listen 10.0.0.2"),
-    )
-    command.add_argument("address", metavar="ADDRESS", help="of the scheduler: tcp://host:8786")
-    command.add_argument(
-        "--slots",
-        type=positive,
-        metavar="N",
-        help="cells at a time (default: one for each GPU, without GPUs 1)",
-    )
-    command.add_argument(
-        "--devices",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="GPUs, or processes, for each cell (default: 1)",
-    )
-    command.add_argument(
-        "--listen",
-        metavar="HOST",
-        help="address of this machine for others (default: loopback only)",
-    )
-    add_tls(command)
 
 
 def plan_cells(options: argparse.Namespace) -> int:
@@ -302,16 +271,6 @@ def verify_record(options: argparse.Namespace) -> int:
     say(gate.verdict_text(moved, 1, str(options.record), "Verification"))
     write_pages(store, options.reports)
     return int(any(change.fails for change in moved))
-
-
-def work(options: argparse.Namespace) -> int:
-    """Runs the cells of a scheduler until it stops."""
-    from bench.engine.dask_worker import security_of, serve
-
-    security = security_of(options.tls_ca_file, options.tls_cert, options.tls_key)
-    serve(options.address, options.slots, options.devices, options.listen, security)
-    warn(f"the scheduler at {options.address} has stopped")
-    return 1
 
 
 def write_pages(store: Store, folder: Path) -> list[Path]:

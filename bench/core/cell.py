@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from bench.core.overrides import Overrides, OverridesField, Quantization
 from bench.core.parameters import parameters
@@ -38,6 +38,15 @@ class Budget:
     smoothing: float | None = Field(
         default=None, gt=0, lt=1, description="label smoothing of a language model's training loss"
     )
+
+
+def _budget_of(value: Any) -> Any:
+    """Makes a budget from a JSON object, which strict types do not take for one."""
+    return Budget(**value) if isinstance(value, dict) else value
+
+
+BudgetField = Annotated[Budget, BeforeValidator(_budget_of)]
+"""A budget in a pydantic model."""
 
 
 class Cell(BaseModel):

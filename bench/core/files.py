@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 
@@ -36,29 +37,56 @@ def check_free(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `out` and renames it to `out` at the end.
+def write_folder_atomically(
+    out: Path, existing: Literal["refuse", "keep", "replace"] = "refuse"
+) -> Iterator[Path]:
+    """Yields an empty folder that becomes `out` when the block ends; after a failure, none stays.
 
-    After a failure nothing is left, not even parent folders that were made for it.
+    The parent of that folder may take temporary files; it goes away with the block.
+
+    Args:
+        out: what the folder becomes.
+        existing: what happens to an `out` that is there by then. `refuse` fails, unless it is an
+            empty folder; `keep` leaves it, because another process has written the same there;
+            `replace` puts the new one in its place.
 
     Raises:
-        BenchError: kind `disk`, where writing failed.
+        BenchError: `disk`, for whatever could not be written; `out` is as it was.
     """
-    new_parents = [parent for parent in out.parents if not parent.exists()]  # deepest first
+    # The caches' folders are shared: a process that fails must not remove them under another one.
+    made = [parent for parent in out.parents if not parent.exists()] if existing == "refuse" else []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as scratch:
-            folder = Path(scratch, "model")
+        with tempfile.TemporaryDirectory(
+            dir=out.parent, prefix=".new-", ignore_cleanup_errors=True
+        ) as scratch:
+            folder = Path(scratch, "new")
             folder.mkdir()
             yield folder
-            os.rename(folder, out)
+            if existing == "replace":
+                _replace(out, folder, Path(scratch, "old"))
+            else:
+                os.rename(folder, out)
     except BaseException as error:
-        for parent in new_parents:
+        for parent in made:  # deepest first
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, (OSError, SafetensorError)):
-            raise BenchError(f"cannot write {out}: {one_line(error)}", "disk") from error
-        raise
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
+        if existing == "keep" and out.is_dir():
+            return
+        raise disk_error(out, error) from error
+
+
+def _replace(out: Path, new: Path, old: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except OSError as error:
+        # Between the two another process may have put its folder there, as new as ours.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -88,7 +116,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
-def disk_error(path: Path, error: OSError) -> BenchError:
-    """Makes the error for a failed write, of kind `disk`."""
-    reason = errno.errorcode.get(error.errno or 0, "")
-    return BenchError(f"cannot write {path}: {error.strerror or error} {reason}".rstrip(), "disk")
+def disk_error(path: Path, error: OSError | SafetensorError) -> BenchError:
+    """Makes one line of a write that failed."""
+    reason = getattr(error, "strerror", None) or one_line(error)
+    code = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    return BenchError(f"cannot write {path}: {reason} {code}".rstrip(), "disk")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -23,7 +23,7 @@ def parameters(cls: type[T]) -> type[T]:
     strict: no text is taken for a number, and 1 is not taken for true. An int may stand for a
     float.
     """
-    if is_dataclass(cls):
+    if "__dataclass_fields__" in vars(cls):  # of its own, not of a base
         cls = _undecorated(cls)
     config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     decorate: Callable[[type[T]], Any] = dataclass(frozen=True, config=config)

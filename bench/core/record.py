@@ -1,7 +1,4 @@
-"""The record: the validated outcome of one cell, since records may come from strangers.
-
-A record is one JSON file. Its fields stand in the order of this module.
-"""
+"""The record of a cell, validated because records may come from strangers; fields in file order."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.core.cell import Budget, Cell
+from bench.core.cell import BudgetField, Cell
 from bench.core.errors import BenchError, Outcome, first_error
 from bench.core.overrides import Scalar
 
@@ -20,11 +17,6 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=20_000)]
-
-
-def _budget(value: Any) -> Any:
-    """Makes the budget of a JSON tree, since strict types refuse a dict for an object."""
-    return Budget(**value) if isinstance(value, dict) else value
 
 
 class _Part(BaseModel):
@@ -39,16 +31,11 @@ class Versions(_Part):
 
 
 class ScoresPart(_Part):
-    """The scores of a cell on its task.
+    """The scores of a cell: fractions, or perplexities where lower is better.
 
-    Attributes:
-        metric: name of the primary metric.
-        higher_is_better: whether a higher value of it is better.
-        value: the primary metric: a fraction, or a perplexity.
-        all: every metric by name, in the same units.
-        n: number of scored items.
-        items: one outcome an item: a text of 0 and 1, or numbers; empty where there are none.
-        notes: footnotes, for example the reason for an absent metric.
+    `value` is the primary metric `metric`; `all` holds every metric by name. `items` holds one
+    outcome for each of the `n` scored items: a text of 0 and 1, or numbers. `notes` are footnotes,
+    for example the reason for an absent metric.
     """
 
     metric: Text
@@ -75,13 +62,9 @@ class Trainable(_Part):
 class PublishedPart(_Part):
     """The trained share that the method's paper prints, and our share of the same denominator.
 
-    Attributes:
-        share: the printed share, a fraction.
-        ours: our share, a fraction.
-        of: name of the denominator.
-        denominator: number of its elements in this model.
-        head: whether the numerator includes the task's head.
-        setting: the setting of the paper.
+    `share` (printed) and `ours` are fractions. `of` names the denominator, which has `denominator`
+    elements in this model. `head` tells whether the numerator includes the task's head. `setting`
+    is the paper's.
     """
 
     share: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -95,13 +78,10 @@ class PublishedPart(_Part):
 class Params(_Part):
     """Numbers of elements in the exported, reloaded model; tied tensors count once.
 
-    Attributes:
-        total: elements of the whole model.
-        prunable: elements of the target set.
-        nonzero: elements of the target set that are not zero.
-        stored: `nonzero` + all elements outside the target set (embeddings, biases, norms, heads).
-        trainable: elements that the optimizer held.
-        published: the paper's trained share; absent where the paper prints none.
+    `total` counts the whole model, `prunable` the target set, `nonzero` its elements that are not
+    zero. `stored` is nonzero + all elements outside the target set (embeddings, biases, norms,
+    heads). `trainable` counts what the optimizer held. `published` is absent where the paper prints
+    no trained share.
     """
 
     total: Count
@@ -115,11 +95,8 @@ class Params(_Part):
 class Sparsity(_Part):
     """Fractions of exact zeros in the target set of the exported, reloaded model.
 
-    Attributes:
-        overall: fraction over all targets.
-        min_layer: lowest fraction of a target.
-        max_layer: highest fraction of a target.
-        pattern_ok: whether every target holds the cell's pattern.
+    `overall` is that of all targets, `min_layer` and `max_layer` are the extremes of one target.
+    `pattern_ok` tells whether every target holds the cell's pattern.
     """
 
     overall: Fraction
@@ -129,18 +106,14 @@ class Sparsity(_Part):
 
 
 class Macs(_Part):
-    """Multiply-adds of one sequence of `tokens` tokens. Forward passes include the head.
+    """Multiply-adds of one forward pass of one sequence of `tokens` tokens, head included.
 
-    Attributes:
-        dense: one forward pass, zeros included.
-        effective: without products with zero weights. It promises no speed on any hardware.
-        head: the part of `dense` that the head takes.
-        realizable: without the products that the cell's device can skip: sliced heads and neurons,
-            half of a 2:4 matrix where there is a kernel, nothing else.
-        train: forward and backward of one update with all that the method adds (branches, scores,
-            a teacher), divided by its sequences. It is 0 where nothing was trained, and absent
-            where it could not be counted.
-        tokens: length of the sequence.
+    `dense` counts zeros, too; `head` is the head's part of it. `effective` leaves out products with
+    zero weights and promises no speed. `realizable` leaves out only what the cell's device can
+    skip: sliced heads and neurons, and half of a 2:4 matrix where there is a kernel. `train` counts
+    forward and backward of one update with all that the method adds (branches, scores, a teacher),
+    divided by its sequences. It is 0 where nothing was trained, and absent where it could not be
+    counted.
     """
 
     dense: Count
@@ -152,25 +125,17 @@ class Macs(_Part):
 
 
 class EmbeddingBytes(_Part):
-    """The bytes of embeddings and of an LM head; tied tensors count once.
-
-    Attributes:
-        dense: bytes in memory.
-        stored: bytes in the smallest lossless format, or in the quantized one.
-    """
+    """The bytes of embeddings and of an LM head, in memory and as stored; tied ones count once."""
 
     dense: Count
     stored: Count
 
 
 class Bytes(_Part):
-    """The bytes of all parameters in memory, and in each file format that fits the model.
+    """The bytes of all parameters in memory (`dense`), and in each file format that fits them.
 
-    Attributes:
-        dense: bytes in memory.
-        stored: bytes in the smallest lossless format; for a quantized cell, in its own format.
-        formats: bytes by format.
-        embeddings: the part of `dense` and of `stored` that embeddings take.
+    `stored` is the size in the smallest lossless format; for a quantized cell, in its own format.
+    `embeddings` is the part of `dense` and `stored` that embeddings take.
     """
 
     dense: Count
@@ -180,14 +145,10 @@ class Bytes(_Part):
 
 
 class Cost(_Part):
-    """Wall-clock seconds by phase, and the peak memory of the cell's process.
+    """Wall-clock seconds by phase, and the peak memory of the process in bytes.
 
-    Attributes:
-        train_s: seconds of training.
-        prune_s: seconds of attaching, pruning and finishing.
-        eval_s: seconds of scoring.
-        dense_s: seconds of training of the dense cell that a one-shot method started from.
-        peak_bytes: highest resident memory, or highest allocation on an accelerator, in bytes.
+    `prune_s` includes attaching and finishing. `dense_s` is the training time of the dense cell that
+    a one-shot method started from. `peak_bytes` is resident memory, or allocation on a GPU.
     """
 
     train_s: Seconds
@@ -198,18 +159,12 @@ class Cost(_Part):
 
 
 class Speed(_Part):
-    """The measured milliseconds of one forward pass of `batch` × `length` tokens.
+    """Measured milliseconds of one forward pass of `batch` sequences of `length` tokens.
 
-    Attributes:
-        hardware: name of the GPU, or of the CPU with its threads.
-        dtype: arithmetic of the pass.
-        form: the measured form (`bench.costs.deployed`): dense, sliced or with a sparse kernel.
-        batch: sequences.
-        length: tokens a sequence.
-        ms_p50: median in milliseconds.
-        ms_p95: 95th percentile in milliseconds.
-        dense_ms_p50: median of the dense model in the same run, in milliseconds; both models take
-            turns pass by pass. A model in dense form is its own dense model.
+    `form` names the measured form (`bench.costs.deployed`): dense, sliced or with a sparse kernel.
+    `ms_p50` and `ms_p95` are the median and the 95th percentile. `dense_ms_p50` is the dense model's
+    median in the same run, where both take turns pass by pass. A model in dense form is its own
+    dense model.
     """
 
     hardware: Text
@@ -267,7 +222,7 @@ class Record(_Part):
     key: str
     versions: Versions
     status: Literal["done", "failed"]
-    budget: Annotated[Budget, BeforeValidator(_budget)] | None = None
+    budget: BudgetField | None = None
     hyper: dict[str, Scalar | None] = {}
     scores: ScoresPart | None = None
     params: Params | None = None

@@ -35,7 +35,7 @@ def states() -> dict[str, Any]:
 
 
 def set_states(generators: dict[str, Any]) -> None:
-    """Puts the global generators where `states` has returned."""
+    """Restores the states of the global generators that `states` returned."""
     import numpy as np
     import torch
 

@@ -24,9 +24,9 @@ _KERNEL_PATTERN = Pattern("2:4")
 
 
 def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
-    """A copy of an exported model in `dtype` as it would be deployed, and the form it has.
+    """Returns a copy of an exported model in `dtype` as it would be deployed, and its form.
 
-    Logits stay the same up to rounding (METHODS.md §1.8).
+    Logits stay the same up to rounding.
     """
     made: Any = copy.deepcopy(model)
     form = slice_dead_units(made)
@@ -67,7 +67,7 @@ def use_kernel(model: PreTrainedModel) -> str:
 
 
 def dense_twin(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same architecture as it was before pruning, with random weights."""
+    """Makes a model of the architecture before pruning, with random weights."""
     config = copy.deepcopy(model.config)
     if getattr(config, "sliced", None):
         del config.sliced

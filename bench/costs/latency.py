@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel
-from transformers import logging as hf_logging
+from transformers import PreTrainedModel
 
 from bench.core import provenance
-from bench.core.errors import BenchError
 from bench.core.record import Speed
 from bench.core.tables import plain
 from bench.costs import deployed, measure
 from bench.sources import catalog, loading
+from bench.sources.architectures import saved_config
 from bench.weights.precision import dtype_of
 from bench.weights.side_branch import Branch
 
@@ -65,19 +63,19 @@ def table(
         BenchError: a name that is no model, or too short for `length`.
     """
     measure.reuse_freed_memory()
-    hf_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = dtype_of(dtype, device)
     rows = []
+    sources = [catalog.locate(name) for name in names]
+    for name, source in zip(names, sources, strict=True):
+        loading.check_length(saved_config(source, name), length, name)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
         folders, forms = [], []
-        for i, name in enumerate(names):
+        for i, source in enumerate(sources):
             folder = Path(scratch, str(i))
-            forms.append(_save_deployed(catalog.locate(name), folder))
+            forms.append(_save_deployed(source, folder))
             folders.append(folder)
         loaded, kernels = zip(*(_load(folder, chosen, device) for folder in folders), strict=True)
-        for name, model in zip(names, loaded, strict=True):
-            loading.check_length(model.config, length, name)
         for batch in batches:
             times = measure.latency(loaded, batch, length, turns, seconds)
             peaks = _peaks(folders, batch, length, chosen, device)
@@ -108,7 +106,7 @@ def table(
 
 
 def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
-    """Latency of an exported model as it would be deployed, one and many sequences at a time.
+    """Measures an exported model as it would be deployed, for one and for many sequences.
 
     Where that is another form than the dense model's, a dense twin takes turns with it. What does
     not fit into memory is left out, and so is a batch whose pass would take longer than all passes
@@ -143,25 +141,16 @@ def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
     return found
 
 
-def _kind(folder: Path) -> Any:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    (name, *_) = config.architectures or [""]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise BenchError(f"{folder.name}: config.json names no architecture of transformers")
-    return kind
-
-
 def _save_deployed(source: Path, folder: Path) -> str:
-    model = loading.load_folder(source, _kind(source))
+    model = loading.load_model(source)
     form = deployed.slice_dead_units(model)
     model.save_pretrained(folder)
     return form
 
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, str]:
-    """The model, and the name of the kernel that it uses, mostly none."""
-    model: Any = loading.load_folder(folder, _kind(folder))
+    """Returns the model, and the name of the kernel that it uses, if any."""
+    model: Any = loading.load_model(folder)
     model.to(device=device, dtype=dtype).eval()
     return model, deployed.use_kernel(model)
 
@@ -169,7 +158,7 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[PreTr
 def _peaks(
     folders: Sequence[Path], batch: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> list[int]:
-    """Peak bytes of loading and a pass, each in a fresh process."""
+    """Measures peak bytes of loading and one pass, each in a fresh process."""
     return [
         measure.in_fresh_process(_peak, folder, batch, length, dtype, device) for folder in folders
     ]

@@ -1,47 +1,45 @@
 """Who runs which cell, so that two drivers on one tree do not do the same work twice.
 
-A claim is a hidden file beside the record's place, touched while its owner lives. It is advice:
-a lost or doubled claim costs work, never correctness, because records are written whole and the
-same cell gives the same record.
+A lease is a hidden file beside the record, kept alive by filelock. It is advice: a lost or doubled
+lease costs work, never correctness, because records are written whole and the same cell gives the
+same record.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from bench.core.cell import Cell
 from bench.core.record import Record
 from bench.core.store import Store
 
 BEAT_S = 5.0
-STALE_S = 60.0
-"""A claim that nobody has touched for so long is nobody's."""
+"""Seconds between two signs of life."""
+
+LEASE_S = 60.0
+"""A lease without a sign of life for so many seconds is nobody's."""
 
 
 class Leases:
-    """The leases of one driver; a context, in which they are kept alive.
+    """The leases of one driver; a context that gives all of them back at its end.
 
     Args:
-        store: the tree whose cells are claimed.
+        store: the tree whose cells are leased.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.before: dict[Path, object] = {}
-        self.mine: set[Path] = set()
-        self.over = threading.Event()
-        self.heart = threading.Thread(target=self._beat, daemon=True)
+        self.held: dict[Cell, SoftFileLease] = {}
 
     def __enter__(self) -> Leases:
-        self.heart.start()
         return self
 
     def __exit__(
@@ -50,96 +48,77 @@ class Leases:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.over.set()
-        self.heart.join()
-        for path in list(self.mine):
-            self._drop(path)
+        for cell in list(self.held):
+            self.drop(cell)
 
     def take(self, cell: Cell) -> bool:
         """Leases the cell; false if another living driver has.
 
-        Where no claim can be written, the cell is taken without one: the record will tell.
+        Where no lease can be written, the cell is taken without one: the record will tell.
         """
-        path = self._path(cell)
-        if path in self.mine:
+        if cell in self.held:
             return True
-        with contextlib.suppress(OSError):
+        path = self.path(cell)
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if _is_stale(path):
-                path.unlink(missing_ok=True)
-            try:
-                with open(path, "x", encoding="utf-8") as file:
-                    json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-            except FileExistsError:
-                return False
-            self.mine.add(path)
+            _remove_silent(path)
+            lease = SoftFileLease(
+                path, lease_duration=LEASE_S, heartbeat_interval=BEAT_S, thread_local=False
+            )
+            lease.acquire(blocking=False)
+        except (Timeout, LeaseSettingsMismatch):
+            return False
+        except OSError:  # a lease of another user is there, but cannot be opened
+            return not os.path.lexists(path)
+        self.held[cell] = lease
         return True
 
     def drop(self, cell: Cell) -> None:
-        """Gives the claim up, once the record is written."""
-        self._drop(self._path(cell))
+        """Gives the lease back, once the record is written."""
+        if lease := self.held.pop(cell, None):
+            with contextlib.suppress(OSError):
+                lease.release()
 
     def begin(self, cells: Iterable[Cell]) -> None:
         """Notes the records that there are of these cells, to know later which are new."""
-        self.before = {path: _written(path) for cell in cells for path in self._records(cell)}
+        self.before = {path: _identity(path) for cell in cells for path in self._records(cell)}
 
     def settled(self, cell: Cell) -> Record | None:
-        """The cell's record if another driver has written it since `begin`."""
+        """Returns the cell's record if another driver has written it since `begin`."""
         for path in self._records(cell):
-            written = _written(path)
-            if written is not None and written != self.before.get(path):
+            identity = _identity(path)
+            if identity is not None and identity != self.before.get(path):
                 return self.store.load(path)
         return None
+
+    def path(self, cell: Cell) -> Path:
+        """Returns where the lease of a cell lies."""
+        record = self.store.path(cell)
+        return record.with_name(f".{record.stem}.lease")
 
     def _records(self, cell: Cell) -> tuple[Path, Path]:
         return self.store.path(cell), self.store.failed_path(cell)
 
-    def _path(self, cell: Cell) -> Path:
-        place = self.store.path(cell)
-        return place.with_name(f".{place.stem}.claim")
 
-    def _drop(self, path: Path) -> None:
-        if path in self.mine:
-            self.mine.discard(path)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self.over.wait(BEAT_S):
-            for path in list(self.mine):
-                with contextlib.suppress(OSError):
-                    os.utime(path)
-
-
-def _written(path: Path) -> tuple[int, int] | None:
-    """What is another one for every file that is put there; None without a file.
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns what differs for every file that is put there; None without a file.
 
     Not the time alone: file systems count it in steps of some milliseconds.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
-def _is_stale(path: Path) -> bool:
-    """Whether the owner is silent, or known to be dead."""
-    try:
-        age = time.time() - path.stat().st_mtime
-        claim = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError):
-        claim = {}
-    if age > STALE_S:
-        return True
-    if not isinstance(claim, dict) or claim.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(claim["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return False
+def _remove_silent(path: Path) -> None:
+    """Removes a lease that has shown no sign of life.
+
+    filelock itself takes over from a dead process of this machine, but leaves two kinds of file
+    alone for ever: an empty one, as a power cut leaves it, and any silent one where the file system
+    cannot exchange two names in one step, as NFS cannot.
+    """
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > LEASE_S:
+            path.unlink()

@@ -1,4 +1,8 @@
-"""Engines: cells in, records out. `drive` decides what runs when, an engine where it runs."""
+"""Engines: cells in, records out. `drive` decides what runs when, an engine where it runs.
+
+A cell needs one other cell at most, so the set of unfinished cells tells what may start; a sorter
+like graphlib's would know no more, and the slots and leases would need the same lists beside it.
+"""
 
 from __future__ import annotations
 

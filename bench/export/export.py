@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as hf_logging
 
 from bench.core.errors import BenchError
-from bench.core.files import check_free, new_folder
+from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Quantization, Quantizer
 from bench.core.pattern import Pattern
 from bench.core.record import Record, Trainable, parse
@@ -27,7 +26,8 @@ from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell
 from bench.planning.job import Job
 from bench.sources import loading
-from bench.weights import side_branch, slicing
+from bench.sources.architectures import saved_class, saved_config
+from bench.weights import slicing
 from bench.weights.targets import embedding_tables, prunable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -121,7 +121,7 @@ def export(
     rounded = chosen.quantization.embeddings if chosen.quantization else None
     every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
-    with new_folder(out) as scratch:
+    with write_folder_atomically(out) as scratch:
         if source.tok is not None:
             source.tok.save_pretrained(scratch)
         if form == PLAIN:
@@ -145,37 +145,27 @@ def export(
     )
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model of an exported or an ordinary folder, in its own class and dtype, in eval mode.
+def load_folder(folder: Path) -> PreTrainedModel:
+    """Loads an exported or an ordinary folder, in its own class and dtype, in eval mode.
 
     Raises:
         BenchError: what is there is damaged, or no model.
     """
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     if (folder / packed_folder.FILE).is_file():
-        return packed_folder.load(folder)
-    kind, config = loading.own_class(folder, str(folder))
-    model: Any
-    if getattr(config, "sliced", None):
-        model = slicing.load_sliced(folder, kind).to(config.dtype or torch.float32)  # type: ignore[arg-type]
-    else:
-        model = loading.load_complete(folder, kind, str(folder))
-        side_branch.restore(model, folder)
-    plain: PreTrainedModel = model.eval()
-    return plain
+        return packed_folder.load_packed(folder)
+    return loading.load_model(folder, stored_dtype=True, name=str(folder))
 
 
 def unpack_folder(folder: Path, out: Path) -> None:
     """Writes an exported folder's model as an ordinary transformers folder, whole or not at all.
 
     Raises:
-        BenchError: as `load`, or `out` is not free.
+        BenchError: as `load_folder`, or `out` is not free.
     """
     check_free(out)
-    model = load(folder)
-    with new_folder(out) as scratch:
-        tok = loading.tokenizer(folder)
+    model = load_folder(folder)
+    with write_folder_atomically(out) as scratch:
+        tok = loading.load_tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)
         model.save_pretrained(scratch)
@@ -192,11 +182,10 @@ def _source(name: str, stream: bool) -> Source:
         return _of_record(parse(text, name), name)
     if not (path / "config.json").is_file():
         raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
-    hf_logging.set_verbosity_error()
-    tok = loading.tokenizer(path)
+    tok = loading.load_tokenizer(path)
     if stream and (found := _streamed(path)):
         return Source(found[0], tok, fetch=found[1])
-    return Source(load(path), tok)
+    return Source(load_folder(path), tok)
 
 
 def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | None:
@@ -208,8 +197,10 @@ def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | Non
         return None
     files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     entries = {name: entry for file in files for name, entry in file.entries.items()}
-    kind, config = loading.own_class(folder, str(folder))
-    dtype, branches = config.dtype or torch.float32, packed_folder.branches_of(entries)
+    config = saved_config(folder, str(folder))
+    kind = saved_class(config, str(folder))
+    branches = packed_folder.branches_of(entries)
+    dtype: Any = config.dtype or torch.float32
     model = packed_folder.skeleton(kind, config, dtype, "meta", branches)
     if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
         return None
@@ -229,7 +220,7 @@ def _of_record(record: Record, name: str) -> Source:
     measure.reuse_freed_memory()
     weights = trained_dir(job)
     if weights.is_dir():  # only dense cells leave their weights
-        loaded = loading.load(job.place, job.task, job.cell.seed, weights)
+        loaded = loading.load_for_task(job.place, job.task, job.cell.seed, weights)
         model = loaded.model
     else:
         if job.needs_dense and not trained_dir(job.dense).is_dir():

@@ -33,7 +33,7 @@ from bench.formats.safetensors_file import (
     read_header,
     write,
 )
-from bench.sources import loading
+from bench.sources.architectures import saved_class, saved_config
 from bench.weights import side_branch, slicing
 from bench.weights.targets import Target, embedding_tables, normal_form, prunable
 
@@ -138,8 +138,8 @@ def save(
     write(folder / FILE, entries, metadata, tensors())
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model of a packed folder, in its own class and dtype and in eval mode.
+def load_packed(folder: Path) -> PreTrainedModel:
+    """Loads the model of a packed folder, in its own class and dtype and in eval mode.
 
     Raises:
         BenchError: what is there is damaged, or claims more than it holds.
@@ -152,7 +152,8 @@ def load(folder: Path) -> PreTrainedModel:
         place = ".".join(map(str, first["loc"]))
         raise broken(file.path, f"{place} {first['msg']}") from None
     _check_depth(folder, file)
-    kind, config = loading.own_class(folder, str(folder))
+    config = saved_config(folder, str(folder))
+    kind = saved_class(config, str(folder))
     dtype, branches = DTYPES[header.dtype], branches_of(file.entries)
     _check(file, header, skeleton(kind, config, dtype, "meta", branches))
     model = skeleton(kind, config, dtype, "cpu", branches)

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as hf_logging
 
 from bench.api import Context
 from bench.core import seeds
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, one_line
-from bench.core.files import check_free, new_folder
+from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
 from bench.core.record import Sparsity
@@ -30,7 +29,8 @@ from bench.pipeline.contract import check_contract
 from bench.planning import registry
 from bench.planning.setups import one_shot_setup
 from bench.sources import catalog, loading, token_windows
-from bench.sources.loading import load_complete, own_class, tokenizer
+from bench.sources.architectures import saved_class, saved_config
+from bench.sources.loading import load_model, load_tokenizer
 from bench.weights import targets
 from bench.weights.precision import default_device
 
@@ -70,16 +70,15 @@ def prune(
     setup = one_shot_setup(method, pattern, sparsity, overrides or {}, seed)
     made, cell = setup.method, setup.cell
     check_free(out)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     folder = catalog.locate(name)
-    kind, config = own_class(folder, name)
+    config = saved_config(folder, name)
+    saved_class(config, name)
     limit = getattr(config, "max_position_embeddings", None) or 0
     length = length or (min(512, limit) if limit > 0 else 512)
     loading.check_length(config, length, name)
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
-    with new_folder(out) as scratch:
-        tok = tokenizer(folder)
+    with write_folder_atomically(out) as scratch:
+        tok = load_tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)  # before anything is set on it
             tok.model_max_length = length
@@ -88,16 +87,16 @@ def prune(
         batches = None
         if calibration is not None:
             batches = _calibration(calibration, tok, config, budget, seed)
-        model = load_complete(folder, kind, name)
+        model = load_model(folder, stored_dtype=True, name=name)
         dtype = model.dtype
         device = default_device()
         model.float().to(device).eval()
         seeds.seed_all(seeds.derive("method", seed))
-        made.attach(model, _context(cell, budget, model, batches, folder, kind, name))
+        made.attach(model, _context(cell, budget, model, batches, folder, name))
         made.finish(model)
         model.to(dtype)  # type: ignore[arg-type]
         model.save_pretrained(scratch)
-        written = loading.load_folder(scratch, kind)
+        written = load_model(scratch)
         found = count_sparsity(written, cell.pattern)
         check_contract(cell, made, found, written)
     return found
@@ -109,7 +108,6 @@ def _context(
     model: PreTrainedModel,
     batches: list[dict[str, Tensor]] | None,
     folder: Path,
-    kind: type[PreTrainedModel],
     name: str,
 ) -> Context:
     device = model.device
@@ -120,9 +118,10 @@ def _context(
         return [{k: v.to(device) for k, v in batch.items()} for batch in batches]
 
     def teacher() -> PreTrainedModel:
-        dense = load_complete(folder, kind, name)
-        dense.float().to(device).eval().requires_grad_(False)
-        return dense
+        dense: Any = load_model(folder, name=name)
+        dense.to(device).requires_grad_(False)
+        teacher: PreTrainedModel = dense
+        return teacher
 
     return Context(
         cell=cell,

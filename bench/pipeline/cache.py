@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
-from bench.core.files import cache_dir
+from bench.core.files import cache_dir, write_folder_atomically
 from bench.planning.job import Job
 
 
@@ -45,17 +43,6 @@ def _folder_name(job: Job) -> str:
 
 def keep_weights(model: PreTrainedModel, place: Path, seconds: float) -> None:
     """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".keep-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        try:
-            model.save_pretrained(new)
-            (new / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
-            with contextlib.suppress(FileNotFoundError):
-                place.rename(old)
-            new.rename(place)
-        except OSError as error:
-            if place.is_dir():  # another process was faster, with the same weights
-                return
-            why = f"cannot write {place}: {error.strerror or error}"
-            raise BenchError(why, "disk") from None
+    with write_folder_atomically(place, existing="replace") as folder:
+        model.save_pretrained(folder)
+        (folder / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))

@@ -28,7 +28,7 @@ def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Cont
 
     def teacher() -> PreTrainedModel:
         weights = trained_dir(job.dense) if task.finetunes else None
-        model = loading.load(job.place, task, cell.seed, weights).model
+        model = loading.load_for_task(job.place, task, cell.seed, weights).model
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         return model
 

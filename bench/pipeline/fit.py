@@ -27,7 +27,7 @@ from bench.sources.architectures import config_at
 from bench.sources.loading import check_model
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
-from bench.training.snapshot import Unfit
+from bench.training.state import Unfit
 from bench.weights.precision import default_device
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loade
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
     if weights is not None:
         dense_seconds(weights)
-    loaded = loading.load(job.place, job.task, job.cell.seed, weights)
+    loaded = loading.load_for_task(job.place, job.task, job.cell.seed, weights)
     loaded.tok.model_max_length = job.budget.length
     model = loaded.model.to(device)  # type: ignore[arg-type]
     ctx = make_context(job, loaded, device)

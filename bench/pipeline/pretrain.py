@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from bench.core import seeds
 from bench.core.cell import REFERENCE, Budget
 from bench.core.errors import BenchError
-from bench.core.files import cache_dir
+from bench.core.files import cache_dir, write_folder_atomically
 from bench.core.parameters import parameters
 from bench.planning import registry
 from bench.sources import catalog, token_windows
@@ -149,17 +146,8 @@ def _tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 def _keep(model: GPT2LMHeadModel, tok: PreTrainedTokenizerFast, recipe: dict[str, Any]) -> Path:
     place = cache_dir() / "hub" / catalog.PLACES[SLUG].repo
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".pretrain-"))
-        try:
-            model.save_pretrained(scratch)
-            tok.save_pretrained(scratch)
-            (scratch / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(scratch, place)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise BenchError(f"cannot write {place}: {error.strerror or error}", "disk") from None
+    with write_folder_atomically(place, existing="replace") as folder:
+        model.save_pretrained(folder)
+        tok.save_pretrained(folder)
+        (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     return place

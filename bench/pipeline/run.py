@@ -46,7 +46,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
         fitted.model.save_pretrained(folder)
         fitted.model.to("meta")  # type: ignore[arg-type]
-        model = loading.load_folder(Path(folder), type(fitted.model))
+        model = loading.load_model(Path(folder), type(fitted.model))
     sparsity = count_sparsity(model, cell.pattern)
     check_contract(cell, fitted.method, sparsity, model)
     macs = count_macs(model, budget.length, cell.pattern, has_kernel(device))

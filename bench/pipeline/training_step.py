@@ -131,7 +131,7 @@ def _update(
     )
     if not job.method.trains:
         raise BenchError(f"method {method_name} does not train; name methods that train")
-    loaded = loading.load(job.place, job.task, job.cell.seed)
+    loaded = loading.load_for_task(job.place, job.task, job.cell.seed)
     model = loaded.model.to(device)  # type: ignore[arg-type]
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     method = job.make_method()

@@ -26,15 +26,15 @@ from bench.reporting import cost_tables, paired
 from bench.reporting.rows import higher, mean, method_name
 from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
-Point = tuple[str, str, str, Pattern, float, Overrides]
+Condition = tuple[str, str, str, Pattern, float, Overrides]
 """Task, model, budget, pattern, sparsity, overrides that are not the method's own."""
 
-LEGEND = f"""\
+COMPARISON_LEGEND = f"""\
 Scores are means over seeds, × 100 where higher is better. **a − b**: paired difference in points,
 a / b for perplexity, with its 95 % interval. **p**: two-sided, by Holm over the table's tests.
-**over**: a test over seeds × items speaks of other seeds and other items; one over seeds alone, for
-metrics that are no mean of items, of other seeds on these items. Below {MIN_SEEDS} common seeds
-nothing is tested.
+**over**: a test over seeds × items holds for other seeds and other items. A test over seeds alone,
+for metrics that are not a mean of items, holds for other seeds on these items. Nothing is tested
+with fewer than {MIN_SEEDS} common seeds.
 """
 
 _COUNTS = {
@@ -56,7 +56,7 @@ class Line:
         winner: 0 for a, 1 for b, None where they were not told apart.
     """
 
-    point: Point
+    point: Condition
     a: list[Record]
     b: list[Record]
     test: paired.Test
@@ -64,8 +64,10 @@ class Line:
     winner: int | None
 
 
-def lines(records: Iterable[Record], a: str, b: str) -> tuple[list[Line], dict[Point, set[int]]]:
-    """The comparisons of two methods, and the points that the one or the other (0, 1) lacks.
+def lines(
+    records: Iterable[Record], a: str, b: str
+) -> tuple[list[Line], dict[Condition, set[int]]]:
+    """Returns the comparisons of two methods, and the conditions that one (0, 1) of them lacks.
 
     Args:
         records: done ones.
@@ -104,7 +106,7 @@ def lines(records: Iterable[Record], a: str, b: str) -> tuple[list[Line], dict[P
 
 
 def report(records: Iterable[Record], a: str, b: str) -> str:
-    """The comparison as a Markdown page."""
+    """Returns the comparison as a Markdown page."""
     made, missing = lines(records, a, b)
     parts = [f"# {escape(a)} against {escape(b)}", summary(made, len(missing), a, b)]
     if made:
@@ -112,11 +114,11 @@ def report(records: Iterable[Record], a: str, b: str) -> str:
         parts += ["## Costs, a / b", _costs(made)]
     if missing:
         parts += ["## Missing", _missing(missing, a, b)]
-    return "\n\n".join([*parts, LEGEND.rstrip()])
+    return "\n\n".join([*parts, COMPARISON_LEGEND.rstrip()])
 
 
 def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
-    """What the tests say, in words, and no more than that."""
+    """Says in words what the tests found, and no more than that."""
     tested = [line for line in made if not math.isnan(line.p)]
     said = [f"{_many(len(made), 'comparison')} of a = {escape(a)} and b = {escape(b)}"]
     if missing:
@@ -135,8 +137,8 @@ def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
     return "\n".join(f"* {text}." for text in said)
 
 
-def _points(records: Iterable[Record], wanted: str) -> dict[Point, list[Record]]:
-    found: dict[Point, list[Record]] = defaultdict(list)
+def _points(records: Iterable[Record], wanted: str) -> dict[Condition, list[Record]]:
+    found: dict[Condition, list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
         if method_name(cell.method, cell.overrides) == wanted:
@@ -146,8 +148,8 @@ def _points(records: Iterable[Record], wanted: str) -> dict[Point, list[Record]]
     return found
 
 
-def _at(side: dict[Point, list[Record]], point: Point, wanted: str) -> list[Record]:
-    """The records at a point; the reference's where all but the level agrees."""
+def _at(side: dict[Condition, list[Record]], point: Condition, wanted: str) -> list[Record]:
+    """Returns the records of a condition; the reference's match at every level."""
     if wanted != REFERENCE:
         return side.get(point, [])
     task, model, budget, _, _, shared = point
@@ -155,7 +157,7 @@ def _at(side: dict[Point, list[Record]], point: Point, wanted: str) -> list[Reco
 
 
 def _common(a: list[Record], b: list[Record]) -> tuple[list[Record], list[Record]]:
-    """Both on their common seeds; as they are where there is none."""
+    """Returns both on their common seeds, or unchanged where they have none."""
     seeds = {r.cell.seed for r in a} & {r.cell.seed for r in b}
     if not seeds:
         return a, b
@@ -224,7 +226,7 @@ def _count(record: Record, path: str) -> float | None:
 
 
 def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:
-    """Ratio of means; both numbers where there is none to divide by; a dash where one is absent."""
+    """Returns the ratio of means, both numbers where b is 0, a dash where one is absent."""
     known = [[v for v in side if v is not None] for side in (a, b)]
     if len(known[0]) < len(a) or len(known[1]) < len(b):
         return "–"
@@ -233,7 +235,7 @@ def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:
 
 
 def _seconds(line: Line) -> str:
-    """Ratio of the seconds that it took to get there, on one machine only."""
+    """Returns the ratio of the seconds to the pruned model, on one machine only."""
     if len({cost_tables.hardware(r) for r in [*line.a, *line.b]}) > 1:
         return "other hardware"
     a, b = (
@@ -244,7 +246,7 @@ def _seconds(line: Line) -> str:
 
 
 def _latency(line: Line) -> str:
-    """Ratios of the time of a pass in the settings that both have, on one machine only.
+    """Returns ratios of the time of a pass in the settings that both have, on one machine only.
 
     Each is relative to the dense model of its own run: what else the machine did cancels.
     """
@@ -268,7 +270,7 @@ def _latency(line: Line) -> str:
     return ", ".join(f"{s[2]}×{s[3]}: {a[s] / b[s]:.2f}" for s in common if b[s])
 
 
-def _missing(missing: dict[Point, set[int]], a: str, b: str) -> str:
+def _missing(missing: dict[Condition, set[int]], a: str, b: str) -> str:
     who = {0: a, 1: b}
     return "\n".join(
         f"* {escape(place(point))}: no {escape(' and no '.join(who[i] for i in sorted(lacking)))}"
@@ -276,8 +278,8 @@ def _missing(missing: dict[Point, set[int]], a: str, b: str) -> str:
     )
 
 
-def place(point: Point) -> str:
-    """A point in words, what is default left out."""
+def place(point: Condition) -> str:
+    """Returns a condition in words, without what is default."""
     task, model, budget, pattern, sparsity, shared = point
     level = pattern.at(sparsity)
     extra = [] if budget == "default" else [f"budget {budget}"]

@@ -10,21 +10,21 @@ from bench.core.record import Record, Speed
 from bench.core.tables import gib, human, mib
 from bench.reporting.rows import NAME, Clean, Key, Row, name
 
-LEGEND = """\
-**MACs**: multiply-adds of one sequence; *effective* leaves out products with zero weights and is
-no speed-up by itself, *realizable* what this hardware can leave out (sliced heads and neurons, 2:4
-with a kernel), *train* is an update's share of one sequence, forward and backward. **stored**: the
-smallest lossless format's bytes, or the quantized one's. **ms**: median latency of one forward
-pass of the deployed form, batch × tokens; **faster**: than the dense model in the same run.
-**train s**: seconds to get there, for one-shot methods with the dense training that they start
-from. **peak memory**: of the cell's process.
+COST_LEGEND = """\
+**MACs**: multiply-adds of one sequence. *effective* leaves out products with zero weights, which is
+no speed-up by itself; *realizable* leaves out only what this hardware can skip (sliced heads and
+neurons, 2:4 with a kernel); *train* is one update's forward and backward, per sequence.
+**stored**: bytes in the smallest lossless format, or in the quantized one. **ms**: median latency
+of one forward pass of the deployed form, batch × tokens; **faster**: dense latency / this latency,
+in the same run. **train s**: seconds to the pruned model; one-shot methods include the dense
+training that they start from. **peak memory**: of the cell's process.
 """
 
 _COUNTS = ("dense", "effective", "realizable", "train")
 
 
-def tables(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> list[str]:
-    """The cost columns of a leaderboard's rows."""
+def costs_by_machine(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> list[str]:
+    """Returns the cost tables of a leaderboard's rows, one a machine."""
     machines: dict[str, list[tuple[Key, list[Record]]]] = defaultdict(list)
     for key, records in rows:
         for machine in sorted({hardware(r) for r in records}):
@@ -42,19 +42,19 @@ def tables(rows: Sequence[Row], clean: Clean, render: Callable[..., str]) -> lis
 
 
 def hardware(record: Record) -> str:
-    """What a record's times were taken on."""
+    """Names what a record's times were taken on."""
     env = record.env
     return str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
 
 
 def seconds(record: Record) -> float:
-    """Wall-clock seconds to the pruned model, with the dense training that it started from."""
+    """Returns wall-clock seconds to the pruned model, with the dense training before it."""
     assert record.cost is not None
     return record.cost.train_s + record.cost.prune_s + record.cost.dense_s
 
 
 def setting(speed: Speed) -> tuple[int, int, str]:
-    """What a latency was taken of: batch, length, dtype."""
+    """Returns what a latency was taken of: batch, length, dtype."""
     return speed.batch, speed.length, speed.dtype
 
 
@@ -75,7 +75,7 @@ def _row(
 
 
 def _latency(taken: Sequence[Speed], clean: Clean) -> list[str]:
-    """Milliseconds and speed-up, medians over seeds."""
+    """Returns milliseconds and speed-up, medians over seeds."""
     ratio = statistics.median(s.dense_ms_p50 / s.ms_p50 for s in taken)
     forms = sorted({s.form for s in taken} - {"dense"})
     faster = f"{ratio:.2f}" + (f" ({clean(', '.join(forms))})" if forms else "")

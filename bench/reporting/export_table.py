@@ -35,12 +35,12 @@ _COUNTS = (
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Value]]:
-    """One flat row a record; scores as the task returned them."""
+    """Returns one flat row a record; scores as the task returned them."""
     return [_row(record) for record in records]
 
 
 def to_csv(records: Iterable[Record]) -> str:
-    """Comma-separated, with a header; no cell starts as a formula does."""
+    """Writes comma-separated values with a header; no cell starts as a formula does."""
     found = rows(records)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -50,12 +50,12 @@ def to_csv(records: Iterable[Record]) -> str:
 
 
 def to_json(records: Iterable[Record]) -> str:
-    """A list of objects."""
+    """Writes a list of objects."""
     return json.dumps(rows(records), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_latex(records: Sequence[Record]) -> str:
-    """One tabular: means over seeds and their sample standard deviation."""
+    """Writes one tabular: means over seeds and their sample standard deviation."""
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         groups[record.cell.task, record.cell.model, record.cell.budget].append(record)
@@ -74,7 +74,7 @@ def to_latex(records: Sequence[Record]) -> str:
 
 
 def to_parquet(records: Iterable[Record]) -> bytes:
-    """The columns of the CSV with their types; texts are as the records have them."""
+    """Writes the columns of the CSV with their types; texts are as the records have them."""
     import pandas  # takes a second to load
 
     return bytes(pandas.DataFrame(rows(records)).to_parquet(index=False))
@@ -89,7 +89,7 @@ FORMATS: dict[str, Callable[[Sequence[Record]], str | bytes]] = {
 
 
 def harmless(value: Value) -> Value:
-    """A text that no spreadsheet takes for a formula; numbers stay."""
+    """Returns a text that no spreadsheet takes for a formula; numbers stay."""
     if not isinstance(value, str):
         return value
     text = printable(value)

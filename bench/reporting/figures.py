@@ -1,110 +1,49 @@
-"""Numbers to pixels along an axis, and the round numbers that are written at it."""
+"""Figures: panels of points and curves as SVG, drawn by Vega-Lite through altair and vl-convert.
+
+The bytes depend on the panel alone: sizes and places of titles are set, so that no font of this
+machine is measured. A mark's `aria-label` says what it is; its first word is the method's name.
+"""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from xml.sax.saxutils import escape as _escape
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
 from bench.core.cell import REFERENCE
-from bench.core.tables import human, printable
+from bench.core.tables import printable
+from bench.reporting.labels import LINE, Label, Spot, apart, beside
+from bench.reporting.scale import Scale
 
-
-class Scale:
-    """Numbers → pixels, linear or logarithmic; a logarithm's zeros get a place of their own.
-
-    Args:
-        values: what is to be shown.
-        start: pixel at the low end; above `end` for an axis that goes up.
-        end: pixel at the high end.
-        log: numbers above 0 by their logarithm.
-        inset: pixels that stay free at both ends.
-    """
-
-    def __init__(
-        self, values: Sequence[float], start: float, end: float, log: bool, inset: float
-    ) -> None:
-        self.log = log
-        self.zero = start + math.copysign(inset, end - start)
-        known = [v for v in values if v > 0] if log else list(values)
-        self.zeros = log and len(known) < len(values)
-        known = known or [1.0]
-        low, high = (self._in(f(known)) for f in (min, max))
-        if high - low < 1e-9 * max(abs(high), 1):  # one value stands in the middle
-            margin = 0.5 if log else max(0.05 * abs(high), 1e-6)
-            low, high = low - margin, high + margin
-        inward = math.copysign(inset, end - start)
-        first = start + inward * (3.5 if self.zeros else 1)
-        self.slope = (end - inward - first) / (high - low)
-        self.first, self.low, self.high = first, low, high
-        edge = 0.0 if self.zeros else inset
-        spare = edge / abs(self.slope)
-        self.range = low - spare, high + inset / abs(self.slope)
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a number."""
-        if self.log and value <= 0:
-            return self.zero
-        return self.first + self.slope * (self._in(value) - self.low)
-
-    def ticks(self) -> list[float]:
-        """A handful of round numbers inside the axis."""
-        low, high = self.range
-        zero = [0.0] if self.zeros else []
-        if not self.log:
-            return round_numbers(low, high)
-        decades = range(math.floor(low), math.ceil(high) + 1)
-        for digits in ((1,), (1, 3), (1, 2, 5)):
-            step = max(1, len(decades) // 6)
-            found = [d * 10.0**e for e in decades if e % step == 0 for d in digits]
-            found = [v for v in found if low <= math.log10(v) <= high]
-            if len(found) >= 3:
-                return zero + found
-        found = [10**v for v in round_numbers(low, high)]
-        short = [float(f"{v:.3g}") for v in found]
-        inside = [low <= math.log10(v) <= high for v in short]
-        return zero + [s if fits else v for s, v, fits in zip(short, found, inside, strict=True)]
-
-    def _in(self, value: float) -> float:
-        return math.log10(value) if self.log else value
-
-
-def round_numbers(low: float, high: float) -> list[float]:
-    """Between three and six multiples of 1, 2 or 5 × 10^n."""
-    rough = (high - low) / 5.5
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
+Rows = list[dict[str, Any]]
+"""What the marks of one layer show."""
 
 WIDTH = 400
-LEFT, TOP, BOTTOM = 50, 28, 42
-LINE = 13
-"""Pixels from one line of text to the next."""
+LEFT, TOP, RIGHT, BOTTOM = 50, 28, 20, 42
+"""Pixels of a panel's width, and those around its axes; names of curves take more at the right."""
 
-COLOURS = 6
-SHAPES = (
-    "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",  # circle
-    "m-3.6-3.6h7.2v7.2h-7.2z",  # square
-    "m0-4.8l4.5 8h-9z",  # triangle
-    "m0-5.2l4.6 5.2l-4.6 5.2l-4.6-5.2z",  # diamond
-)
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
+"""Okabe and Ito's colours, which the colour-blind tell apart, without yellow and black."""
+SHAPES = ("circle", "square", "triangle-up", "diamond")
+DASHES = ((1, 0), (7, 3), (2, 2), (8, 2, 2, 2))
 """A method's colour and shape (with its line's dashes) are those of its number."""
-STAR = "m0-6l1.5 4.2h4.4l-3.5 2.7l1.3 4.3l-3.7-2.6l-3.7 2.6l1.3-4.3l-3.5-2.7h4.4z"
-CROSS = "m-3.5-3.5l7 7m0-7l-7 7"
+INK, SOFT, RULE = "#1b1b1b", "#5c5c5c", "#dcdcdc"
+STAR = "M0-1.5L.4-.5L1.5-.5L.6.2L.9 1.3L0 .6L-.9 1.3L-.6.2L-1.5-.5L-.4-.5Z"
+CROSS = "M-1-1L1 1M1-1L-1 1"
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
+_PLACES = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')
+_DECIMALS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
 @dataclass(frozen=True)
 class Point:
     """A row's place: `x` and `y` as printed, `sd` of y over seeds, a line of `note` on hover.
 
-    `label` stands beside the point, if there is room; where `front` is set before all others.
+    `label` stands beside the point, if there is room; labels of the `front` are placed first.
     """
 
     x: float
@@ -152,201 +91,208 @@ class Panel:
     reference: float | None = None
 
 
-@cache
-def css() -> str:
-    """Style of all figures."""
-    return Path(__file__).with_name("plot.css").read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class Drawing:
+    """A panel as an `svg` element, and its height in pixels."""
+
+    svg: str
+    height: int
 
 
-def text(value: str, limit: int = 60) -> str:
-    """Foreign text for XML, cut where it is long."""
-    clean = printable(value)
-    return _escape(clean if len(clean) <= limit else clean[: limit - 1] + "…", {'"': "&quot;"})
+def sheet(drawings: Sequence[Drawing], title: str) -> str:
+    """Returns a file of its own: the panels in two columns."""
+    body, top = [], 0
+    for i in range(0, len(drawings), 2):
+        pair = drawings[i : i + 2]
+        body += [f'<svg x="{WIDTH * k}" y="{top}"{d.svg[4:]}' for k, d in enumerate(pair)]
+        top += max(d.height for d in pair)
+    size = f'width="{WIDTH * min(2, len(drawings))}" height="{top}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+    paper = f'<title>{escape(_cut(title, 200))}</title><rect {size} fill="white"/>'
+    return "\n".join([head, paper, *body, "</svg>"]) + "\n"
 
 
-def sheet(panels: Sequence[Panel], title: str) -> str:
-    """A file of its own: the panels in two columns."""
-    drawn = [panel(p) for p in panels]
-    body, top = [], 0.0
-    for i in range(0, len(drawn), 2):
-        for column, (inside, _) in enumerate(drawn[i : i + 2]):
-            body.append(f'<svg x="{column * WIDTH}" y="{top:g}"{inside[4:]}')
-        top += max(height for _, height in drawn[i : i + 2])
-    size = f"{WIDTH * min(2, len(drawn))}"
+def draw(panel: Panel) -> Drawing:
+    """Draws one panel."""
+    import vl_convert  # its JavaScript engine starts with the first figure, which takes a second
+
+    named = _named(panel) if panel.curves else []
+    width = WIDTH - LEFT - (124 if panel.curves else RIGHT)
+    height = max(235, LINE * (len(named) + 1))
+    xs = [q.x for s in panel.series for q in s.points]
+    ys = [end for s in panel.series for q in s.points for end in (q.y - q.sd, q.y + q.sd, q.y)]
+    ys = [y for y in ys if y > 0 or not panel.log_y]
+    ys += [] if panel.reference is None else [panel.reference]
+    x = Scale(xs, width, panel.log_x, inset=12)
+    y = Scale(ys, height, panel.log_y, inset=8, turned=not panel.falling)
+    rows = {"points": _points(panel, y)}
+    rows |= _at_ends(panel, named, x, y) if panel.curves else _beside(panel, x, y)
+    drawn = vl_convert.vegalite_to_svg(_chart(panel, x, y) | {"datasets": rows})
+    tall = TOP + height + BOTTOM
+    about = quoteattr(_cut(f"{panel.y} against {panel.x} {panel.where}".rstrip(), 120))
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {top:g}" '
-        f'width="{size}" height="{top:g}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" '
+        f'width="{WIDTH}" height="{tall}" role="img" aria-label={about}>'
     )
-    about = f"<title>{text(title, 200)}</title>\n<style>\n{css()}</style>"
-    paper = '<rect class="paper" width="100%" height="100%"/>'
-    return "\n".join([head, about, paper, *body, "</svg>"]) + "\n"
+    return Drawing(head + _PLACES.sub(_rounded, drawn.partition(">")[2]), tall)
 
 
-def panel(p: Panel) -> tuple[str, float]:
-    """One panel as an `svg` element, and its height."""
-    named = _named(p) if p.curves else []
-    right = WIDTH - (124 if p.curves else 14)
-    bottom = TOP + max(235.0, LINE * (len(named) + 1.0))
-    xs = [point.x for s in p.series for point in s.points]
-    ys = [end for s in p.series for q in s.points for end in (q.y - q.sd, q.y + q.sd, q.y)]
-    if p.log_y:
-        ys = [y for y in ys if y > 0]
-    ys += [] if p.reference is None else [p.reference]
-    low, high = (TOP, bottom) if p.falling else (bottom, TOP)
-    x = Scale(xs, LEFT, right, p.log_x, inset=12)
-    y = Scale(ys, low, high, p.log_y, inset=8)
-    parts = [*_axes(p, x, y, right, bottom)]
-    if p.front:
-        steps = [f"M{x(p.front[0][0]):.1f} {y(p.front[0][1]):.1f}"]
-        steps += [f"H{x(a):.1f}V{y(b):.1f}" for a, b in p.front[1:]]
-        parts.append(f'<path class="front" d="{"".join(steps)}H{right}"/>')
-    for s in p.series:
-        parts.append(_series(s, x, y, p.curves))
-    parts += _ends(named, p, x, y, right, bottom) if p.curves else _beside(p, x, y, right, bottom)
-    height = bottom + BOTTOM
-    label = text(f"{p.y} against {p.x} {p.where}".rstrip(), 120)
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}"'
-    return "\n".join([f'{head} role="img" aria-label="{label}">', *parts, "</svg>"]), height
+def _at_ends(panel: Panel, named: Sequence[Series], x: Scale, y: Scale) -> dict[str, Rows]:
+    """Returns the names at the right of curves, what leads there, and the reference's line."""
+    wanted = [(y(s.points[-1].y), x(s.points[-1].x), s) for s in named]
+    across = []
+    if panel.reference is not None:
+        at = y(panel.reference)
+        across = [{"x": 0, "y": at, "x2": x.length, "y2": at}]
+        wanted.append((at, x.length, Series(REFERENCE, -1, "mark", ())))
+    wanted.sort(key=lambda w: w[0])
+    places = apart([at for at, _, _ in wanted], y.length)
+    leads, ends, names = [], [], []
+    for (at, end, s), place in zip(wanted, places, strict=True):
+        leads.append({"x": end + 5, "y": at, "x2": x.length + 10, "y2": place})
+        ends.append({"x": x.length + 17, "y": place, "about": _cut(s.name, 60), **_look(s)})
+        names.append({"x": x.length + 25, "y": place, "text": _cut(s.name, 14)})
+    return {"across": across, "leads": leads, "ends": ends, "words": names}
 
 
-def _axes(p: Panel, x: Scale, y: Scale, right: float, bottom: float) -> list[str]:
-    parts = [f'<text x="4" y="14">{text(p.y, 30)}</text>']
-    if p.where:
-        parts.append(f'<text class="soft end" x="{WIDTH - 6}" y="14">{text(p.where, 30)}</text>')
-    for value in y.ticks():
-        at = y(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>')
-        parts.append(
-            f'<text class="soft end" x="{LEFT - 5}" y="{at + 4:.1f}">{_tick(value)}</text>'
-        )
-    last = -math.inf
-    for value in x.ticks():
-        label, at = _tick(value), x(value)
-        parts.append(f'<path class="grid" d="M{at:.1f} {bottom:g}v4"/>')
-        if at - last > 0:  # no label into the last one
-            parts.append(f'<text class="soft mid" x="{at:.1f}" y="{bottom + 16:g}">{label}</text>')
-            last = at + _wide(label) + 6
-    parts.append(f'<path class="grid" d="M{LEFT} {bottom:g}H{right}"/>')
-    middle = (LEFT + right) / 2
-    parts.append(f'<text class="mid" x="{middle:g}" y="{bottom + 33:g}">{text(p.x, 45)}</text>')
-    return parts
-
-
-def _tick(value: float) -> str:
-    return f"{value:.6g}" if abs(value) < 1000 else human(value)
-
-
-def _series(s: Series, x: Scale, y: Scale, joined: bool) -> str:
-    """One series as a group; the page lights up all groups of the same `data-k`."""
-    at = [(x(q.x), y(q.y)) for q in s.points]
-    spread = [
-        (y(q.y - q.sd) if q.y - q.sd > 0 or not y.log else y(10 ** y.range[0]), y(q.y + q.sd))
+def _beside(panel: Panel, x: Scale, y: Scale) -> dict[str, Rows]:
+    """Returns the frontier's steps, labels beside points, and the machine above the axes."""
+    steps = [{"x": x(a), "y": y(b)} for a, b in panel.front]
+    steps += [{"x": x.length, "y": steps[-1]["y"]}] if steps else []
+    spots = [
+        Spot(_cut(q.label, 24), x(q.x), y(q.y), s.style, q.front)
+        for s in panel.series
         for q in s.points
     ]
-    colour, shape, dash = _look(s)
-    parts = [f'<g class="series {colour}" data-k="{s.style}">']
-    if joined and len(at) > 1:
-        if any(q.sd for q in s.points):
-            there = "L".join(
-                f"{a:.1f} {low:.1f}" for (a, _), (low, _) in zip(at, spread, strict=True)
-            )
-            back = [f"L{a:.1f} {up:.1f}" for (a, _), (_, up) in zip(at, spread, strict=True)]
-            parts.append(f'<path class="band" d="M{there}{"".join(reversed(back))}z"/>')
-        line = "L".join(f"{a:.1f} {b:.1f}" for a, b in at)
-        parts.append(f'<path class="line d{dash}" d="M{line}"/>')
-    else:
-        bars = [
-            f"M{a:.1f} {low:.1f}V{up:.1f}"
-            for (a, _), (low, up), q in zip(at, spread, s.points, strict=True)
-            if q.sd
+    labels = beside(spots, x.length, y.length)
+    if panel.where:
+        labels.append(Label(_cut(panel.where, 30), x.length + 8, 10 - TOP, left=True))
+    words, words_left = (
+        [{"x": label.x, "y": label.y, "text": label.text} for label in labels if label.left is left]
+        for left in (False, True)
+    )
+    return {"steps": steps, "words": words, "words left": words_left}
+
+
+def _chart(panel: Panel, x: Scale, y: Scale) -> dict[str, Any]:
+    """Returns the Vega-Lite chart of a panel, without its rows."""
+
+    def axis(at: Scale, title: str, **more: Any) -> dict[str, Any]:
+        more |= {"values": at.ticks()} if at.log else {"tickCount": 6}
+        number = ".3~s" if at.high >= 1000 else ".6~g"
+        return {"scale": at.vega(), "axis": {"title": title, "format": number, **more}}
+
+    below = {"titleX": x.length / 2, "titleY": 33, "grid": False}
+    above = {"titleX": 4 - LEFT, "titleY": 10 - TOP, "titleAngle": 0, "titleAlign": "left"}
+    chart = deepcopy(_template(panel.curves))
+    points = next(layer for layer in chart["layer"] if layer["mark"]["type"] == "point")
+    points["encoding"]["x"] |= axis(x, _cut(panel.x, 45), **below)
+    points["encoding"]["y"] |= axis(y, _cut(panel.y, 30), **above)
+    padding = {"left": LEFT, "top": TOP, "right": WIDTH - LEFT - x.length, "bottom": BOTTOM}
+    return chart | {"width": x.length, "height": y.length, "padding": padding}
+
+
+@cache
+def _template(curves: bool) -> dict[str, Any]:
+    """Returns what all panels share: altair takes longer for it than Vega for a whole panel.
+
+    Points and curves are placed by the axes, which are those of the points; all else in pixels.
+    """
+    import altair as alt
+
+    def rows(name: str) -> alt.Chart:
+        return alt.Chart(alt.NamedData(name))
+
+    placed = alt.X("x:Q"), alt.Y("y:Q")
+    spread = alt.X("x:Q"), alt.Y("low:Q"), alt.Y2("high")
+    pixels = alt.X("x:Q", scale=None, axis=None), alt.Y("y:Q", scale=None, axis=None)
+    to = alt.X2("x2"), alt.Y2("y2")
+    colour, dash = alt.Stroke("colour:N", scale=None), alt.StrokeDash("dash:N", scale=None)
+    symbol = (
+        *(colour, alt.Fill("fill:N", scale=None), alt.Shape("shape:N", scale=None)),
+        alt.Description("about:N"),
+    )
+    inside = alt.Fill("colour:N", scale=None)
+    series = alt.Detail("series:N"), alt.Description("method:N")
+    points = rows("points").mark_point().encode(*placed, *symbol)
+    if curves:
+        layers = [
+            rows("points").mark_area(opacity=0.12).encode(*spread, inside, *series),
+            rows("points").mark_line(strokeWidth=1.5).encode(*placed, colour, dash, *series),
+            rows("across")
+            .mark_rule(aria=False, stroke=INK, strokeDash=[2, 3])
+            .encode(*pixels, *to),
+            rows("leads").mark_rule(aria=False, stroke=SOFT, strokeWidth=0.5).encode(*pixels, *to),
+            points,
+            rows("ends").mark_point().encode(*pixels, *symbol),
         ]
-        parts += [f'<path class="bar" d="{"".join(bars)}"/>'] if bars else []
-    for (a, b), q in zip(at, s.points, strict=True):
-        note = text(q.note, 200)
-        parts.append(
-            f'<path class="{s.kind}" d="M{a:.1f} {b:.1f}{shape}"><title>{note}</title></path>'
+    else:
+        steps = rows("steps").mark_line(
+            aria=False, interpolate="step-after", stroke=INK, strokeWidth=1.2, opacity=0.55
         )
-    return "\n".join([*parts, "</g>"])
+        layers = [
+            steps.encode(*pixels),
+            rows("points").mark_rule().encode(*spread, colour, *series),
+            points,
+        ]
+    for name in ("words", "words left"):
+        at: Any = {"align": "right" if name == "words left" else "left", "baseline": "middle"}
+        text = rows(name).mark_text(**at)
+        ground = rows(name).mark_text(**at, stroke="white", aria=False)
+        layers += [ground.encode(*pixels, alt.Text("text:N"))]
+        layers += [text.encode(*pixels, alt.Text("text:N"), alt.Description("text:N"))]
+    chart = alt.layer(*layers).properties(autosize=alt.AutoSizeParams(type="none"))
+    sizes: Any = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
+    colours: Any = {"labelColor": SOFT, "titleColor": INK, "gridColor": RULE, "tickColor": RULE}
+    made: dict[str, Any] = (
+        chart.configure_axis(
+            **sizes, **colours, domainColor=RULE, titleBaseline="middle", aria=False,
+            labelOverlap=False,
+        )
+        .configure_view(stroke=None)
+        .configure_text(fontSize=11, fill=INK, strokeWidth=3)
+        .configure_point(size=45, strokeWidth=1.4, opacity=1)
+        .to_dict()
+    )  # fmt: skip
+    return made
 
 
-def _look(s: Series) -> tuple[str, str, int]:
-    """Class of the colour, path of the marker, number of the dashes."""
-    colour, shape, dash = "ink", STAR, 0
+def _points(panel: Panel, y: Scale) -> Rows:
+    """Returns a row for each point: its place, its spread inside the axis, its look."""
+    return [
+        {
+            "x": q.x, "y": q.y, "low": max(q.y - q.sd, y.low), "high": q.y + q.sd,
+            "series": i, "about": _cut(q.note, 200), "method": q.note.split(" ")[0], **_look(s),
+        }
+        for i, s in enumerate(panel.series)
+        for q in s.points
+    ]  # fmt: skip
+
+
+def _look(s: Series) -> dict[str, Any]:
+    """Returns colour, filling, shape and dashes of a series."""
+    colour, number = INK, 0
+    shape = STAR
     if s.style >= 0:
-        dash = s.style // COLOURS % len(SHAPES)
-        colour, shape = f"c{s.style % COLOURS}", SHAPES[dash]
-    return colour, CROSS if s.kind == "cross" else shape, dash
+        number = s.style // len(COLOURS) % len(SHAPES)
+        colour, shape = COLOURS[s.style % len(COLOURS)], SHAPES[number]
+    fill = {"mark": colour, "hollow": "white", "cross": "none"}[s.kind]
+    shape = CROSS if s.kind == "cross" else shape
+    return {"colour": colour, "fill": fill, "shape": shape, "dash": DASHES[number]}
 
 
-def _named(p: Panel) -> list[Series]:
-    """Series that get a name at the right: a method's curves, or its points if it has no curve."""
-    curved = {s.style for s in p.series if len(s.points) > 1}
-    return [s for s in p.series if len(s.points) > 1 or s.style not in curved]
+def _named(panel: Panel) -> list[Series]:
+    """Returns what gets a name at the right: a method's curves, or its points if it has none."""
+    curved = {s.style for s in panel.series if len(s.points) > 1}
+    return [s for s in panel.series if len(s.points) > 1 or s.style not in curved]
 
 
-def _ends(
-    named: Sequence[Series], p: Panel, x: Scale, y: Scale, right: float, bottom: float
-) -> list[str]:
-    """Names at the right of curves, moved apart, with a thin line to where each curve ends."""
-    wanted = [(y(s.points[-1].y), x(s.points[-1].x), s) for s in named]
-    parts = []
-    if p.reference is not None:
-        at = y(p.reference)
-        parts.append(f'<path class="ref" d="M{LEFT} {at:.1f}H{right}"/>')
-        wanted.append((at, right, Series(REFERENCE, -1, "mark", ())))
-    wanted.sort(key=lambda w: w[0])
-    places: list[float] = []
-    for at, _, _ in wanted:
-        places.append(max(at, places[-1] + LINE) if places else at)
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], places[i + 1] - LINE if i + 1 < len(places) else bottom)
-    for (at, end, s), place in zip(wanted, places, strict=True):
-        d = f"M{end + 5:.1f} {at:.1f}L{right + 2} {at:.1f}L{right + 10} {place:.1f}"
-        parts.append(f'<path class="lead" d="{d}"/>')
-        colour, shape, _ = _look(s)
-        parts.append(f'<g class="series {colour}" data-k="{s.style}">')
-        parts.append(f'<path class="{s.kind}" d="M{right + 17} {place:.1f}{shape}"/>')
-        parts.append(f'<text x="{right + 25}" y="{place + 4:.1f}">{text(s.name, 14)}</text></g>')
-    return parts
+def _rounded(places: re.Match[str]) -> str:
+    """Returns pixels with one decimal: the last ones of sixteen may differ between machines."""
+    return _DECIMALS.sub(lambda number: f"{round(float(number[0]), 1):g}", places[0])
 
 
-_ASIDE = ((7, 0), (-7, 0), (5, -10), (-5, -10), (5, 10), (-5, 10), (5, -22), (-5, -22))
-"""Where a label may be, from its point: pixels to its near end and to its middle."""
-
-
-def _beside(p: Panel, x: Scale, y: Scale, right: float, bottom: float) -> list[str]:
-    """Labels beside points, none over another or over a point; those on the frontier first."""
-    every = [(q, s.style) for s in p.series for q in s.points]
-    taken: list[Box] = [(x(q.x) - 5, y(q.y) - 5, x(q.x) + 5, y(q.y) + 5) for q, _ in every]
-    parts = []
-    done: set[int] = set()
-    for q, style in sorted(every, key=lambda e: (not e[0].front, -e[0].y)):
-        if not q.label or (style in done and not q.front):
-            continue
-        a, b, wide = x(q.x), y(q.y), _wide(q.label)
-        # Off the point's height a label could be that of a neighbour: for the frontier only, whose
-        # line runs at that height.
-        for dx, dy in [*_ASIDE[2:], *_ASIDE[:2]] if q.front else _ASIDE[:2]:
-            left = a + dx if dx > 0 else a + dx - wide
-            box = (left, b + dy - 5.5, left + wide, b + dy + 5.5)
-            if box[0] < LEFT + 2 or box[2] > right or box[1] < TOP - 8 or box[3] > bottom:
-                continue
-            if any(_overlap(box, other) for other in taken):
-                continue
-            taken.append(box)
-            done.add(style)
-            place, end = (box[0], "") if dx > 0 else (box[2], ' class="end"')
-            label = text(q.label, 24)
-            at = f'x="{place:.1f}" y="{b + dy + 4:.1f}"'
-            parts.append(f'<text{end} {at} data-k="{style}">{label}</text>')
-            break
-    return parts
-
-
-def _wide(label: str) -> float:
-    """Pixels that a label takes at most, roughly: there is no font to ask."""
-    return sum(7.0 if ord(c) < 0x250 else 11.5 for c in label[:24])
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _cut(value: str, limit: int) -> str:
+    """Returns foreign text on one line, cut where it is long."""
+    clean = printable(value)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.record import Record, number
 from bench.core.tables import printable
-from bench.reporting import cost_tables, figures, pareto
-from bench.reporting.figures import Panel
-from bench.reporting.leaderboard import LEGEND, Board
+from bench.reporting import cost_tables, pareto
+from bench.reporting.figures import Drawing
+from bench.reporting.leaderboard import BOARD_LEGEND, Board
 from bench.reporting.rows import Key, name
 
 Number = float | None
@@ -38,7 +37,7 @@ class Section(NamedTuple):
 
     suite: str
     board: Board
-    panels: Sequence[Panel]
+    drawings: Sequence[Drawing]
 
 
 _WORDS = ("method", "pattern", "table")
@@ -61,19 +60,18 @@ _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
 
 
-def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str, int]) -> str:
-    """The page's text.
+def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
+    """Returns the page's text.
 
     Args:
         sections: boards in the order of the page.
         problems: a line for each file that was left out.
-        styles: a number for each method (`pareto.style_numbers`), as in the figures.
 
     Raises:
         BenchError: the installed `itables` is not the library that this was written for.
     """
     script = f"{_library()}\n{_own('page.js')}"
-    style = figures.css() + _own("page.css")
+    style = _own("page.css")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # by default a name that ends in .j2 would turn it off
@@ -82,7 +80,7 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
         lstrip_blocks=True,
     )
     environment.filters["line"] = printable
-    legends = (LEGEND, pareto.LEGEND, cost_tables.LEGEND)
+    legends = (BOARD_LEGEND, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -91,14 +89,14 @@ def page(sections: Sequence[Section], problems: Sequence[str], styles: dict[str,
         words=_WORDS,
         numbers=[*_NUMBERS],
         boards=[_label(section) for section in sections],
-        figures=[_figure(section.panels) for section in sections],
-        rows=[row for i, section in enumerate(sections) for row in _rows(i, section, styles)],
+        figures=[_figure(section.drawings) for section in sections],
+        rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],
         problems=problems,
     ) + "\n"  # fmt: skip
 
 
-def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[str, Any]]:
+def _rows(number: int, section: Section) -> list[dict[str, Any]]:
     found = []
     for key, records in section.board.rows:
         numbers = [(c, of(section.board, key, records)) for c, of in _NUMBERS.items()]
@@ -106,7 +104,7 @@ def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[st
         found.append(
             {
                 "board": number,
-                "style": -1 if key[0] == REFERENCE else styles[key[0]],
+                "method": key[0],
                 "words": [method, ", ".join(p for p in level if p != "–")],
                 "numbers": [(cell, _order(cell) if c == _RANK else None) for c, cell in numbers],
             }
@@ -115,7 +113,7 @@ def _rows(number: int, section: Section, styles: dict[str, int]) -> list[dict[st
 
 
 def _order(rank: str) -> str:
-    """What a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
+    """Returns what a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
     ends = re.findall(r"\d+", rank) or ["9999"]
     return f"{ends[0]}.{ends[-1]:>03}"
 
@@ -126,8 +124,8 @@ def _label(section: Section) -> str:
     return " · ".join([*parts, *(f"{key}={value}" for key, value in overrides)])
 
 
-def _figure(panels: Sequence[Panel]) -> str:
-    drawn = "\n".join(figures.panel(panel)[0] for panel in panels)
+def _figure(drawings: Sequence[Drawing]) -> str:
+    drawn = "\n".join(drawing.svg for drawing in drawings)
     return base64.b64encode(zlib.compress(drawn.encode(), 9)).decode()
 
 
@@ -136,7 +134,7 @@ def _scores(records: Sequence[Record]) -> list[float]:
 
 
 def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:
-    """A number in its column's unit, with that many decimals or four significant digits."""
+    """Writes a number in its column's unit, with that many decimals or four significant digits."""
     if value is None:
         return ""
     scaled = value / unit
@@ -146,14 +144,14 @@ def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:
 
 
 def _emphasis(legend: str) -> str:
-    """Our own legends' Markdown as HTML."""
+    """Turns our own legends' Markdown into HTML."""
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(Markup.escape(legend)), flags=re.DOTALL)
     return re.sub(r"\*(.+?)\*", r"<i>\1</i>", text, flags=re.DOTALL)
 
 
 @cache
 def _library() -> str:
-    """DataTables as a script in which the page's own code can follow."""
+    """Returns DataTables as a script in which the page's own code can follow."""
     package = find_spec("itables")  # found and not imported: that would take longer than the page
     if package is None or package.origin is None:
         raise BenchError("the package itables is missing; install sparsebench's requirements")
@@ -170,5 +168,5 @@ def _own(file: str) -> str:
 
 
 def _source(text: str) -> str:
-    """A script or style as the policy admits it."""
+    """Returns a script or style as the policy admits it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,7 +1,7 @@
 """The leaderboard: one row a method, pattern and sparsity; means over seeds, costs beside them.
 
 Rows of one pattern, sparsity and quantizer are ranked against each other, by a paired test and with
-three seeds at least (DESIGN §5, rule 7); until then they are sorted by score and none is called
+three seeds at least; until then they are sorted by score and none is called
 better. In Markdown every score links to its records.
 """
 
@@ -32,20 +32,20 @@ HEADER = (
     "stored",
 )
 
-LEGEND = """\
-**rank**: among rows of the same pattern, sparsity and quantizer, on common seeds, three at least.
-`2–5`: one row is better and up to four may be, by paired tests at 5 %, Holm-adjusted over all pairs
-of these rows, so that all ranges hold at once. Rows share the ranks in which their ranges overlap.
-Tested over seeds × items, or over seeds alone (†) where the metric is no mean of items.
+BOARD_LEGEND = """\
+**rank**: among rows of the same pattern, sparsity and quantizer, on at least three common seeds.
+`2–5` means: one row is better, and up to three more may be. The paired tests are at 5 %,
+Holm-adjusted over all pairs of these rows, so that all ranges hold at once. They are over seeds ×
+items, or over seeds alone (†) where the metric is not a mean of items.
 **unverified**: records that someone sent in; they are shown and not ranked.
-**score**: the task's metric × 100, or as it is where lower is better (perplexity); mean ± sample
-standard deviation over seeds. **recovery**: score / dense score of the same seeds, and dense score
-/ score where lower is better. **sparsity**: exact zeros in the target set of the exported,
-reloaded model. **quantized**: what the finished target weights were rounded to, as width/inputs
-that share a scale, and *emb* the embeddings; recovery is against the unquantized dense model.
-**trainable**: elements of the tensors that the optimizer held, the classification head apart; **%
-of model**: trainable without the head / all parameters. **stored**: non-zero target weights +
-everything else.
+**score**: the task's metric × 100 where higher is better, unscaled where lower is better
+(perplexity); mean ± sample standard deviation over seeds. **recovery**: score / dense score on the
+same seeds; dense score / score where lower is better. **sparsity**: exact zeros in the target
+weights of the exported, reloaded model. **quantized**: the width that the finished target weights
+were rounded to / the number of inputs that share a scale; *emb*: the embeddings too. Recovery is
+against the unquantized dense model. **trainable**: elements of the tensors that the optimizer held,
+without the classification head; **% of model**: that / all parameters. **stored**: non-zero target
+weights + everything else.
 **every score**: means of all the task's metrics, as the task returns them.
 """
 
@@ -72,7 +72,7 @@ class Board:
 
     @property
     def records(self) -> list[Record]:
-        """Of all rows."""
+        """Returns the records of all rows."""
         return [record for _, inside in self.rows for record in inside]
 
 
@@ -81,7 +81,7 @@ Figure = Callable[[Board], str]
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
-    """The tables of records, by task, model and budget."""
+    """Returns the tables of records, by task, model and budget."""
     found = list(records)
     dense = {r.cell: r for r in found if r.cell.method == REFERENCE}
     groups: dict[Group, list[Record]] = defaultdict(list)
@@ -98,7 +98,7 @@ def boards(records: Iterable[Record]) -> list[Board]:
 def table(
     records: Iterable[Record], render: Callable[..., str] = plain, average: Sequence[str] = ()
 ) -> str:
-    """One table a task and model, with a line above it that says what is in it.
+    """Returns one table a task and model, with a line above it that says what is in it.
 
     Where records hold several tasks of `average`, a last table has their scores and the mean.
     """
@@ -112,7 +112,7 @@ def tables(
     link: Link = lambda text, _: text,
     figure: Figure = lambda _: "",
 ) -> str:
-    """Boards as text, each with its costs, its figure and all scores."""
+    """Returns boards as text, each with its costs, its figure and all scores."""
     clean = escape if render is markdown else printable
     parts = []
     for board in found:
@@ -121,7 +121,7 @@ def tables(
             render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
         )
         parts += [drawn] if (drawn := figure(board)) else []
-        parts += cost_tables.tables(board.rows, clean, render)
+        parts += cost_tables.costs_by_machine(board.rows, clean, render)
         header, scores = _every_score(board.rows, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
@@ -133,9 +133,9 @@ def tables(
 def _averages(
     records: Sequence[Record], average: Sequence[str], render: Callable[..., str], link: Link
 ) -> list[str]:
-    """A table a model and budget: scores of the tasks of `average`, and their mean where complete.
+    """Returns a table a model and budget: scores of the tasks of `average`, and their mean.
 
-    Complete are rows that have every task, on the same seeds.
+    A row has a mean where it has every task, on the same seeds.
     """
     clean = escape if render is markdown else printable
     groups: dict[Any, list[Record]] = defaultdict(list)
@@ -163,7 +163,7 @@ def _averages(
 def _task_means(
     records: Sequence[Record], tasks: Sequence[str], complete: int, link: Link
 ) -> list[str]:
-    """Mean score on every task, and their mean if it is over `complete` tasks and equal seeds."""
+    """Returns each task's mean score, and their mean over `complete` tasks on equal seeds."""
     by_task = {task: [r for r in records if r.cell.task == task] for task in tasks}
     means = {t: 100 * mean(found) for t, found in by_task.items() if found}
     seeds = {tuple(sorted(r.cell.seed for r in found)) for found in by_task.values()}
@@ -216,7 +216,7 @@ def _trained(record: Record) -> bool:
 
 
 def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the means of all metrics, as the task returned them."""
+    """Returns header and rows of the means of all metrics, as the task returned them."""
     found = {name for _, records in rows for r in records if r.scores for name in r.scores.all}
     metrics = sorted(found)
     table = []
@@ -231,7 +231,7 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
 
 
 def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
-    """Every row's rank as printed: `1`, `2–5` where not told, † where tested over seeds alone."""
+    """Returns ranks as printed: `1`, `2–5` where no test tells, † where tested over seeds."""
     columns: dict[Key, list[Row]] = defaultdict(list)
     for key, records in rows:
         _, pattern, sparsity, overrides, checked = key
@@ -274,7 +274,7 @@ def _row(
 
 
 def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | None:
-    """Mean score / mean dense score over the same seeds, upside down where lower is better.
+    """Returns mean score / mean dense score over the same seeds, inverted where lower is better.
 
     None where a dense record is missing.
     """

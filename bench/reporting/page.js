@@ -3,6 +3,8 @@ const get = (id) => document.getElementById(id);
 const board = get("board"), figures = get("figures"), tip = get("tip");
 const WHERE = 2; // the column that says which table a row is of, by its number
 const NEAR = 18; // pixels from a mark at which it is meant
+// What Vega draws for a row says so in its label, which starts with the method's name.
+const POINT = "[aria-roledescription=point]", MARK = "[aria-roledescription][aria-label]";
 
 async function draw(number) {
   const packed = Uint8Array.from(atob(get(`figure${number}`).textContent), (c) => c.charCodeAt(0));
@@ -10,22 +12,22 @@ async function draw(number) {
   const text = await new Response(stream).text();
   if (board.value !== number) return; // another one was chosen meanwhile
   figures.innerHTML = text;
-  for (const title of figures.querySelectorAll("g title")) {
-    title.parentNode.dataset.note = title.textContent;
-    title.remove(); // the browser's own tooltip would stand beside ours
-  }
 }
 
-function light(style) {
-  figures.classList.toggle("focus", style !== undefined);
-  for (const one of document.querySelectorAll("[data-k]")) {
-    one.classList.toggle("on", one.dataset.k === style);
+function light(label) {
+  const method = label?.split(" ")[0];
+  figures.classList.toggle("focus", method !== undefined);
+  for (const mark of figures.querySelectorAll(MARK)) {
+    mark.classList.toggle("on", mark.ariaLabel.split(" ")[0] === method);
+  }
+  for (const row of document.querySelectorAll("tr[data-method]")) {
+    row.classList.toggle("on", row.dataset.method === method);
   }
 }
 
 function point(event) {
   let best = null, least = NEAR ** 2;
-  for (const mark of event.target.closest("svg")?.querySelectorAll("[data-note]") ?? []) {
+  for (const mark of event.target.closest("svg")?.querySelectorAll(POINT) ?? []) {
     const box = mark.getBoundingClientRect();
     const x = box.x + box.width / 2, y = box.y + box.height / 2;
     const far = (x - event.clientX) ** 2 + (y - event.clientY) ** 2;
@@ -33,12 +35,12 @@ function point(event) {
   }
   tip.hidden = !best;
   if (best) {
-    tip.textContent = best.dataset.note;
+    tip.textContent = best.ariaLabel;
     const right = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, right))}px`;
     tip.style.top = `${Math.max(4, event.clientY - tip.offsetHeight - 12)}px`;
   }
-  light((best ?? event.target).closest("[data-k]")?.dataset.k);
+  light((best ?? event.target).closest(MARK)?.ariaLabel);
 }
 
 function leave() {
@@ -85,6 +87,6 @@ if (board) {
   document.addEventListener("pointerdown", (event) => figures.contains(event.target) || leave());
   document.addEventListener("scroll", () => (tip.hidden = true), { passive: true });
   get("rows").addEventListener("pointerover", (event) =>
-    light(event.target.closest("tr[data-k]")?.dataset.k));
+    light(event.target.closest("tr[data-method]")?.dataset.method));
   get("rows").addEventListener("pointerleave", left);
 }

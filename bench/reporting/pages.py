@@ -19,7 +19,7 @@ from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
 from bench.planning.suites import Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
-from bench.reporting.leaderboard import LEGEND, Board, Group, Link
+from bench.reporting.leaderboard import BOARD_LEGEND, Board, Group, Link
 
 FIGURES = "figures"
 HTML = "index.html"
@@ -31,7 +31,7 @@ def write_pages(
     folder: Path,
     results: Path | None = None,
 ) -> list[Path]:
-    """`README.md` (the index), a page a suite that has records, `figures/`, and `index.html`.
+    """Writes `README.md` (the index), a page a suite with records, `figures/` and `index.html`.
 
     What belongs to no suite is on `other.md`. Scores link to their records where `results`, the
     root of the tree, is given. Figures of boards that are no more are removed.
@@ -46,16 +46,16 @@ def write_pages(
         boards = leaderboard.boards(inside)
         images: dict[Group, str] = {}
         for board in boards:
-            panels = pareto.panels(board.rows, styles)
-            sections.append(html.Section(suite.name, board, panels))
+            drawings = [figures.draw(panel) for panel in pareto.panels(board.rows, styles)]
+            sections.append(html.Section(suite.name, board, drawings))
             path = _file_of(suite, board.group)
             drawn.add(folder / path)
-            write_atomic(folder / path, figures.sheet(panels, path.stem))
+            write_atomic(folder / path, figures.sheet(drawings, path.stem))
             images[board.group] = _image(board, path)
         figure = partial(_of_group, images)
         text = leaderboard.tables(boards, markdown, suite.average, link, figure)
         path = folder / f"{suite.name}.md"
-        legends = LEGEND + pareto.LEGEND + cost_tables.LEGEND
+        legends = BOARD_LEGEND + pareto.FIGURE_LEGEND + cost_tables.COST_LEGEND
         write_atomic(path, f"# {suite.name}\n\n{suite.description}\n\n{text}\n\n{legends}")
         written.append(path)
         link_to = f"[{suite.name}]({suite.name}.md)"
@@ -67,14 +67,14 @@ def write_pages(
         index += ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
     pages = [folder / "README.md", folder / HTML]
     write_atomic(pages[0], "\n".join(index) + "\n")
-    write_atomic(pages[1], html.page(sections, problems, styles))
+    write_atomic(pages[1], html.page(sections, problems))
     for path in set((folder / FIGURES).glob("*.svg")) - drawn:
         path.unlink()
     return [*pages, *written]
 
 
 def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
-    """Suites that have records, and `other` for the rest."""
+    """Returns the suites that have records, and `other` for the rest."""
     found = []
     rest = list(records)
     for suite in map(load_suite, suite_names()):
@@ -94,7 +94,7 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
 
 
 def belongs(record: Record, suite: Suite) -> bool:
-    """Whether a record's cell is one of a suite's, whatever its method, level, seed, quantizer."""
+    """Tells whether a cell is one of a suite's, whatever its method, level, seed, quantizer."""
     cell = record.cell
     return (
         cell.task in suite.tasks
@@ -106,7 +106,7 @@ def belongs(record: Record, suite: Suite) -> bool:
 
 
 def _file_of(suite: Suite, group: Group) -> Path:
-    """Where a board's figure lies in the folder of the pages."""
+    """Returns where a board's figure lies in the folder of the pages."""
     task, model, budget, overrides = group
     parts = [suite.name, slug(task), slug(model)]
     if budget != "default" or overrides:
@@ -125,6 +125,6 @@ def _image(board: Board, path: Path) -> str:
 
 
 def _linked(results: Path, folder: Path, text: str, records: Sequence[Record]) -> str:
-    """`text` as a link to the folder of a row's records."""
+    """Returns `text` as a link to the folder of a row's records."""
     place = results / path_of(records[0].cell).parent
     return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"

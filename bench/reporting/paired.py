@@ -82,7 +82,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
 
 
 def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[tuple[int, int] | None], Basis]:
-    """The ranks that a column's rows may have, first and last, and what they were tested over.
+    """Returns the first and last rank that each row may have, and what was tested over.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
     `MIN_SEEDS` of them, has no rank, and neither has a row that is alone.
@@ -108,7 +108,7 @@ def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[tuple[int, int] | None
 
 
 def basis_of(scores: ScoresPart) -> Basis:
-    """How a record's score follows from its items."""
+    """Tells how a record's score follows from its items."""
     if len(scores.items) != scores.n or not scores.n:
         return "seeds"
     mean = float(_items(scores).mean())
@@ -120,7 +120,7 @@ def basis_of(scores: ScoresPart) -> Basis:
 
 
 def _outcomes(rows: Sequence[Sequence[Record]], blocks: Sequence[Block]) -> tuple[Basis, Floats]:
-    """(methods, seeds, items) of the rows on `blocks`; one item where all do not allow more."""
+    """Returns (methods, seeds, items) of the rows on `blocks`; one item where a row has no more."""
     table = [[_scores(_blocks(row)[block]) for block in blocks] for row in rows]
     found = {basis_of(scores) for row in table for scores in row}
     sizes = {len(scores.items) for row in table for scores in row}

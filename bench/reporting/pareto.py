@@ -22,11 +22,12 @@ from bench.reporting import cost_tables
 from bench.reporting.figures import Panel, Point, Series
 from bench.reporting.rows import Key, Row, higher, mean, name
 
-LEGEND = """\
-**figures**: means over seeds; bands and bars are their standard deviation; up is better, and the
-cheap side is left. The grey steps are the Pareto frontier of the means: rows that no other beats
-in both directions, which no test has told apart. Hollow: patterns other than unstructured; a star:
-dense; a cross: unverified, never on the frontier.
+FIGURE_LEGEND = """\
+**figures**: each mark is a mean over seeds; bands and bars are the standard deviation. Up is better
+and left is cheaper. The grey steps are the Pareto frontier of the means: rows that no other row
+beats in both directions. The frontier is not tested: a row just below it may be as good. A hollow
+mark is a pattern other than unstructured, a star is dense, a cross is unverified (never on the
+frontier).
 """
 
 WIDE = 6
@@ -42,7 +43,7 @@ class Cost(NamedTuple):
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Points (cost, quality) that no other beats, by cost; equal points stand together.
+    """Returns the points (cost, quality) that no other beats, by cost; equal points stand together.
 
     One beats another that it matches in both and surpasses in one.
     """
@@ -57,7 +58,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def panels(rows: Sequence[Row], styles: dict[str, int]) -> list[Panel]:
-    """The figure of one table's rows: quality against sparsity and against every cost.
+    """Returns the figure of one table's rows: quality against sparsity and against every cost.
 
     Args:
         rows: of one task, model and budget, as `rows.ordered` gives them.
@@ -83,7 +84,7 @@ def panels(rows: Sequence[Row], styles: dict[str, int]) -> list[Panel]:
 
 
 def style_numbers(methods: Sequence[str]) -> dict[str, int]:
-    """A number a method, the same in all figures: the built-in ones first, in their order."""
+    """Numbers the methods, the same in all figures: the built-in ones first, in their order."""
     known = registry.builtin("method")
     others = sorted(set(methods) - set(known))
     found = [name for name in (*known, *others) if name != REFERENCE]
@@ -142,7 +143,7 @@ def _scatter(
 
 
 def _costs(records: Sequence[Record]) -> list[Cost]:
-    """The axes that these records have; those of time once a machine."""
+    """Returns the axes that these records have; those of time once a machine."""
     found = [
         Cost(
             "trainable parameters, without the head",
@@ -165,7 +166,7 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
 def _latency(
     machine: str, setting: tuple[int, int, str], records: Sequence[Record]
 ) -> float | None:
-    """Median time of a pass as a share of the dense model's in the same run, on one machine.
+    """Returns the median time of a pass / the dense model's in the same run, on one machine.
 
     Milliseconds of different cells would compare what else the machine did. None where a seed
     lacks it.
@@ -177,7 +178,7 @@ def _latency(
 
 
 def _seconds(machine: str, records: Sequence[Record]) -> float | None:
-    """Mean seconds on one machine."""
+    """Returns the mean seconds on one machine."""
     taken = [cost_tables.seconds(r) for r in records if cost_tables.hardware(r) == machine]
     return statistics.fmean(taken) if taken else None
 
@@ -194,7 +195,7 @@ def _point(
 
 
 def _short(key: Key, level: bool = True) -> str:
-    """A row's label: `pst 90%`, `wanda 2:4`."""
+    """Returns a row's label: `pst 90%`, `wanda 2:4`."""
     _, pattern, sparsity, _, _ = key
     called, _, quantized = name(key, str)
     parts = [called] + ([quantized] if quantized != "–" else [])
@@ -212,7 +213,7 @@ def _style(key: Key, styles: dict[str, int]) -> int:
 def _kind(key: Key) -> str:
     if not key[-1]:
         return "cross"
-    return "mark" if key[1] in ("unstructured", "dense") else "hollow"
+    return "mark" if key[1] in (UNSTRUCTURED, DENSE) else "hollow"
 
 
 def _zeros(records: Sequence[Record]) -> float:

@@ -20,7 +20,7 @@ Clean = Callable[[str], str]
 
 
 def ordered(records: Sequence[Record]) -> list[Row]:
-    """The records of each row, by sparsity and then score."""
+    """Returns the records of each row, by sparsity and then score."""
     by_row: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
@@ -36,7 +36,7 @@ def ordered(records: Sequence[Record]) -> list[Row]:
 
 
 def name(key: Key, clean: Clean) -> list[str]:
-    """What a row is called: method with its parameters, pattern with its level, quantization."""
+    """Returns a row's name: method with parameters, pattern with level, quantization."""
     method, pattern, sparsity, overrides, checked = key
     quantization = overrides.quantization
     return [
@@ -47,15 +47,15 @@ def name(key: Key, clean: Clean) -> list[str]:
 
 
 def method_name(method: str, overrides: Overrides) -> str:
-    """A method with the parameters that are not its defaults: `pst lr=0.001`."""
+    """Names a method with the parameters that are not its defaults: `pst lr=0.001`."""
     return " ".join([method, *(f"{k}={v}" for k, v in overrides.method)])
 
 
 def higher(records: Sequence[Record]) -> bool:
-    """Whether a higher score is better; records of one table agree."""
+    """Tells whether a higher score is better; records of one table agree."""
     return all(r.scores.higher_is_better for r in records if r.scores)
 
 
 def mean(records: Sequence[Record]) -> float:
-    """Mean primary score, as the task returned it."""
+    """Returns the mean primary score, as the task returned it."""
     return statistics.fmean(r.scores.value for r in records if r.scores)

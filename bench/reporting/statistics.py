@@ -37,7 +37,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 MIN_SEEDS = 3
-"""Seeds below which nothing is tested and nothing ranked (DESIGN §5, rule 7)."""
+"""Seeds below which nothing is tested and nothing ranked."""
 
 ALPHA = 0.05
 
@@ -91,7 +91,7 @@ def pairwise(x: Floats) -> Pairwise:
     half = np.sqrt(by_seed * t_seed[at] + by_item * t_item[at])
     p = _p_values(difference, by_seed, by_item, t_seed, t_item)
     if items > 1:
-        # No n items, all of one opinion, are more certain than n coins that fall alike.
+        # n identical differences are no stronger evidence than n equal coin flips.
         p = np.maximum(p, 0.5 ** min(items - 1, 1000))
     else:
         p[(by_seed == 0) & (difference != 0)] = np.nan
@@ -100,7 +100,7 @@ def pairwise(x: Floats) -> Pairwise:
 
 
 def holm(p: Floats) -> Floats:
-    """Holm's step-down adjustment of a family of p-values: (n,) → (n,)."""
+    """Adjusts by Holm's steps a family of p-values: (n,) → (n,)."""
     order = np.argsort(p, kind="stable")
     steps = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
@@ -109,7 +109,7 @@ def holm(p: Floats) -> Floats:
 
 
 def rank_ranges(means: Floats, p: Floats) -> list[tuple[int, int]]:
-    """The ranks that each method may have, from 1, highest mean first.
+    """Returns the ranks that each method may have, from 1, highest mean first.
 
     A method is behind those that the test finds better and ahead of those that it finds worse; the
     rest may be on either side. With Holm's adjustment over all pairs, all ranges hold at once with
@@ -128,7 +128,7 @@ def rank_ranges(means: Floats, p: Floats) -> list[tuple[int, int]]:
 
 
 def _distances(rows: Floats) -> Floats:
-    """Squared Euclidean distances of all pairs of rows: (n, k) → (n, n)."""
+    """Returns squared Euclidean distances of all pairs of rows: (n, k) → (n, n)."""
     gram = rows @ rows.T
     own = np.diag(gram)
     scale = own[:, None] + own[None, :]
@@ -139,14 +139,14 @@ def _distances(rows: Floats) -> Floats:
 
 @cache
 def _quantiles(df: int) -> Floats:
-    """Squares of two-sided Student quantiles at `_LEVELS`."""
+    """Returns squares of two-sided Student quantiles at `_LEVELS`."""
     return np.asarray(stats.t.isf(_LEVELS / 2, df), dtype=np.float64) ** 2
 
 
 def _p_values(
     difference: Floats, by_seed: Floats, by_item: Floats, t_seed: Floats, t_item: Floats
 ) -> Floats:
-    """The smallest level at which the interval leaves out 0, by bisection over `_LEVELS`."""
+    """Returns the smallest level whose interval leaves out 0, by bisection over `_LEVELS`."""
     low = np.zeros(difference.shape, dtype=int)
     high = np.full(difference.shape, len(_LEVELS) - 1)
     square = difference**2

@@ -1,4 +1,4 @@
-"""Architectures: from a name to a config, from a config to an empty model."""
+"""Architectures: from a name to a config, from a config to a class and to an empty model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -103,7 +104,11 @@ def _shipped(name: str) -> Path:
 
 
 def class_of(config: PreTrainedConfig, head: str | None = None) -> type[PreTrainedModel]:
-    """The class with a head of `models.CLASSES`; by default encoders classify, others write."""
+    """Returns the class with a head of `CLASSES`; by default encoders classify, others write.
+
+    Raises:
+        BenchError: the architecture has no such head.
+    """
     if head is None:
         encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         head = "classification" if encoder and not config.is_decoder else "causal-lm"
@@ -114,9 +119,52 @@ def class_of(config: PreTrainedConfig, head: str | None = None) -> type[PreTrain
         raise BenchError(f"architecture {config.model_type} has no {head} model") from None
 
 
+def saved_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """Returns the class that a saved model's config names; foreign code is never run.
+
+    Raises:
+        BenchError: it names no model class of transformers itself.
+    """
+    declared = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, declared, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise BenchError(f"{name}: architecture {declared!r} is no model class of transformers")
+    return kind
+
+
+def saved_config(folder: Path, name: str, **changes: Any) -> PreTrainedConfig:
+    """Returns the config of a saved model.
+
+    Args:
+        folder: with a config.json.
+        name: how messages name the model.
+        changes: fields of the config that get other values.
+
+    Raises:
+        BenchError: no config of a known architecture, or that of quantized weights.
+    """
+    quiet()
+    config: PreTrainedConfig
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **changes
+        )
+    except Exception as error:  # transformers raises anything on a foreign config
+        raise BenchError(f"{name}: no usable config.json: {one_line(error)}") from None
+    if getattr(config, "quantization_config", None):
+        raise BenchError(f"{name} is quantized; pass plain weights")
+    return config
+
+
+def quiet() -> None:
+    """Keeps transformers from warning and from drawing bars."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
 def empty(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
     """A model of class `kind` in float32 on the meta device, with attention that can be counted."""
-    hf_logging.set_verbosity_error()
+    quiet()
     config = copy.deepcopy(config)
     config.use_cache = False
     if config.pad_token_id is None:  # classifiers on decoders look for the last token that is none

@@ -8,16 +8,13 @@ imports torch before weights are asked for.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError, unknown
-from bench.core.files import cache_dir
+from bench.core.files import cache_dir, write_folder_atomically
 from bench.sources import hub, pypi_assets
 
 
@@ -189,14 +186,8 @@ def _dequantised(folder: Path, gguf: str) -> Path:
         del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".float32-"))
-    try:
+    tok = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    with write_folder_atomically(place, existing="keep") as scratch:
         plain.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(scratch)
-        os.rename(scratch, place)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not place.is_dir():
-            reason = error.strerror or str(error)
-            raise BenchError(f"cannot write {place}: {reason}", "disk") from None
+        tok.save_pretrained(scratch)
     return place

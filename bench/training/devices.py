@@ -62,7 +62,7 @@ def _end_with(other: subprocess.Popen[str]) -> None:
 
 
 def agree(value: bool) -> bool:
-    """What the first process says; every process must ask."""
+    """Returns what the first process says; every process must ask."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

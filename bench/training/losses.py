@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy of the next labels that are not −100, mixed with the uniform one.
+    """Returns the mean cross-entropy of labels other than −100, mixed with the uniform one.
 
     (1 − smoothing)·(−log p(label)) + smoothing·mean over the vocabulary of (−log p), as in LoRA's
     GPT-2 scripts (arXiv 2106.09685).

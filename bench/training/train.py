@@ -54,7 +54,7 @@ def fit(
     seed: int,
     progress: Progress,
     checkpoints: Checkpoints | None = None,
-    means: RunSettings = DEFAULTS,
+    settings: RunSettings = DEFAULTS,
 ) -> Trained:
     """Trains `model` in place for exactly `budget.steps` updates of `budget.batch` sequences.
 
@@ -69,7 +69,7 @@ def fit(
         seed: the cell's.
         progress: called with (updates done, all).
         checkpoints: where to go on from, and where to leave some; None for neither.
-        means: batches in pieces, to save memory; several processes, which all call this.
+        settings: batches in pieces, to save memory; several processes, which all call this.
 
     Raises:
         Unfit: there is a checkpoint, but not of these objects; they are spoilt.
@@ -99,7 +99,7 @@ def fit(
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=not cpu,
-            **means.trainer,
+            **settings.trainer,
         )
         # One device a cell: transformers would multiply the batch by the GPUs that it sees.
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -107,7 +107,7 @@ def fit(
             method,
             budget.smoothing or 0.0,
             checkpoints,
-            means.accumulate,
+            settings.accumulate,
             model=model,
             args=arguments,
             train_dataset=task.train(tok),
@@ -119,7 +119,7 @@ def fit(
         place = checkpoints.latest() if checkpoints else None
         trainer.train(resume_from_checkpoint=str(place) if place else None)
         weights = None
-        if means.sharded:
+        if settings.sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         else:
             # accelerate leaves its autocast around forward; what follows is float32.

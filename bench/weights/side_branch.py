@@ -3,7 +3,7 @@
     y = module(x) + (x·downᵀ)·upᵀ
 
 Adding up·down to the weight would fill its zeros, so the branch is exported beside the weight. Its
-two matrices are saved under the module's name, and `bench.sources.loading.load_folder` restores
+two matrices are saved under the module's name, and `bench.sources.loading.load_model` restores
 them. They count as parameters and multiply-adds. They are not targets, so sparsity is that of the
 weight.
 """

@@ -1,7 +1,7 @@
 """Heads and FFN neurons as units: the weights that each owns, and the removal of zeroed units.
 
 A method that prunes heads or neurons leaves zeros. `slice_units` then makes the matrices smaller
-and notes the remaining units in `model.config.sliced`, so that `load_sliced` can rebuild the
+and notes the remaining units in `model.config.sliced`, so that `shrink` can rebuild the
 shapes (methods/README.md, "Heads and neurons").
 """
 
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -187,33 +185,6 @@ def shrink(model: PreTrainedModel) -> None:
             f"config.sliced states {pairs} heads and neurons, the whole model has {whole}"
         )
     _keep(model, [(range(h), range(n)) for h, n in pairs])
-
-
-def load_sliced(folder: Path, kind: Any) -> PreTrainedModel:
-    """Loads a saved sliced model of class `kind` in float32 and eval mode; safetensors only.
-
-    Raises:
-        BenchError: the config states no shapes, or the weights do not fit them.
-    """
-    config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    if getattr(config, "sliced", None) is None:
-        raise BenchError(f"{folder.name} does not hold a sliced model: config.sliced is missing")
-    model: PreTrainedModel = kind(config)
-    shrink(model)
-    state = {
-        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise BenchError(f"{folder.name}: {str(error).splitlines()[-1].strip()}") from None
-    # Tied tensors are saved once: a missing name must be another name of a tensor in the file.
-    pointers = {k: v.data_ptr() for k, v in model.state_dict().items()}
-    read = {pointers[k] for k in state if k in pointers}
-    if unexpected or any(pointers[k] not in read for k in missing):
-        raise BenchError(f"{folder.name}: missing {missing}, unexpected {unexpected}")
-    model.float().eval()
-    return model
 
 
 def _keep(model: PreTrainedModel, kept: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:

@@ -13,7 +13,7 @@ Parameters without a mask get ordinary AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class AnnealedAdamW(torch.optim.Optimizer):
         self.decay = 0.0
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -81,7 +81,7 @@ class AnnealedAdamW(torch.optim.Optimizer):
         return loss
 
     def _masked(self, p: Tensor, keep: Tensor, group: dict[str, Any]) -> None:
-        """The update of the module's head, in four passes over memory.
+        """Updates a masked parameter as the head of this file says, in four passes over memory.
 
         AdamW with β₁ = 0 and z for a gradient is the last three lines: it has no first moment, so
         z can stand in its place too. Its bias correction is then 1, so it is told lr/(1 − β₁ᵗ),
@@ -105,7 +105,13 @@ class AnnealedAdamW(torch.optim.Optimizer):
         _fused(told, [p], [z], [z], [state])
 
 
-def _fused(group, params, grads, moments, states) -> None:
+def _fused(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    moments: list[Tensor],
+    states: list[dict[str, Any]],
+) -> None:
     adamw(
         params,
         grads,

@@ -1,4 +1,4 @@
-"""What the one-shot methods that look at activations share (methods/README.md, calibration).
+"""Walking a model block by block for statistics of its inputs (methods/README.md, calibration).
 
 The model is walked block by block. One pass of the unpruned block collects a statistic of every
 target's inputs, the block is pruned, and a second pass gives the inputs of the next block. Alive at
@@ -8,17 +8,27 @@ any time: one set of hidden states and one block's statistics.
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from bench.api import BenchError, Method, Pattern, Published
-from bench.weights.targets import blocks
-from methods.shared.masks import groups_of, pruned_count
+from bench.api import BenchError, Context
+from bench.weights.targets import Target, blocks
+
+
+class Statistic(Protocol):
+    """What is collected of a matrix's inputs."""
+
+    def add(self, x: Tensor) -> None:
+        """Accumulates `x`: (tokens, in)."""
+
+
+S = TypeVar("S", bound=Statistic)
 
 
 class ColumnNorms:
@@ -33,65 +43,23 @@ class ColumnNorms:
 
     @property
     def norms(self) -> Tensor:
-        """(in,)."""
+        """The norms, (in,)."""
         return self.squares.sqrt()
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """|W_ij|·‖X_j‖₂ (arXiv 2306.11695), (out, in)."""
+    """Returns |W_ij|·‖X_j‖₂ (arXiv 2306.11695), (out, in)."""
     return weight.abs() * norms
 
 
-class OneShot(Method):
-    """A method that prunes every matrix once, from a statistic of its inputs.
-
-    A subclass says which statistic and how a matrix is pruned; it may override `counts`.
-
-    Attributes:
-        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
-        n_m: (N, M) of the cell's pattern, or None.
-    """
-
-    patterns: ClassVar[tuple[Pattern, ...]] = ("unstructured", "N:M")
-    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
-
-    @abstractmethod
-    def statistic(self, width: int, device: torch.device):
-        """An empty statistic of a matrix with `width` inputs: it has `add(x)`, x (tokens, in)."""
-
-    @abstractmethod
-    def pruned(self, weight: Tensor, statistic, k: int) -> Tensor:
-        """The new weight, (out, in) float32, with `k` zeros, or N:M where `self.n_m` is set."""
-
-    def counts(self, model, ctx) -> dict[str, int]:
-        """How many weights each matrix loses: the cell's sparsity, everywhere the same."""
-        return {t.name: pruned_count(t.stored.numel(), ctx.cell.sparsity) for t in ctx.targets}
-
-    def attach(self, model, ctx) -> None:
-        """Prunes all targets, block by block."""
-        self.report = {"forward_s": 0.0, "prune_s": 0.0}
-        self.n_m = ctx.cell.pattern.n_m
-        if self.n_m:
-            for target in ctx.targets:
-                groups_of(target.shape[1], *self.n_m, target.name)
-        if ctx.cell.sparsity == 0:
-            return
-        counts = self.counts(model, ctx)
-
-        def visit(inside, found):
-            for target in inside:
-                # Popped: a statistic is freed as soon as its last matrix has been pruned.
-                statistic = found.pop(target.name)
-                weight = self.pruned(target.weight.float(), statistic, counts[target.name])
-                target.write(weight)
-
-        walk(model, ctx, self.statistic, visit, self.report)
-
-    def finish(self, model) -> None:
-        """The zeros are in the weights already."""
-
-
-def walk(model, ctx, statistic, visit, seconds, prunes: bool = True) -> None:
+def walk(
+    model: PreTrainedModel,
+    ctx: Context,
+    statistic: Callable[[int, torch.device], S],
+    visit: Callable[[list[Target], dict[str, S]], None],
+    seconds: dict[str, float],
+    prunes: bool = True,
+) -> None:
     """Walks the blocks in order, collecting the statistics of their inputs.
 
     Args:
@@ -128,26 +96,31 @@ def walk(model, ctx, statistic, visit, seconds, prunes: bool = True) -> None:
         _lap(seconds, "forward_s", start, ctx.device)
 
 
-class _Taps:
+class _Call(NamedTuple):
+    """What a block is called with beside its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Taps(Generic[S]):
     """Hooks that send every target's input to its statistic, padding left out.
 
     q, k, v (or gate, up) are given the same tensor: they share one statistic.
     """
 
-    def __init__(self, statistic, targets) -> None:
+    def __init__(self, statistic: Callable[[int, torch.device], S], targets: list[Target]) -> None:
         self.statistic = statistic
-        self.found: dict[str, object] = {}
+        self.found: dict[str, S] = {}
         self.tokens: Tensor | None = None
-        self.seen: tuple[Tensor | None, object] = (None, None)
+        self.seen: tuple[Tensor, S] | None = None
         self.handles = [
-            t.module.register_forward_pre_hook(
-                lambda module, args, name=t.name: self._add(name, args[0])
-            )
-            for t in targets
+            t.module.register_forward_pre_hook(partial(self._add, t.name)) for t in targets
         ]
 
-    def _add(self, name: str, x: Tensor) -> None:
-        if x is self.seen[0]:
+    def _add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        if self.seen and x is self.seen[0]:
             self.found[name] = self.seen[1]
             return
         if name not in self.found:
@@ -160,11 +133,11 @@ class _Taps:
             rows = rows[self.tokens]
         self.found[name].add(rows)
 
-    def close(self) -> dict:
-        """Removes the hooks; statistics by target."""
+    def close(self) -> dict[str, S]:
+        """Removes the hooks and returns the statistics by target."""
         for handle in self.handles:
             handle.remove()
-        self.seen = (None, None)
+        self.seen = None
         return self.found
 
 
@@ -172,7 +145,9 @@ class _Captured(Exception):
     """All blocks have been called."""
 
 
-def _first_inputs(model, ctx) -> tuple[list, list, list]:
+def _first_inputs(
+    model: PreTrainedModel, ctx: Context
+) -> tuple[list[Tensor], list[list[_Call]], list[Tensor | None]]:
     """Runs what lies before the blocks.
 
     Every block is stubbed while the model calls it, so its own mask, positions and flags are
@@ -183,14 +158,16 @@ def _first_inputs(model, ctx) -> tuple[list, list, list]:
         (args, kwargs) of every block without its hidden states, and which of the tokens are real
         (flat bool, None for all).
     """
-    hidden, calls, tokens = [], [], []
+    hidden: list[Tensor] = []
+    calls: list[list[_Call]] = []
+    tokens: list[Tensor | None] = []
     layers = blocks(model)
 
-    def stub(*args, **kwargs):
-        x, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+    def stub(*args: Any, **kwargs: Any) -> Tensor:
+        x: Tensor = args[0] if args else kwargs.pop("hidden_states")
         if not calls[-1]:
             hidden.append(x)
-        calls[-1].append((args, kwargs))
+        calls[-1].append(_Call(args[1:], kwargs))
         if len(calls[-1]) == len(layers):
             raise _Captured
         return x
@@ -219,15 +196,15 @@ def _first_inputs(model, ctx) -> tuple[list, list, list]:
     return hidden, calls, tokens
 
 
-def _run(block, hidden: Tensor, call) -> Tensor:
-    args, kwargs = call
-    out = block(hidden, *args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+def _run(block: nn.Module, hidden: Tensor, call: _Call) -> Tensor:
+    out = block(hidden, *call.args, **call.kwargs)
+    states: Tensor = out[0] if isinstance(out, tuple) else out
+    return states
 
 
 @contextmanager
-def _inference(model) -> Iterator[None]:
-    """Eval mode, no gradients, and no cache: a block that is run twice would append to it."""
+def _inference(model: PreTrainedModel) -> Iterator[None]:
+    """Sets eval mode, no gradients, and no cache: a block that is run twice would append to it."""
     training, cache = model.training, getattr(model.config, "use_cache", None)
     model.eval()
     model.config.use_cache = False

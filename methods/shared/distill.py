@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 
 def kd_loss(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, temperature: float = 2.0
 ) -> Tensor:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the rows that are predictions.
+    """Returns T²·KL(softmax(teacher / T) ‖ softmax(student / T)), a mean over predictions.
 
     A single output has no distribution: for regression it is the mean squared difference.
 
@@ -34,8 +35,10 @@ def kd_loss(
     return torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def distilled(teacher, inputs: dict[str, Tensor], logits: Tensor, temperature=2.0) -> Tensor:
-    """`kd_loss` of a batch: every example of a classifier, every predicted token of a causal LM.
+def distilled(
+    teacher: PreTrainedModel, inputs: dict[str, Tensor], logits: Tensor, temperature: float = 2.0
+) -> Tensor:
+    """Returns `kd_loss` of a batch: of a classifier's examples, of a causal LM's predicted tokens.
 
     Args:
         teacher: a frozen model in eval mode that takes the student's inputs.

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from bench.weights.precision import without_autocast
+from bench.weights.targets import Target
 from methods.shared.roles import roles
 
 
-def updated_rows(target, where: str) -> list[slice]:
-    """The row slices of (out, in) that get an A and B of their own, in order."""
+def updated_rows(target: Target, where: str) -> list[slice]:
+    """Returns the row slices of (out, in) that get an A and B of their own, in order."""
     parts = roles(target)
     if where == "all":
         return list(parts.values()) or [slice(0, target.shape[0])]
     return [rows for role, rows in parts.items() if role in where]
 
 
+class Scaled(Protocol):
+    """Parameters of a low-rank update: r, and α of its scale α/r."""
+
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+
+    @property
+    def alpha(self) -> float: ...  # noqa: D102
+
+
 class LowRankUpdate(nn.Module):
     """Maps a frozen stored weight to W + (α/r)·BA; each updated slice has its own A and B."""
 
-    def __init__(self, target, rows: list[slice], params, rng) -> None:
+    def __init__(
+        self, target: Target, rows: list[slice], params: Scaled, rng: torch.Generator
+    ) -> None:
         super().__init__()
         self.transposed, self.rows = target.transposed, rows
         r, i = params.rank, target.shape[1]
@@ -34,7 +49,7 @@ class LowRankUpdate(nn.Module):
             self.B.append(nn.Parameter(torch.zeros(part.stop - part.start, r)))
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored weight → its updated value in the same layout."""
+        """Maps the stored weight to its updated value in the same layout."""
         # The outputs lie along the columns of a Conv1D.
         out = 1 if self.transposed else 0
         pieces, done = [], 0

@@ -18,12 +18,12 @@ _SAMPLE = 8192
 
 
 def pruned_count(n: int, sparsity: float) -> int:
-    """How many of `n` elements a sparsity prunes; 1e-6 forgives 0.29·100 = 28.999…96."""
+    """Returns how many of `n` elements a sparsity prunes; 1e-6 forgives 0.29·100 = 28.999…96."""
     return math.floor(n * sparsity + 1e-6)
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest (1-based) of a flat float tensor, as a 0-d tensor.
+    """Returns the k-th smallest (1-based) of a flat float tensor, as a 0-d tensor.
 
     On CPU by Floyd and Rivest's idea (CACM 18:3, 1975): a sample brackets the answer, one pass
     counts what lies below the bracket, and only the few values inside are searched. Exact: where
@@ -49,7 +49,7 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
 
 
 def keep_largest(scores: Tensor, k: int, dtype: torch.dtype = torch.bool) -> Tensor:
-    """Keep mask that prunes exactly the `k` smallest of a pool.
+    """Returns a keep mask that prunes exactly the `k` smallest of a pool.
 
     Args:
         scores: any shape, float; the whole tensor is one pool.
@@ -82,12 +82,12 @@ def keep_largest(scores: Tensor, k: int, dtype: torch.dtype = torch.bool) -> Ten
 
 
 def keep_largest_per_row(scores: Tensor, k: int) -> Tensor:
-    """As `keep_largest` with every row of `scores` (rows, n) a pool of its own."""
+    """Returns what `keep_largest` does, with every row of `scores` (rows, n) a pool of its own."""
     return keep_spread(scores, k * scores.shape[0])
 
 
 def keep_spread(scores: Tensor, total: int) -> Tensor:
-    """Keep mask that prunes exactly `total`: from every row its smallest, as many from each.
+    """Returns a keep mask that prunes exactly `total`, as many of the smallest from each row.
 
     Where `total` is no multiple of the rows, row r prunes ⌊(r+1)·total/rows⌋ − ⌊r·total/rows⌋, so
     rows differ by one and the matrix is exact.
@@ -107,11 +107,12 @@ def keep_spread(scores: Tensor, total: int) -> Tensor:
     keep = scores > cut
     spare = width - counts - keep.sum(dim=1, keepdim=True)
     # Ties at the cut: the last `spare` of them are kept. Only a CPU may look which rows have any.
-    tied_rows = slice(None)
+    tied_rows: Tensor | slice = slice(None)
     if scores.device.type == "cpu":
-        tied_rows = spare[:, 0].nonzero()[:, 0]
-        if not len(tied_rows):
+        some = spare[:, 0].nonzero()[:, 0]
+        if not len(some):
             return keep
+        tied_rows = some
     tied = scores[tied_rows] == cut[tied_rows]
     from_end = tied.flip(1).cumsum(1).flip(1)
     keep[tied_rows] |= tied & (from_end <= spare[tied_rows])
@@ -119,7 +120,7 @@ def keep_spread(scores: Tensor, total: int) -> Tensor:
 
 
 def _row_statistics(scores: Tensor, wanted: list[int]) -> list[Tensor]:
-    """The k-th smallest (1-based) of every row, (rows, 1), for each k; −inf for k = 0."""
+    """Returns the k-th smallest (1-based) of every row, (rows, 1), for each k; −inf for k = 0."""
     ks = [k for k in wanted if k > 0]
     none = scores.new_full((scores.shape[0], 1), -math.inf)
     if not ks:
@@ -134,9 +135,9 @@ def _row_statistics(scores: Tensor, wanted: list[int]) -> list[Tensor]:
 
 
 def keep_n_largest(parts: Tensor, n: int) -> Tensor:
-    """Keep mask of the `n` largest along the first dimension of `parts` (m, …), m small.
+    """Returns the keep mask of the `n` largest along the first dimension of `parts` (m, …).
 
-    By comparing all pairs: m·(m−1)/2 passes over 1/m of the elements, no sort. Among equals the
+    Compares all pairs: m·(m−1)/2 passes over 1/m of the elements, no sort. Among equals the
     last are kept.
     """
     m = len(parts)
@@ -153,7 +154,7 @@ def keep_n_largest(parts: Tensor, n: int) -> Tensor:
 
 
 def keep_n_m(scores: Tensor, n: int, m: int, name: str = "the matrix") -> Tensor:
-    """Keep mask with the `n` largest of every `m` consecutive inputs of a row.
+    """Returns the keep mask with the `n` largest of every `m` consecutive inputs of a row.
 
     Args:
         scores: (out, in).
@@ -171,7 +172,7 @@ def keep_n_m(scores: Tensor, n: int, m: int, name: str = "the matrix") -> Tensor
 
 
 def groups_of(width: int, n: int, m: int, name: str) -> int:
-    """Groups of `m` in `width` inputs.
+    """Returns the groups of `m` in `width` inputs.
 
     Raises:
         BenchError: the width is not divisible by `m`.
@@ -182,7 +183,7 @@ def groups_of(width: int, n: int, m: int, name: str) -> int:
 
 
 def keep_n_m_partly(scores: Tensor, n: int, m: int, fraction: float) -> Tensor:
-    """Keep mask with a fraction of the groups of `m` made N:M and the rest left dense.
+    """Returns a keep mask with a fraction of the groups of `m` made N:M and the rest left dense.
 
     Those that lose most stay dense longest: the order is the sum of the scores that the group
     would lose (methods/README.md, gmp).
@@ -202,7 +203,7 @@ def keep_n_m_partly(scores: Tensor, n: int, m: int, fraction: float) -> Tensor:
 def keep_largest_global(
     scores: list[Tensor], sparsity: float, dtype: torch.dtype = torch.bool
 ) -> list[Tensor]:
-    """Keep masks from one pool over all matrices."""
+    """Returns keep masks from one pool over all matrices."""
     flat = torch.cat([s.detach().reshape(-1) for s in scores])
     keep = keep_largest(flat, pruned_count(flat.numel(), sparsity), dtype)
     sizes = [s.numel() for s in scores]
@@ -212,7 +213,7 @@ def keep_largest_global(
 def keep_masks(
     scores: dict[str, Tensor], pattern: Pattern, sparsity: float, pool: str = "layer"
 ) -> dict[str, Tensor]:
-    """Keep masks of a pattern for named score matrices, each (out, in).
+    """Returns keep masks of a pattern for named score matrices, each (out, in).
 
     Args:
         scores: larger is more worth keeping.

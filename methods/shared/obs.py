@@ -18,6 +18,7 @@ and written once a block, not once for every block before it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from methods.shared.masks import keep_largest, keep_n_largest
 
 Select = Callable[[Tensor, int, int], Tensor]
 """(scores (columns, out), first column, last + 1) → bool, true = pruned."""
+
+Rounding = Callable[[Tensor], Tensor]
+"""A column (out,) → the same on its grid."""
 
 LEAF = 16  # columns within which single columns are updated; by measurement
 
@@ -40,19 +44,21 @@ class Gram:
 
     def add(self, x: Tensor) -> None:
         """Accumulates `x`: (tokens, in)."""
+        assert self.sum is not None, "add comes before factor"
         x = x.float()
         self.sum.addmm_(x.t(), x)
 
     def factor(self, percdamp: float) -> tuple[Tensor, Tensor]:
-        """`factorise` of the sum, once for all matrices that share this input."""
+        """Returns `factorise` of the sum, computed once for all matrices that share this input."""
         if self._factor is None:
+            assert self.sum is not None
             self._factor = factorise(self.sum, percdamp)
             self.sum = None
         return self._factor
 
 
 def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
-    """Damped H = U·Uᵀ as what the sweep needs.
+    """Returns damped H = U·Uᵀ as what the sweep needs.
 
     An input that was always 0 (dead) gets H_jj = 1 and counts for nothing. The damping is a
     fraction of the mean diagonal of the others: the reference counts the ones in, which makes the
@@ -94,7 +100,7 @@ def sweep(
     select: Select,
     group: int,
     blocksize: int = 128,
-    quantize: Callable[[Tensor], Tensor] | None = None,
+    quantize: Rounding | None = None,
 ) -> Tensor:
     """Prunes left to right; what is kept makes up for what went.
 
@@ -123,14 +129,17 @@ def sweep(
             current.addmm_(R.t(), upper[:a, corner].t() @ moved[:a])
         scale = R.diagonal().square().reciprocal().masked_fill(dead[corner], 0.0)
 
-        def choose(c: int, d: int, current=current, scale=scale, a=a) -> Tensor:
-            scores = current[c:d].square().mul_(scale[c:d, None])
-            return select(scores, a + c, a + d)
+        choose = partial(_choose, select, current, scale, a)
 
         _Block(current, R, group, choose, quantize).sweep(0, len(current), levels)
         torch.sub(columns[corner], current, out=moved[corner])
         columns[corner] = current
     return columns.t().contiguous()
+
+
+def _choose(select: Select, current: Tensor, scale: Tensor, a: int, c: int, d: int) -> Tensor:
+    scores = current[c:d].square().mul_(scale[c:d, None])
+    return select(scores, a + c, a + d)
 
 
 class _Block:
@@ -140,7 +149,14 @@ class _Block:
     collector finds it: memory would grow with depth.
     """
 
-    def __init__(self, current: Tensor, R: Tensor, group: int, choose, quantize) -> None:
+    def __init__(
+        self,
+        current: Tensor,
+        R: Tensor,
+        group: int,
+        choose: Callable[[int, int], Tensor],
+        quantize: Rounding | None,
+    ) -> None:
         self.current, self.group, self.choose, self.quantize = current, group, choose, quantize
         self.steps = R / R.diagonal()[:, None]
         self.changes = torch.empty_like(current)
@@ -170,7 +186,7 @@ class _Block:
 
 
 def _levels(group: int, blocksize: int) -> list[int]:
-    """Nested sizes, the block's first, down to single columns; a group is never cut."""
+    """Returns nested sizes, the block's first, down to single columns; a group is never cut."""
     whole = [max(size // group, 1) * group for size in (blocksize, LEAF)]
     return sorted({*whole, group, min(LEAF, group), 1}, reverse=True)
 
@@ -204,8 +220,10 @@ def given(keep: Tensor) -> Select:
     return lambda scores, a, b: ~keep[:, a:b].t()
 
 
-def rounding(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
-    """Rounds a column to 2^bits levels between each row's least and greatest weight, 0 among them.
+def rounding(weight: Tensor, bits: int) -> Rounding:
+    """Returns what rounds a column to 2^bits levels from each row's least to its greatest weight.
+
+    0 is one of the levels.
 
     Args:
         weight: (out, in).

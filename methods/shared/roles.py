@@ -27,7 +27,7 @@ class FFN(NamedTuple):
 
 
 def roles(target: Target) -> dict[str, slice]:
-    """The rows of the (out, in) weight that make queries, keys and values.
+    """Returns the rows of the (out, in) weight that make queries, keys and values.
 
     Returns:
         `q`, `k`, `v` → rows: one of them for a matrix of its own, all three for GPT-2's fused
@@ -42,7 +42,7 @@ def roles(target: Target) -> dict[str, slice]:
 
 
 def feed_forward(targets: list[Target]) -> list[FFN]:
-    """The feed-forward layers among a model's targets, in order.
+    """Returns the feed-forward layers among a model's targets, in order.
 
     Raises:
         BenchError: the model names its matrices otherwise.

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from bench.api import BenchError
+from typing import Protocol
 
 
-def between_holds(method: str, params) -> tuple[float, float]:
-    """Where the ramp starts and ends, as fractions of the steps (methods/README.md).
+class Holds(Protocol):
+    """Parameters that state the holds before and after a ramp in warm-ups.
+
+    Attributes:
+        warmup: of the learning rate, as a fraction of the steps.
+        initial_warmup: warm-ups before the ramp.
+        final_warmup: warm-ups after it.
+    """
+
+    @property
+    def warmup(self) -> float: ...  # noqa: D102
+
+    @property
+    def initial_warmup(self) -> float: ...  # noqa: D102
+
+    @property
+    def final_warmup(self) -> float: ...  # noqa: D102
+
+
+def between_holds(params: Holds) -> tuple[float, float]:
+    """Returns where the ramp starts and ends, as fractions of the steps (methods/README.md).
 
     The movement family states its holds in warm-ups of the learning rate.
 
-    Args:
-        method: for the message.
-        params: with `warmup`, a fraction of the steps, and `initial_warmup`, `final_warmup`.
-
     Raises:
-        BenchError: the holds leave no room for a ramp.
+        ValueError: the holds leave no room for a ramp.
     """
     start = params.initial_warmup * params.warmup
     end = 1.0 - params.final_warmup * params.warmup
     if not 0 <= start < end <= 1:
-        raise BenchError(
-            f"{method}: the ramp would run from {start:g} to {end:g} of the steps; lower warmup, "
-            "initial_warmup or final_warmup"
+        raise ValueError(
+            f"initial_warmup {params.initial_warmup:g} and final_warmup {params.final_warmup:g} "
+            f"of a warmup of {params.warmup:g}: the ramp would run from {start:g} to {end:g} of "
+            "the steps; lower one of them"
         )
     return start, end
 
 
 def cubic(t: float, start: float, end: float, initial: float, final: float) -> float:
-    """The cubic ramp that all gradual pruning shares (methods/README.md, schedules).
+    """Returns the value at `t` of the cubic ramp that gradual methods share (methods/README.md).
 
     Args:
         t: progress, in the unit of `start` and `end`.

@@ -19,7 +19,7 @@ FULL_RANK = 496
 
 
 def last_rank(shape: tuple[int, int]) -> int:
-    """Rank of the last round: the reference's 496; half of the smaller side below 512.
+    """Returns the rank of the last round: the reference's 496; half of the smaller side below 512.
 
     The reference's rank makes W − UV vanish on small matrices, and Ω the whole matrix.
     """
@@ -28,7 +28,7 @@ def last_rank(shape: tuple[int, int]) -> int:
 
 
 def residual(weight: Tensor, start: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """W − UV after the last round, before thresholding.
+    """Returns W − UV after the last round, before thresholding.
 
     Args:
         weight: (out, in).
@@ -57,7 +57,7 @@ def residual(weight: Tensor, start: Tensor, rounds: int = ROUNDS) -> Tensor:
 
 
 def limit(weight: Tensor) -> Tensor:
-    """As `residual`, as if each step had converged: U from an SVD, no start vector.
+    """Returns what `residual` does, as if each step had converged: U from an SVD, no start vector.
 
     Ten times as fast; shares as many places with a run of `residual` as two runs share.
     """
@@ -71,7 +71,7 @@ def limit(weight: Tensor) -> Tensor:
 
 
 def support(weight: Tensor, n: int, how: str, rng: torch.Generator | None) -> Tensor:
-    """Ω: exactly `n` positions of a matrix.
+    """Returns Ω: exactly `n` positions of a matrix.
 
     Args:
         weight: (out, in).

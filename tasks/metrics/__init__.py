@@ -1,1 +1,1 @@
-"""Metrics, one file a family."""
+"""Metrics, one file per kind of output. Definitions: `tasks/README.md`."""

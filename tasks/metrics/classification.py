@@ -1,33 +1,40 @@
 """Classification and regression metrics behind the interface of `evaluate`.
 
-`evaluate.load(name)` downloads code; these do not. scikit-learn and scipy do the arithmetic.
+`evaluate.load(name)` downloads code; these metrics do not. scikit-learn and scipy do the
+arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import evaluate
 import numpy as np
 from datasets import Features, Value
+from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+Numbers = NDArray[Any]
 
-def _accuracy(predicted, gold):
+
+def _accuracy(predicted: Numbers, gold: Numbers) -> dict[str, float]:
     return {"accuracy": accuracy_score(gold, predicted)}
 
 
-def _accuracy_f1(predicted, gold):
+def _accuracy_f1(predicted: Numbers, gold: Numbers) -> dict[str, float]:
     if not set(gold) <= {0, 1}:  # GLUE reports no F1 for three classes
         return _accuracy(predicted, gold)
     return _accuracy(predicted, gold) | {"f1": f1_score(gold, predicted, zero_division=0)}
 
 
-def _matthews(predicted, gold):
+def _matthews(predicted: Numbers, gold: Numbers) -> dict[str, float]:
     return {"matthews": matthews_corrcoef(gold, predicted)} | _accuracy(predicted, gold)
 
 
-def _correlation(predicted, gold):
-    if np.ptp(predicted) == 0:  # a constant correlates with nothing; scipy would say NaN
+def _correlation(predicted: Numbers, gold: Numbers) -> dict[str, float]:
+    if np.ptp(predicted) == 0:  # scipy would return NaN for a constant
         return {"pearson": 0.0, "spearman": 0.0}
     return {
         "pearson": pearsonr(predicted, gold).statistic,
@@ -35,7 +42,7 @@ def _correlation(predicted, gold):
     }
 
 
-METRICS = {
+METRICS: dict[str, Callable[[Numbers, Numbers], dict[str, float]]] = {
     "accuracy": _accuracy_f1,
     "f1": _accuracy_f1,
     "matthews": _matthews,
@@ -44,14 +51,14 @@ METRICS = {
 """Primary metric → all that is reported with it: GLUE's own (arXiv 1804.07461, table 1)."""
 
 
-class Score(evaluate.Metric):
+class ClassificationMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
     """The metrics that go with a primary one, as fractions (correlations in −1…1).
 
     Args:
         config_name: a key of METRICS.
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         kind = Value("float32" if self.config_name == "pearson" else "int64")
         return evaluate.MetricInfo(
             description=__doc__,
@@ -60,12 +67,17 @@ class Score(evaluate.Metric):
             features=Features({"predictions": kind, "references": kind}),
         )
 
-    def _compute(self, predictions, references):
+    def _compute(
+        self, predictions: Sequence[float], references: Sequence[float]
+    ) -> dict[str, float]:
         found = METRICS[self.config_name](np.asarray(predictions), np.asarray(references))
         return {name: float(value) for name, value in found.items()}
 
 
-def score(metric: str, predictions, references) -> dict[str, float]:
-    """All metrics that go with `metric`."""
-    # Without evaluate's cache files: nothing is shared between processes here.
-    return Score(config_name=metric, keep_in_memory=True)._compute(predictions, references)
+def classification_scores(
+    metric: str, predictions: Sequence[float], references: Sequence[float]
+) -> dict[str, float]:
+    """Returns `metric`, a key of METRICS, and all that is reported with it."""
+    # `compute` would write cache files that processes share; `_compute` does not.
+    scorer = ClassificationMetric(config_name=metric, keep_in_memory=True)
+    return scorer._compute(predictions, references)

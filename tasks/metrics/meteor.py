@@ -1,8 +1,8 @@
-"""METEOR 1.5 (Denkowski & Lavie, WMT 2014): the authors' own program, or nothing.
+"""METEOR 1.5 (Denkowski & Lavie, WMT 2014), computed by the authors' own Java program.
 
-The program is Java. It is taken from the package that coco-caption's users install (an asset, see
-`bench.sources.hub`) and fetched only where there is a `java`. Where either is missing there is no
-score: re-implementations give other numbers under the same name.
+The program comes from the package pycocoevalcap (an asset, see `bench.sources.pypi_assets`). It is
+fetched only where `java` is on the PATH. Without program or Java there is no score, because
+re-implementations give other numbers under the same name.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MEMORY = "-Xmx2G"
 
 
 class Missing(Exception):
-    """METEOR cannot be computed here; the message is the table's footnote."""
+    """METEOR cannot be computed on this machine; the message becomes the table's footnote."""
 
 
 def fetch() -> None:
-    """Downloads the program where it can be run; being offline only costs this score."""
+    """Downloads the program where it can be run. Offline, only this score is missing."""
     if shutil.which("java") is None:
         return
     try:
@@ -36,9 +36,9 @@ def fetch() -> None:
 def score(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, list[float]]:
-    """(corpus score, segment scores) of tokenized texts, as fractions.
+    """Returns (corpus score, item scores) of tokenized texts, as fractions.
 
-    The corpus score is METEOR of the summed statistics, not the mean of the segments. The program
+    The corpus score is METEOR of the summed statistics, not the mean over items. The program
     normalises and lower-cases (`-norm`), as in e2e-metrics and in WebNLG's evaluation.
 
     Raises:
@@ -61,18 +61,19 @@ def score(
 def _ask(
     command: list[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, list[float]]:
-    """A line each way for every segment, then one for all of them."""
+    """Exchanges a line with the program for every item, then one for all of them."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8"
     ) as program:
-        assert program.stdin is not None
-        assert program.stdout is not None
-        answers = iter(program.stdout.readline, "")
+        stdin, stdout = program.stdin, program.stdout
+        assert stdin is not None
+        assert stdout is not None
+        answers = iter(stdout.readline, "")
 
         def tell(*fields: str) -> None:
-            program.stdin.write(" ||| ".join(fields) + "\n")
-            program.stdin.flush()
+            stdin.write(" ||| ".join(fields) + "\n")
+            stdin.flush()
 
         def answer() -> str:
             return next(answers, "").strip()
@@ -87,5 +88,5 @@ def _ask(
 
 
 def _plain(text: str) -> str:
-    """One line that holds no field separator."""
+    """Returns the text in one line without field separators."""
     return " ".join(text.replace("|||", " ").split())

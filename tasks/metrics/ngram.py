@@ -1,8 +1,7 @@
-"""NIST, ROUGE-L and CIDEr as the E2E script has them.
+"""NIST, ROUGE-L and CIDEr as in the E2E script.
 
-Their libraries do not fit: nltk's NIST differs from mteval's where there are several references,
-and the package with coco-caption's ROUGE-L and CIDEr (pycocoevalcap) is 104 MB of Java for sixty
-lines of arithmetic. `tests/test_text_metrics.py` holds these to brute force and to nltk.
+The libraries that were tried, and how their numbers or sizes differ, are in `tasks/README.md`.
+`tests/test_text_metrics.py` compares these with brute force and with nltk.
 """
 
 from __future__ import annotations
@@ -13,18 +12,19 @@ from collections.abc import Iterable, Sequence
 
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from tasks.metrics.text import References, TextMetric, Texts, ptb_text
+from tasks.metrics.ptb_tokens import ptb_text
+from tasks.metrics.text import References, TextMetric, Texts
 
 Ngram = tuple[str, ...]
 
 
 class Nist(TextMetric):
-    """NIST-5 (Doddington 2002) in bits, as mteval-v13a has it: 13a tokens, case ignored.
+    """NIST-5 (Doddington 2002) in bits, as in mteval-v13a: 13a tokens, case ignored.
 
-    Matches are clipped by the largest count in any one reference and the brevity penalty takes the
-    mean reference length, as in mteval. (nltk's takes the best single reference; the two agree
-    where there is one. mteval's Perl also divides by the largest number of references where their
-    number varies; e2e-metrics calls that wrong, and its Python version, which LoRA ran, does not.)
+    Matches are clipped by the largest count in any one reference, and the brevity penalty takes
+    the mean reference length. (nltk takes the best single reference instead. Where references vary
+    in number, mteval's Perl also divides by the largest number; e2e-metrics calls that wrong, and
+    its Python version, which LoRA ran, does not.)
     """
 
     key = "nist"
@@ -51,21 +51,24 @@ class Nist(TextMetric):
 
     @staticmethod
     def _penalty(ratio: float) -> float:
-        """1/2 where the hypotheses are 2/3 as long as the references."""
+        """Returns the brevity penalty: 1/2 where texts are 2/3 as long as the references."""
         if ratio <= 0:
             return 0.0
         return math.exp(math.log(0.5) * (min(math.log(ratio), 0.0) / math.log(1.5)) ** 2)
 
 
 class RougeL(TextMetric):
-    """ROUGE-L (Lin 2004) as coco-caption has it: F with beta 1.2, mean over items.
+    """ROUGE-L (Lin 2004) as in coco-caption: F with beta 1.2, mean over items.
 
     Precision and recall are each the largest over the references, not always of the same one.
     """
 
     key = "rouge_l"
-    default = staticmethod(ptb_text)
     beta = 1.2
+
+    def own_tokens(self, text: str) -> str:
+        """Returns PTB tokens."""
+        return ptb_text(text)
 
     def _segments(self, predictions: Texts, references: References) -> list[float]:
         return [self._one(p, r) for p, r in zip(predictions, references, strict=True)]
@@ -82,15 +85,18 @@ class RougeL(TextMetric):
 
 
 class Cider(TextMetric):
-    """CIDEr-D (arXiv 1411.5726) as coco-caption has it: n = 1 … 4, sigma 6, 0 … 10.
+    """CIDEr-D (arXiv 1411.5726) as in coco-caption: n = 1 … 4, sigma 6, from 0 to 10.
 
     Document frequencies come from the references of the items scored, so a score belongs to its
     set of items, and a single item scores 0. The length in the Gaussian is the number of bigrams.
     """
 
     key = "cider"
-    default = staticmethod(ptb_text)
     order, sigma = 4, 6.0
+
+    def own_tokens(self, text: str) -> str:
+        """Returns PTB tokens."""
+        return ptb_text(text)
 
     def _segments(self, predictions: Texts, references: References) -> list[float]:
         counts = [[Counter(_ngrams(r.split(), self.order)) for r in rs] for rs in references]
@@ -98,7 +104,7 @@ class Cider(TextMetric):
         log_items = math.log(len(counts))
 
         def weigh(count: Counter[Ngram]) -> list[dict[Ngram, float]]:
-            """tf-idf weights by order."""
+            """Returns tf-idf weights by order."""
             vectors: list[dict[Ngram, float]] = [{} for _ in range(self.order)]
             for ngram, n in count.items():
                 weight = n * (log_items - math.log(max(documents[ngram], 1)))
@@ -122,11 +128,12 @@ _tokenize_13a = Tokenizer13a()
 
 
 def _tokens_13a(text: str) -> list[str]:
-    return _tokenize_13a(text.lower()).split()
+    tokenized: str = _tokenize_13a(text.lower())
+    return tokenized.split()
 
 
 def _ngrams(words: Sequence[str], order: int) -> Iterable[Ngram]:
-    """All n-grams of 1 … `order` words."""
+    """Yields all n-grams of 1 … `order` words."""
     return (tuple(words[i : i + n]) for n in range(1, order + 1) for i in range(len(words) - n + 1))
 
 
@@ -135,14 +142,14 @@ def _bigrams(count: Counter[Ngram]) -> int:
 
 
 def _clipped_cosine(a: dict[Ngram, float], b: dict[Ngram, float]) -> float:
-    """Cosine of a and b with a's weights cut to b's; 0 for an empty side."""
+    """Returns the cosine of a and b with a's weights cut to b's; 0 for an empty side."""
     norm = math.hypot(*a.values()) * math.hypot(*b.values())
     dot = sum(min(weight, b[ngram]) * b[ngram] for ngram, weight in a.items() if ngram in b)
     return dot / norm if norm else 0.0
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Returns the length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for word in a:
         before = 0

@@ -1,21 +1,53 @@
-"""What the families of tasks share: rows that are loaded once, and where they came from."""
+"""What all task families share: splits that are loaded once, and where their rows came from."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from bench.api import Source
+from bench.api import Source, Split, Task
 from bench.core import provenance
+from bench.sources import hub
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Part = TypeVar("Part")
+"""What one split is: `Rows`, `Items` or a list of texts."""
 
 
-class Base(ABC):
-    """A task whose three splits `_load` gives, as an object with `repo`, `revision`,
-    `select_rule` and `subset` beside them.
+@dataclass(frozen=True)
+class Splits(Generic[Part]):
+    """The three splits of a task and where their rows came from.
+
+    Attributes:
+        train: what methods train and calibrate on.
+        select: a slice of the official train split, set apart for tuning.
+        test: the reported split.
+        repo: repository id, as the record names it.
+        revision: the pinned revision, or `mirror`.
+        select_rule: how `select` was cut from train, in words.
+        subset: what is missing against the official data; empty when it is complete.
     """
+
+    train: Part
+    select: Part
+    test: Part
+    repo: str
+    revision: str
+    select_rule: str
+    subset: str = ""
+
+    def __getitem__(self, split: Split) -> Part:
+        return {"train": self.train, "select": self.select, "test": self.test}[split]
+
+
+class Base(Task, Generic[Part]):
+    """A task whose splits `_load` returns."""
 
     limit = 0
 
@@ -23,15 +55,15 @@ class Base(ABC):
         self.name = name
 
     @abstractmethod
-    def _load(self) -> Any:
-        """The splits; called once."""
+    def _load(self) -> Splits[Part]:
+        """Returns the splits; called once."""
 
     @abstractmethod
     def _rows(self) -> Iterable[Mapping[str, object]]:
-        """All rows in a fixed order, for the fingerprint."""
+        """Yields all rows in a fixed order, for the fingerprint."""
 
     @cached_property
-    def data(self) -> Any:
+    def data(self) -> Splits[Part]:
         """The splits, loaded once a process."""
         return self._load()
 
@@ -39,12 +71,12 @@ class Base(ABC):
         """Fetches the rows.
 
         Raises:
-            BenchError: kind `offline` when they are nowhere to be had.
+            BenchError: kind `offline` when no source has them.
         """
         _ = self.data
 
     def source(self) -> Source:
-        """Where the rows came from, with a sha256 over all of them."""
+        """Returns where the rows came from, with a sha256 over all of them."""
         data = self.data
         return Source(
             repo=data.repo,
@@ -56,5 +88,53 @@ class Base(ABC):
 
 
 def position(text: str) -> float:
-    """Where a text falls in [0, 1): a hash, so that a split by position never moves."""
+    """Returns a place in [0, 1) by the text's hash, so that a split by position never moves."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
+
+
+class Carvable(Protocol):
+    """Rows that `carve` can divide."""
+
+    def split_keys(self) -> list[str]:
+        """Returns one string a row; equal strings stay on one side."""
+
+    def take(self, indices: Iterable[int]) -> Self:
+        """Returns the rows at `indices`."""
+
+
+CarvedPart = TypeVar("CarvedPart", bound=Carvable)
+
+
+def carve(rows: CarvedPart, fraction: float) -> tuple[CarvedPart, CarvedPart]:
+    """Returns (train, select): `select` has the rows whose key's position is below `fraction`."""
+    below = [position(key) < fraction for key in rows.split_keys()]
+    train = rows.take(i for i, inside in enumerate(below) if not inside)
+    return train, rows.take(i for i, inside in enumerate(below) if inside)
+
+
+class HubRows(NamedTuple):
+    """Splits as the hub has them.
+
+    Attributes:
+        rows: the data set of each split.
+        revision: how a record names it.
+        missing: what is missing against the official numbers of rows, empty when complete.
+    """
+
+    rows: dict[str, Dataset]
+    revision: str
+    missing: str
+
+
+def load_splits(repo: str, config: str, official: Mapping[str, int], revision: str) -> HubRows:
+    """Loads the splits that `official` names, and compares them with its numbers of rows.
+
+    Raises:
+        BenchError: kind `offline` when no source has them.
+    """
+    rows, missing, found_revision = {}, [], ""
+    for split, expected in official.items():
+        rows[split], found_revision = hub.load_split(repo, config, split, revision)
+        if len(rows[split]) < expected:
+            missing.append(f"{split} {len(rows[split])} of {expected} rows")
+    return HubRows(rows, found_revision, ", ".join(missing))

@@ -1,7 +1,8 @@
-"""Running text for calibration and retraining of tasks that bring none: a sample of C4.
+"""A sample of C4: calibration and retraining text of tasks that have none of their own.
 
-The papers calibrate on C4's first shard (METHODS.md §5). A mirror may hold a small sample of it as
-`calibration/c4_sample`; the hub's shard is read as a stream, and only as far as is needed.
+SparseGPT (arXiv 2301.00774) and Wanda (arXiv 2306.11695) calibrate on C4's first shard. A mirror
+may hold a small sample of it as `calibration/c4_sample`. Otherwise the hub's shard is read as a
+stream, and only its first rows.
 """
 
 from __future__ import annotations
@@ -9,29 +10,29 @@ from __future__ import annotations
 from itertools import islice
 
 from bench.sources import hub
-from tasks.shared.language import Texts
+from tasks.shared.base import Splits
 
-C4 = "calibration/c4_sample"
-HUB, REVISION = "allenai/c4", "607bd4c8450a42878aa9ddc051a65a055450ef87"
-SHARD = "en/c4-train.00000-of-01024.json.gz"
-ROWS = 20_000
-SELECT = 0.1
+C4_SAMPLE = "calibration/c4_sample"
+_REPO, _REVISION = "allenai/c4", "607bd4c8450a42878aa9ddc051a65a055450ef87"
+_SHARD = "en/c4-train.00000-of-01024.json.gz"
+_ROWS = 20_000
+_SELECT = 0.1
 
 
-def c4_sample() -> Texts:
-    """The sample's rows, the last tenth set apart as `select`; there is no test split.
+def c4_sample() -> Splits[list[str]]:
+    """Loads the sample; the last tenth of the rows is `select`, and `test` is empty.
 
     Raises:
         BenchError: kind `offline` when neither the sample nor the hub can be had.
     """
-    if hub.find(C4):
-        found, revision = hub.load_split(C4, "default", "train", "")
-        rows, repo = list(found["text"]), C4
+    if hub.find(C4_SAMPLE):
+        found, revision = hub.load_split(C4_SAMPLE, "default", "train", "")
+        rows, repo = list(found["text"]), C4_SAMPLE
     else:
-        rows, repo, revision = _streamed(), f"{HUB}:{SHARD}", REVISION
-    cut = round(len(rows) * (1 - SELECT))
-    rule = f"the last {SELECT:g} of the rows"
-    return Texts(rows[:cut], rows[cut:], [], repo, revision, rule)
+        rows, repo, revision = _streamed(), f"{_REPO}:{_SHARD}", _REVISION
+    cut = round(len(rows) * (1 - _SELECT))
+    rule = f"the last {_SELECT:g} of the rows"
+    return Splits(rows[:cut], rows[cut:], [], repo, revision, rule)
 
 
 def _streamed() -> list[str]:
@@ -40,8 +41,8 @@ def _streamed() -> list[str]:
     hub.give_up_early()
     try:
         stream = datasets.load_dataset(
-            HUB, data_files={"train": SHARD}, split="train", streaming=True, revision=REVISION
+            _REPO, data_files={"train": _SHARD}, split="train", streaming=True, revision=_REVISION
         )
-        return [row["text"] for row in islice(stream, ROWS)]
+        return [row["text"] for row in islice(stream, _ROWS)]
     except (OSError, RuntimeError, ValueError):
-        raise hub.offline(HUB) from None
+        raise hub.offline(_REPO) from None

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.api import BenchError, Budget, Scores
-from tasks.metrics.classification import score
-from tasks.shared.base import Base, position
+from bench.api import BenchError, Budget, Scores, Split
+from tasks.metrics.classification import classification_scores
+from tasks.shared.base import Base, Splits
 
 EVAL_BATCH = 64
+"""Rows of a batch at evaluation."""
+CALIBRATION_BATCH = 32
+"""Rows of a batch at calibration."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts, or pairs of texts, with labels."""
+    """Texts, or pairs of texts, with labels: class numbers, or values for a regression."""
 
     first: list[str]
     second: list[str] | None
@@ -27,35 +33,25 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: list[int]) -> Rows:
-        """The rows at `indices`."""
-        second = None if self.second is None else [self.second[i] for i in indices]
-        return Rows([self.first[i] for i in indices], second, [self.labels[i] for i in indices])
+    def take(self, indices: Iterable[int]) -> Rows:
+        """Returns the rows at `indices`."""
+        chosen = list(indices)
+        second = None if self.second is None else [self.second[i] for i in chosen]
+        return Rows([self.first[i] for i in chosen], second, [self.labels[i] for i in chosen])
 
-    def texts(self) -> list[str]:
-        """One string a row, for hashing."""
+    def split_keys(self) -> list[str]:
+        """Returns one string a row, for hashing: the text, or the two texts with a zero byte."""
         if self.second is None:
             return self.first
         return [f"{a}\0{b}" for a, b in zip(self.first, self.second, strict=True)]
 
 
-@dataclass(frozen=True)
-class Data:
-    """The three splits and where they came from, without the fingerprint."""
+class Classification(Base[Rows]):
+    """A task of labelled rows; a subclass defines `_load` and, where they differ, the attributes.
 
-    train: Rows
-    select: Rows
-    test: Rows
-    repo: str
-    revision: str
-    select_rule: str
-    subset: str = ""
+    The dense model is the pretrained one with a new head, fine-tuned on `train`.
+    """
 
-
-class Classification(Base):
-    """A task whose rows `_load` gives; everything else is common."""
-
-    name: str
     version = 1
     metric = "accuracy"
     higher_is_better = True
@@ -63,88 +59,94 @@ class Classification(Base):
     labels = 2
     trains = True
     finetunes = True
-    budgets = {"default": Budget(steps=300, batch=32, length=64)}
+    budgets: Mapping[str, Budget] = {"default": Budget(steps=300, batch=32, length=64)}
 
     @abstractmethod
-    def _load(self) -> Data:
-        """The splits; called once."""
+    def _load(self) -> Splits[Rows]:
+        """Returns the splits; called once."""
 
-    def _rows(self):
+    def _rows(self) -> Iterator[dict[str, object]]:
         data = self.data
         return (
             {"text": text, "label": label}
             for split in (data.train, data.select, data.test)
-            for text, label in zip(split.texts(), split.labels, strict=True)
+            for text, label in zip(split.split_keys(), split.labels, strict=True)
         )
 
-    def train(self, tok) -> Dataset:
-        """Tokenized training rows with `labels` and `length`."""
-        return self._encode(self.data.train, tok)
+    def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
+        """Returns the tokenized training rows with `labels` and `length`."""
+        return self._encode(self.data.train, tok, tok.model_max_length)
 
-    def collator(self, tok):
-        """Pads a batch to its longest row."""
-        return DataCollatorWithPadding(tok)
+    def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """Returns a function that pads a batch to its longest row."""
+        collate: Callable[[list[Any]], dict[str, Tensor]] = DataCollatorWithPadding(tok)
+        return collate
 
-    def calibration(self, tok, n: int, length: int, seed: int) -> list[dict[str, torch.Tensor]]:
-        """`n` training rows drawn by `seed`, in batches of 32, longest row first."""
+    def calibration(
+        self, tok: PreTrainedTokenizerBase, n: int, length: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """Returns `n` training rows drawn by `seed`, cut to `length` tokens, in batches of 32."""
         rows = self.data.train
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(rows), generator=generator)[:n].tolist()
-        encoded = self._encode(rows.take(chosen), tok, length).remove_columns(["labels"])
-        return list(self._batches(encoded, tok, 32))
+        encoded = self._encode(rows.take(chosen), tok, length)
+        return list(self._batches(encoded, tok, CALIBRATION_BATCH))
 
     @torch.no_grad()
-    def evaluate(self, model, tok, device, split: str = "test", budget: Budget | None = None):
-        """Scores one split; items are 1 where the prediction is right, or the predictions."""
-        rows: Rows = getattr(self.data, split)
-        encoded = self._encode(rows, tok)
-        order = sorted(range(len(rows)), key=lambda i: -encoded[i]["length"])
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        split: Split = "test",
+        budget: Budget | None = None,
+    ) -> Scores:
+        """Scores one split; all rows, whatever the budget.
+
+        `items` holds 1 where the predicted class is right; of a regression, the predictions.
+
+        Raises:
+            BenchError: kind `nan` when an output is not finite.
+        """
+        rows = self.data[split]
+        encoded = self._encode(rows, tok, tok.model_max_length)
+        lengths = list(encoded["length"])
+        order = sorted(range(len(rows)), key=lambda i: -lengths[i])
         outputs = torch.empty(len(rows), self.labels)
         start = 0
-        for batch in self._batches(encoded.select(order).remove_columns(["labels"]), tok):
+        for batch in self._batches(encoded.select(order), tok, EVAL_BATCH):
             logits = model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu()
             outputs[order[start : start + len(logits)]] = logits
             start += len(logits)
         if not outputs.isfinite().all():
             raise BenchError("the model's outputs are not finite", "nan")
         if self.labels == 1:
-            predicted, gold = outputs[:, 0].tolist(), rows.labels
-            items: str | list[float] = predicted
-        else:
-            predicted, gold = outputs.argmax(1).tolist(), [int(v) for v in rows.labels]
-            items = "".join("01"[p == g] for p, g in zip(predicted, gold, strict=True))
-        values = score(self.metric, predicted, gold)
-        if self.labels > 1:
-            values["majority"] = max(gold.count(c) for c in set(gold)) / len(gold)
-        return Scores(values=values, n=len(rows), items=items)
+            values: list[float] = outputs[:, 0].tolist()
+            scores = classification_scores(self.metric, values, rows.labels)
+            return Scores(values=scores, n=len(rows), items=values)
+        classes: list[int] = outputs.argmax(1).tolist()
+        gold = [int(label) for label in rows.labels]
+        scores = classification_scores(self.metric, classes, gold)
+        scores["majority"] = max(gold.count(c) for c in set(gold)) / len(gold)
+        right = "".join("01"[p == g] for p, g in zip(classes, gold, strict=True))
+        return Scores(values=scores, n=len(rows), items=right)
 
-    def _encode(self, rows: Rows, tok, length: int | None = None) -> Dataset:
+    def _encode(self, rows: Rows, tok: PreTrainedTokenizerBase, length: int) -> Dataset:
         texts = (rows.first,) if rows.second is None else (rows.first, rows.second)
-        columns = dict(tok(*texts, truncation=True, max_length=length or tok.model_max_length))
+        columns = dict(tok(*texts, truncation=True, max_length=length))
         as_label = float if self.labels == 1 else int
         columns["labels"] = [as_label(v) for v in rows.labels]
         columns["length"] = [len(ids) for ids in columns["input_ids"]]
         return Dataset.from_dict(columns)
 
-    def _batches(self, encoded: Dataset, tok, size: int = EVAL_BATCH):
+    def _batches(
+        self, encoded: Dataset, tok: PreTrainedTokenizerBase, size: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yields what the model takes, without labels, `size` rows at a time."""
         collate = self.collator(tok)
-        encoded = encoded.remove_columns(["length"])
-        for start in range(0, len(encoded), size):
-            rows = encoded[start : start + size]
-            keys = list(rows)
-            yield dict(
-                collate(
-                    [dict(zip(keys, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-                )
-            )
-
-
-def carve(rows: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """(train, select): rows whose text's hash falls below `fraction` are set apart.
-
-    By text, so that a duplicate is on one side only.
-    """
-    positions = [position(text) for text in rows.texts()]
-    select = [i for i, p in enumerate(positions) if p < fraction]
-    train = [i for i, p in enumerate(positions) if p >= fraction]
-    return rows.take(train), rows.take(select)
+        inputs = encoded.remove_columns(["labels", "length"])
+        for start in range(0, len(inputs), size):
+            # A slice is a dict of columns, which reads faster than row by row.
+            columns = inputs[start : start + size]
+            rows = zip(*columns.values(), strict=True)
+            yield dict(collate([dict(zip(columns, row, strict=True)) for row in rows]))

@@ -6,40 +6,45 @@ DSEE use and which go back to Prefix-Tuning (arXiv 2101.00190). A training row i
     input ids · bos · ids of " " + text · eos        (bos is eos where a tokenizer has no other)
 
 and only text and eos are learnt, with label smoothing 0.1 (`budget.smoothing`). A row that is too
-long loses the start of its input. At test time every distinct input gets one text, by greedy or
-beam search (`budget.beams`), which is scored against all the input's references.
+long loses the start of its input. At test time the model writes one text for every distinct input,
+by greedy or beam search (`budget.beams`). It is scored against all the input's references.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.api import Budget, Scores
+from bench.api import Budget, Scores, Split
 from bench.sources import token_windows
 from tasks.metrics import meteor
 from tasks.metrics.text import Bleu, TextMetric
-from tasks.shared.base import Base, position
+from tasks.shared.base import Base, Splits, position
 from tasks.shared.generation import Decoding, generate
 
-# The scripts' `--eval_len`: tokens a text may have.
 NEW_TOKENS = 64
+"""Tokens a text may have: the scripts' `--eval_len`."""
 IGNORED = -100
-# Texts that the cell's log shows beside a reference.
+"""Label of the tokens that are not learnt."""
 SHOWN = 5
+"""Texts that the cell's log shows beside a reference."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Items:
-    """Distinct inputs, each with its texts; `groups` names a part of the test set, or is empty."""
+    """Distinct inputs, each with its texts and the part of the test set it belongs to, or ''."""
 
     inputs: list[str]
     texts: list[list[str]]
@@ -49,31 +54,27 @@ class Items:
         return len(self.inputs)
 
     def take(self, indices: Iterable[int]) -> Items:
-        """The items at `indices`."""
+        """Returns the items at `indices`."""
         chosen = list(indices)
-        parts = (self.inputs, self.texts, self.groups)
-        return Items(*([part[i] for i in chosen] for part in parts))
+        return Items(
+            [self.inputs[i] for i in chosen],
+            [self.texts[i] for i in chosen],
+            [self.groups[i] for i in chosen],
+        )
+
+    def split_keys(self) -> list[str]:
+        """Returns the inputs, so that all texts of an input stay in one split."""
+        return self.inputs
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(input, text), one for every text."""
+        """Returns (input, text) for every text."""
         return [(i, t) for i, texts in zip(self.inputs, self.texts, strict=True) for t in texts]
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three splits and where they came from, without the fingerprint."""
+class DataToText(Base[Items]):
+    """A task of inputs with human texts; a subclass defines `_load`, `metrics` and `budgets`.
 
-    train: Items
-    select: Items
-    test: Items
-    repo: str
-    revision: str
-    select_rule: str
-    subset: str = ""
-
-
-class DataToText(Base):
-    """A task whose items `_load` gives; everything else is common.
+    The dense model is the pretrained one, fine-tuned on `train`.
 
     Attributes:
         length_penalty: of the beam search.
@@ -87,17 +88,16 @@ class DataToText(Base):
     trains = True
     finetunes = True
     length_penalty = 1.0
-    budgets: Mapping[str, Budget]
 
     @abstractmethod
-    def _load(self) -> Splits:
-        """The splits; called once."""
+    def _load(self) -> Splits[Items]:
+        """Returns the splits; called once."""
 
     @abstractmethod
     def metrics(self) -> Sequence[TextMetric]:
-        """What is reported; BLEU is among them."""
+        """Returns what is reported; BLEU is among them."""
 
-    def _rows(self):
+    def _rows(self) -> Iterator[dict[str, object]]:
         data = self.data
         return (
             {"input": input_, "text": text}
@@ -109,35 +109,38 @@ class DataToText(Base):
         """Fetches the rows, and METEOR where it can be run.
 
         Raises:
-            BenchError: kind `offline` when the rows are nowhere to be had.
+            BenchError: kind `offline` when no source has the rows.
         """
         super().prepare()
         meteor.fetch()
 
-    def train(self, tok) -> Dataset:
-        """Rows with `labels` that are −100 but for text and eos, and `length`."""
+    def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
+        """Returns a row for every text, with `length` and `labels`, −100 except on text and eos."""
         return Dataset.from_list(self._encode(self.data.train.pairs(), tok, tok.model_max_length))
 
     def documents(self) -> list[str]:
-        """Inputs and texts of train, one after the other as a training row has them."""
+        """Returns train's inputs and texts in turn, as training rows hold them, for pretraining."""
         return [part for i, t in self.data.train.pairs() for part in (i, f" {t}")]
 
-    def collator(self, tok):
-        """Pads a batch on the right to its longest row."""
+    def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """Returns a function that pads a batch on the right, whatever side the tokenizer pads."""
 
-        def collate(rows):
-            longest = max(len(row["input_ids"]) for row in rows)
-            fill = {"input_ids": tok.pad_token_id, "labels": IGNORED, "attention_mask": 0}
-            rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        def collate(rows: list[Any]) -> dict[str, Tensor]:
+            def padded(sequences: Iterable[list[int]], fill: float) -> Tensor:
+                return pad_sequence([torch.tensor(s) for s in sequences], True, fill)
+
             return {
-                key: torch.tensor([r[key] + [pad] * (longest - len(r[key])) for r in rows])
-                for key, pad in fill.items()
+                "input_ids": padded((row["input_ids"] for row in rows), tok.pad_token_id),
+                "labels": padded((row["labels"] for row in rows), IGNORED),
+                "attention_mask": padded(([1] * len(row["input_ids"]) for row in rows), 0),
             }
 
         return collate
 
-    def calibration(self, tok, n: int, length: int, seed: int) -> list[dict[str, torch.Tensor]]:
-        """`n` training rows drawn by `seed`, input and text, in batches of 8."""
+    def calibration(
+        self, tok: PreTrainedTokenizerBase, n: int, length: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """Returns `n` training rows drawn by `seed`, input and text, in batches of 8."""
         pairs = self.data.train.pairs()
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(pairs), generator=generator)[:n].tolist()
@@ -145,14 +148,22 @@ class DataToText(Base):
         return token_windows.batches([torch.tensor(row["input_ids"]) for row in rows])
 
     def evaluate(
-        self, model, tok, device, split: str = "test", budget: Budget | None = None
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        split: Split = "test",
+        budget: Budget | None = None,
     ) -> Scores:
-        """Scores one split; items are sentence BLEU (smoothed), `n` are the inputs.
+        """Scores one split: `n` counts the inputs, `items` are their smoothed sentence BLEUs.
 
-        With `budget.items` only so many inputs are scored: those whose hashes come first.
+        `budget.items` limits the inputs to those whose hashes come first.
+
+        Raises:
+            BenchError: kind `nan` when an output is not a number.
         """
         budget = budget or self.budgets["default"]
-        every = getattr(self.data, split)
+        every = self.data[split]
         items = sample(every, budget.items)
         outputs = self.write(model, tok, device, items.inputs, budget.beams or 1)
         notes: list[str] = []
@@ -169,8 +180,15 @@ class DataToText(Base):
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def write(self, model, tok, device, inputs: list[str], beams: int) -> list[str]:
-        """One text an input; input and text together keep to `tok.model_max_length` tokens."""
+    def write(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        inputs: list[str],
+        beams: int,
+    ) -> list[str]:
+        """Writes a text for each input; the two take at most `tok.model_max_length` tokens."""
         length = tok.model_max_length
         new = min(NEW_TOKENS, length // 2)
         prompts = [ids[new - length :] for ids in _prompts(inputs, tok)]
@@ -178,7 +196,7 @@ class DataToText(Base):
         return generate(model, tok, device, prompts, how)
 
     def _measured(self, outputs: list[str], items: Items, notes: list[str]) -> dict[str, float]:
-        """Scores of all items and, under `<score>_<group>`, of every group."""
+        """Scores all items and, as `<score>_<group>`, the items of each group."""
         values = self._scored(outputs, items.texts, notes)
         for group in sorted({g for g in items.groups if g}):
             inside = [i for i, g in enumerate(items.groups) if g == group]
@@ -195,17 +213,19 @@ class DataToText(Base):
         for metric in self.metrics():
             try:
                 values[metric.key] = metric.corpus(outputs, texts)
-            except meteor.Missing as why:
-                notes.append(str(why))
+            except meteor.Missing as reason:
+                notes.append(str(reason))
         return values
 
-    def _encode(self, pairs: list[tuple[str, str]], tok, length: int) -> list[dict]:
+    def _encode(
+        self, pairs: list[tuple[str, str]], tok: PreTrainedTokenizerBase, length: int
+    ) -> list[dict[str, Any]]:
         prompts = _prompts([input_ for input_, _ in pairs], tok)
         # The blank in front is LoRA's: a text begins as a word inside a sentence does.
         texts = tok([" " + text for _, text in pairs], add_special_tokens=False)["input_ids"]
         rows = []
         for prompt, text in zip(prompts, texts, strict=True):
-            # A token at least stays of the prompt: what the first label is predicted from.
+            # At least one token of the prompt stays: the first label is predicted from it.
             learnt = [*text, tok.eos_token_id][: length - 1]
             kept = prompt[max(0, len(prompt) + len(learnt) - length) :]
             rows.append(
@@ -219,30 +239,23 @@ class DataToText(Base):
 
 
 def sample(items: Items, n: int | None) -> Items:
-    """`n` items in their order, those whose input's hash comes first; all for None."""
+    """Returns the `n` items whose inputs' hashes come first, in their order; all for None."""
     if n is None or n >= len(items):
         return items
     ranked = sorted(range(len(items)), key=lambda i: position(items.inputs[i]))
     return items.take(sorted(ranked[:n]))
 
 
-def carve(items: Items, fraction: float) -> tuple[Items, Items]:
-    """(train, select): items whose input's hash falls below `fraction` are set apart."""
-    below = [position(input_) < fraction for input_ in items.inputs]
-    train = items.take(i for i, b in enumerate(below) if not b)
-    return train, items.take(i for i, b in enumerate(below) if b)
-
-
 def group(pairs: Iterable[tuple[str, str]]) -> Items:
-    """(input, text) pairs → distinct inputs in the order of their first appearance."""
+    """Groups (input, text) pairs by input, in the order of first appearance."""
     found: dict[str, list[str]] = {}
     for input_, text in pairs:
         found.setdefault(input_, []).append(text)
     return Items(list(found), list(found.values()), [""] * len(found))
 
 
-def _prompts(inputs: list[str], tok) -> list[list[int]]:
-    """Token ids of the inputs, each with the separator after it."""
+def _prompts(inputs: list[str], tok: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Returns the token ids of the inputs, each with the separator after it."""
     between = tok.eos_token_id if tok.bos_token_id is None else tok.bos_token_id
     distinct = list(dict.fromkeys(inputs))  # a training input stands in a row for each of its texts
     encoded = tok(distinct, add_special_tokens=False)["input_ids"]

@@ -1,23 +1,32 @@
-"""Prompts → texts: greedy or beam search in padded batches, the same whatever batch a prompt is in.
+"""Text generation by greedy or beam search; a prompt's text does not depend on its batch.
 
-Beam search is that of LoRA's GPT-2 scripts (arXiv 2106.09685, table 11): a finished hypothesis
+Beam search is that of LoRA's GPT-2 scripts (arXiv 2106.09685, table 11). A finished hypothesis
 scores log-probability / length^penalty over its own tokens, and no n-gram occurs twice in the
-generated text. What stands in the prompt may be repeated, so that names can be copied.
+generated text. N-grams of the prompt may be repeated, so that names can be copied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from bench.api import BenchError
 
-# Hypotheses at once: on two cores a step's time grows with them from here on.
-ROWS = 32
+HYPOTHESES = 32
+"""Hypotheses of a batch: with more, a step takes proportionally longer on two cores."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,9 @@ class Decoding:
 
     Attributes:
         beams: beam width; 1 is greedy.
-        tokens: a text is cut after so many.
+        tokens: a text's largest number of tokens.
         length_penalty: exponent of the length; beam search only.
-        no_repeat: size of the n-grams that occur once at most.
+        no_repeat: size of the n-grams that occur at most once.
     """
 
     beams: int
@@ -38,7 +47,7 @@ class Decoding:
 
 
 class _OwnText(LogitsProcessor):
-    """No n-gram twice in what follows the prompt; stops at outputs that are no numbers."""
+    """Bans n-grams that occurred since the prompt, and stops at outputs that are no numbers."""
 
     def __init__(self, size: int, start: int) -> None:
         self.ban = NoRepeatNGramLogitsProcessor(size)
@@ -47,25 +56,37 @@ class _OwnText(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if scores.isnan().any():
             raise BenchError("the model's outputs are not finite", "nan")
-        return self.ban(input_ids[:, self.start :], scores)
+        allowed: Tensor = self.ban(input_ids[:, self.start :], scores)
+        return allowed
 
 
 # Not in inference mode: autocast would then cast the weights anew for every token.
 @torch.no_grad()
-def generate(model, tok, device, prompts: list[list[int]], how: Decoding) -> list[str]:
-    """One text a prompt, without special tokens, cut at a blank line, in one line.
+def generate(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    device: torch.device,
+    prompts: list[list[int]],
+    how: Decoding,
+) -> list[str]:
+    """Writes a text for each prompt: up to a blank line, in one line, without special tokens.
 
-    A batch stops when all its texts have ended, so prompts of like length go together. A prompt is
-    a list of token ids, not empty.
+    A batch stops when all its texts have ended, so prompts of similar length share one. Every
+    prompt has at least one token id.
+
+    Raises:
+        BenchError: kind `nan` when an output is not a number.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    size = max(1, ROWS // how.beams)
+    size = max(1, HYPOTHESES // how.beams)
     texts = [""] * len(prompts)
+    # transformers declares `generate` on the mixin of causal models only.
+    search = cast(Callable[..., Tensor], model.generate)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         ids, mask = pad_left([prompts[i] for i in chosen], tok.pad_token_id)
         width = ids.shape[1]
-        output = model.generate(
+        output = search(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_config(tok, how),
@@ -77,20 +98,16 @@ def generate(model, tok, device, prompts: list[list[int]], how: Decoding) -> lis
 
 
 def pad_left(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), both (n, longest): the last token of every row is in the last place.
+    """Returns (ids, attention mask), both (n, longest), with each row's last token in last place.
 
     The mask tells padding from tokens, so `pad` may be a token that occurs (GPT-2 has no other).
     """
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, "left")
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0, "left")
     return ids, mask
 
 
-def _config(tok, how: Decoding) -> GenerationConfig:
+def _config(tok: PreTrainedTokenizerBase, how: Decoding) -> GenerationConfig:
     beam_search = {"length_penalty": how.length_penalty} if how.beams > 1 else {}
     return GenerationConfig(
         max_new_tokens=how.tokens,
@@ -104,7 +121,8 @@ def _config(tok, how: Decoding) -> GenerationConfig:
     )
 
 
-def _text(tok, ids: list[int]) -> str:
+def _text(tok: PreTrainedTokenizerBase, ids: list[int]) -> str:
     if tok.eos_token_id in ids:
         ids = ids[: ids.index(tok.eos_token_id)]
-    return " ".join(tok.decode(ids, skip_special_tokens=True).split("\n\n")[0].split())
+    decoded = str(tok.decode(ids, skip_special_tokens=True))
+    return " ".join(decoded.split("\n\n")[0].split())

@@ -1,50 +1,40 @@
 """What all tasks share that score a causal language model by its perplexity on running text.
 
-The protocol is the one of Wanda, SparseGPT and AST (METHODS.md §5): a split's rows are joined by
-two newlines and tokenized once, the stream is cut into windows of the budget's length that do not
-overlap, the ragged rest is dropped, and within a window every token but the first is predicted
-from those before it. Perplexity falls with the length, so the record and the table name it.
+The protocol is the one of SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695) and AST (arXiv
+2407.20584). A split's rows are joined by two newlines and tokenized once. The stream is cut into
+windows of the budget's length that do not overlap, and the incomplete last window is dropped.
+Within a window, every token but the first is predicted from those before it. Perplexity falls as
+the length grows, so the record and the table name the length.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.api import BenchError, Budget, Scores
+from bench.api import BenchError, Budget, Scores, Split
 from bench.sources import token_windows
-from tasks.shared.base import Base
+from tasks.shared.base import Base, Splits
 
-# Logits take tokens · vocabulary · 4 bytes: 400 MB for 49k words.
 EVAL_TOKENS = 2048
+"""Tokens of a batch. Its logits take tokens · vocabulary · 4 bytes: 400 MB for 49k words."""
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The rows of the three splits and where they came from, without the fingerprint."""
+class Language(Base[list[str]]):
+    """A task of running text; a subclass defines `_load` and the budgets.
 
-    train: list[str]
-    select: list[str]
-    test: list[str]
-    repo: str
-    revision: str
-    select_rule: str
-    subset: str = ""
-
-
-class Language(Base):
-    """A task whose texts `_load` gives; everything else is common.
-
-    The pretrained model is the dense one. One-shot methods start from it, training methods retrain
-    it on the train text; calibration sequences come from the train text too.
+    The pretrained model is the dense one. One-shot methods start from it, and training methods
+    retrain it on the train text. Calibration sequences come from the train text too.
     """
 
-    name: str
     version = 2  # scored in bf16 where the device multiplies it
     metric = "perplexity"
     higher_is_better = False
@@ -52,53 +42,63 @@ class Language(Base):
     labels = 0
     trains = True
     finetunes = False
-    budgets = {"default": Budget(steps=200, batch=2, length=512, calib=32)}
+    budgets: Mapping[str, Budget] = {"default": Budget(steps=200, batch=2, length=512, calib=32)}
 
     @abstractmethod
-    def _load(self) -> Texts:
-        """The splits; called once."""
+    def _load(self) -> Splits[list[str]]:
+        """Returns the rows of each split; called once."""
 
-    def _rows(self):
+    def _rows(self) -> Iterator[dict[str, object]]:
         data = self.data
         return ({"text": row} for part in (data.train, data.select, data.test) for row in part)
 
     def documents(self) -> list[str]:
-        """The train rows that are not blank, for pretraining."""
+        """Returns the train rows that are not blank, for pretraining."""
         return [row.strip() for row in self.data.train if row.strip()]
 
-    def train(self, tok) -> Dataset:
-        """Packed windows of `tok.model_max_length` tokens with `labels` (the ids) and `length`."""
+    def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
+        """Returns windows of `tok.model_max_length` tokens with `labels` (the ids) and `length`."""
         rows = token_windows.cut(self.ids("train", tok), tok.model_max_length, self._what("train"))
         ids = rows.tolist()
         return Dataset.from_dict(
             {"input_ids": ids, "labels": ids, "length": [rows.shape[1]] * len(ids)}
         )
 
-    def collator(self, tok):
-        """Stacks windows; all are equally long, and the model shifts the labels itself."""
+    def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """Returns a function that stacks windows; the model shifts the labels itself."""
         return lambda rows: {
             key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")
         }
 
-    def calibration(self, tok, n: int, length: int, seed: int) -> list[dict[str, torch.Tensor]]:
-        """`n` windows that start anywhere in the train text, drawn by `seed`, in batches of 8."""
+    def calibration(
+        self, tok: PreTrainedTokenizerBase, n: int, length: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """Draws `n` windows by `seed` that start anywhere in the train text, in batches of 8."""
         drawn = token_windows.draw(self.ids("train", tok), n, length, seed, self._what("train"))
         return token_windows.batches(list(drawn))
 
     @torch.no_grad()
     def evaluate(
-        self, model, tok, device, split: str = "test", budget: Budget | None = None
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        device: torch.device,
+        split: Split = "test",
+        budget: Budget | None = None,
     ) -> Scores:
-        """Perplexity of one split; items are the windows' mean negative log-likelihoods (nats).
+        """Measures the perplexity of one split, in windows of `tok.model_max_length` tokens.
 
-        `bits_per_byte` takes the text's mean tokens a byte, so it compares tokenizers.
+        `items` are the windows' mean negative log-likelihoods in nats. `bits_per_byte` spreads
+        the likelihood over the text's bytes, so that tokenizers can be compared.
+
+        Raises:
+            BenchError: kind `nan` when the perplexity is not finite.
         """
         ids = self.ids(split, tok)
         length = tok.model_max_length
+        windows = token_windows.cut(ids, length, self._what(split))
         means = []
-        for batch in token_windows.cut(ids, length, self._what(split)).split(
-            max(1, EVAL_TOKENS // length)
-        ):
+        for batch in windows.split(max(1, EVAL_TOKENS // length)):
             batch = batch.to(device)
             logits = model(input_ids=batch, use_cache=False).logits
             # Window by window: the float32 log-softmax is as large as the logits.
@@ -118,12 +118,12 @@ class Language(Base):
         }
         return Scores(values=values, n=len(items), items=items.tolist())
 
-    def text(self, split: str) -> str:
-        """A split as one text."""
-        return "\n\n".join(getattr(self.data, split))
+    def text(self, split: Split) -> str:
+        """Returns a split as one text."""
+        return "\n\n".join(self.data[split])
 
-    def ids(self, split: str, tok) -> torch.Tensor:
-        """A split's token ids: (tokens,), with what special tokens the tokenizer adds to a text."""
+    def ids(self, split: Split, tok: PreTrainedTokenizerBase) -> Tensor:
+        """Returns a split's token ids, (tokens,), with the special tokens the tokenizer adds."""
         return torch.tensor(tok(self.text(split), verbose=False)["input_ids"])
 
     def _what(self, split: str) -> str:

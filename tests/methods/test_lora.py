@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from bench.api import BenchError
 from bench.weights import targets
 from methods.lora import LoRA
 from methods.shared.roles import roles
@@ -125,10 +124,3 @@ def test_counts(kind, config, params, body):
 def test_robertas_count_with_its_head_is_the_readmes():
     counted = meta.trainable(LoRA(), meta.model("roberta"), "dense")
     assert counted.body + counted.head == 887_042
-
-
-def test_unknown_matrices_are_refused():
-    with pytest.raises(BenchError, match="'all', not 'qx'"):
-        helpers.attached(helpers.cell("lora", where="qx"))
-    with pytest.raises(BenchError, match="not ''"):
-        helpers.attached(helpers.cell("lora", where=""))

@@ -127,7 +127,7 @@ def test_a_finished_cell_counts_and_comes_back(tmp_path):
     cell = helpers.cell("losparse", "tiny-gpt2", 0.8, budget__steps=6, budget__batch=4)
     fit = fit_cell(cell, lambda *_: None)
     fit.model.save_pretrained(tmp_path)
-    again = loading.load_folder(tmp_path, type(fit.model))
+    again = loading.load_model(tmp_path, type(fit.model))
     found = count_sparsity(again, cell.pattern)
     check_contract(cell, fit.method, found, again)
     assert found.overall > 0.8
@@ -157,9 +157,6 @@ def test_impossible_ratios_are_refused():
     # ρ is rounded up: L and R of the tiny model take more than 5 %.
     with pytest.raises(BenchError, match=r"L and R take, 0\.066 of the weights"):
         attached(sparsity=0.95)
-    for kappa in (0.0, 1.0, -0.1):
-        with pytest.raises(BenchError, match="kappa is between 0 and 1"):
-            attached(kappa=kappa)
 
 
 # Which rows go

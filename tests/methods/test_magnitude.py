@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench.api import BenchError
+from bench.core.pattern import UNSTRUCTURED
 from bench.weights import targets
 from methods.shared.masks import keep_masks
 from tests import helpers
@@ -13,7 +14,7 @@ def masks(scale, pool):
     g = torch.Generator().manual_seed(0)
     weights = {f"l{i}": torch.randn(8, 12, generator=g) * scale**i for i in range(3)}
     scores = {n: w.abs() for n, w in weights.items()}
-    return weights, keep_masks(scores, "unstructured", 0.5, pool)
+    return weights, keep_masks(scores, UNSTRUCTURED, 0.5, pool)
 
 
 def test_layer_pool_ignores_the_scale_of_a_matrix_but_the_global_pool_does_not():

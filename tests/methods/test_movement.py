@@ -7,15 +7,15 @@ import torch
 
 from bench.api import BenchError
 from bench.core.pattern import Pattern
-from bench.planning import registry
 from bench.planning.job import Job
 from bench.weights import targets
 from bench.weights.patterns import holds
-from methods.movement import Gate, Masked, Movement
+from methods.movement import Movement
 from methods.shared.distill import kd_loss
 from methods.shared.masks import pruned_count
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import cubic
+from methods.shared.score_masks import Gate, Masked
 from tests import helpers, meta
 from tests.helpers import run_cell
 from tests.oracles.topk import keep_by_sort
@@ -219,7 +219,7 @@ def test_hybrid_prunes_whole_neurons_with_their_bias(model, mode):
                 assert torch.equal(target.module.bias == 0, dead)
     paired = {t.name for f in feed_forward(targets.prunable(sparse)) for t in (*f.ins, f.out)}
     for target in targets.prunable(sparse):
-        assert holds(target.weight, HYBRID)
+        assert holds(target.weight, Pattern(HYBRID))
         if target.name not in paired:
             assert holds(target.weight, Pattern("block:16x16"))
 
@@ -339,14 +339,12 @@ def test_every_kind_of_cell_keeps_its_contract(pattern, mode):
 
 
 def test_patterns_and_schedules_that_cannot_be_are_refused():
-    assert Pattern("block:32x32+neurons").made_by(registry.method("movement").patterns)
-    assert not Pattern("neurons").made_by(registry.method("movement").patterns)
+    assert Pattern("block:32x32+neurons").made_by(Movement.patterns)
+    assert not Pattern("neurons").made_by(Movement.patterns)
     with pytest.raises(BenchError, match="blocks of 7×16 do not tile .*, which is 64×64"):
         attached(pattern="block:7x16")
     with pytest.raises(BenchError, match="blocks of 0×4 do not tile"):
         attached(pattern="block:0x4")
-    with pytest.raises(BenchError, match="mode is 'hard' or 'soft', not 'hybrid'"):
-        attached(mode="hybrid")
     with pytest.raises(BenchError, match=r"from 0\.5 to 0 of the steps"):
         attached(warmup=0.5)
 

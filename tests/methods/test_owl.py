@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.api import BenchError
+from bench.pipeline.context import make_context
+from bench.planning.job import Job
+from bench.sources import loading
 from bench.weights import targets
 from methods.owl import OWL, block_sparsities, outlier_fraction
 from methods.shared.masks import pruned_count
@@ -78,20 +80,13 @@ def test_levels_come_from_the_dense_model_and_do_not_depend_on_the_base():
 
 def test_a_block_with_outlying_inputs_stays_denser():
     cell = helpers.cell("owl", "tiny-bert", 0.7)
-    task = helpers.registry.task(cell.task)
-    loaded = helpers.models.load(cell.model, task, 1)
+    job = Job.resolve(cell)
+    loaded = loading.load_for_task(job.place, job.task, 1)
     loaded.tok.model_max_length = 32
     norm = loaded.model.bert.encoder.layer[0].output.LayerNorm
     with torch.no_grad():
         norm.weight[:2] *= 60.0  # two inputs of block 1 stand out
-    budget = helpers.plan.Job.resolve(cell).budget
-    ctx = helpers.fitting.context(cell, budget, task, loaded, torch.device("cpu"))
     method = OWL()
-    method.attach(loaded.model, ctx)
+    method.attach(loaded.model, make_context(job, loaded, torch.device("cpu")))
     assert method.levels[1] < method.levels[0]
     assert method.levels[0] - method.levels[1] == pytest.approx(0.16)
-
-
-def test_unknown_base_is_refused():
-    with pytest.raises(BenchError, match="owl: base is wanda, sparsegpt or magnitude"):
-        OWL(OWL.Params(base="ria"))

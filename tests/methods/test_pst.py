@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.api import BenchError
 from bench.costs.parameters import count_trainable
+from bench.planning.job import Job
 from bench.weights import targets
 from methods.pst import PST, LowRankImportance, _MaskedUpdate
 from methods.shared.masks import pruned_count
@@ -157,8 +158,11 @@ def test_sparsity_follows_the_cubic_ramp_over_training():
 def test_compat_reference_leaves_the_head_untrained():
     model, method, _ = helpers.attached(helpers.cell("pst", compat="reference"))
     assert count_trainable(model, method.param_groups(model)).head == 0
-    with pytest.raises(BenchError, match="compat is 'paper' or 'reference'"):
-        helpers.attached(helpers.cell("pst", compat="papr"))
+
+
+def test_holds_without_a_ramp_between_them_are_refused():
+    with pytest.raises(BenchError, match=r"hold 0\.5 and cool 0\.5: their sum must be below 1"):
+        Job.resolve(helpers.cell("pst", hold=0.5, cool=0.5))
 
 
 def count(model, params=None):

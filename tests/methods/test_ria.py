@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from bench.api import BenchError
 from methods.ria import RIA, ria_scores
 from methods.shared.blockwise import ColumnNorms
 from methods.shared.masks import pruned_count
@@ -55,8 +54,6 @@ def test_pool_is_the_layer_or_the_row():
     rows = pruned(W, norms, pool="row") == 0
     assert set(rows.sum(1).tolist()) == {16, 17}
     assert int(rows.sum()) == 165
-    with pytest.raises(BenchError, match="ria: pool is 'layer' or 'row'"):
-        RIA(RIA.Params(pool="global"))
 
 
 def test_n_m_holds_in_consecutive_inputs():

@@ -5,10 +5,12 @@ import torch
 
 from bench.api import BenchError
 from bench.costs.parameters import count_trainable
+from bench.planning.job import Job
 from bench.weights import targets
-from methods.rosa import RoSA, SparseUpdate
+from methods.rosa import RoSA
 from methods.shared.low_rank import LowRankUpdate
 from methods.shared.roles import roles
+from methods.shared.sparse_update import SparseUpdate
 from tests import helpers, meta
 from tests.oracles.topk import keep_by_sort
 
@@ -333,10 +335,10 @@ def test_what_is_held_does_not_change_with_omega():
 
 
 def test_impossible_parameters_are_refused():
-    for wrong in ({"rank": 0, "density": 0.0}, {"density": 1.5}, {"rank": -1}):
-        with pytest.raises(BenchError, match="0 ≤ density ≤ 1"):
-            attached(**wrong)
-    with pytest.raises(BenchError, match="'mean_squared' or 'mean', not 'max'"):
-        attached(collect="max")
-    with pytest.raises(BenchError, match="9 gradients do not fit into 10 steps"):
-        attached(steps=10, gradients=9)
+    with pytest.raises(BenchError, match="rank 0 and density 0: at least one"):
+        Job.resolve(helpers.cell("rosa", rank=0, density=0.0))
+    # Of 10 steps, 2 train A and B alone and one must be left to train S.
+    with pytest.raises(BenchError, match="gradients 8: it must be below 8, the steps left of 10"):
+        Job.resolve(helpers.cell("rosa", budget__steps=10, gradients=8))
+    Job.resolve(helpers.cell("rosa", budget__steps=10, gradients=7))
+    Job.resolve(helpers.cell("rosa", budget__steps=10, gradients=9, density=0.0))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from bench.api import BenchError
 from methods.shared.blockwise import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest_per_row, keep_spread, pruned_count
 from methods.wanda import Wanda, keep_equal_loss
@@ -141,8 +140,3 @@ def test_below_magnitude_on_correlated_inputs():
         ones = torch.ones(1, X.shape[1])
         wanda, magnitude = pruned(W, X, n_m=n_m), pruned(W, ones, n_m=n_m)
         assert layer_error(X, W, wanda) < 0.8 * layer_error(X, W, magnitude)
-
-
-def test_unknown_compat_is_refused():
-    with pytest.raises(BenchError, match="compat is 'paper' or 'reference'"):
-        Wanda(Wanda.Params(compat="code"))

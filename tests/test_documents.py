@@ -13,14 +13,6 @@ from pydantic import BaseModel
 from bench.core.record import Record
 
 ROOT = Path(__file__).parent.parent
-PENDING = {
-    "methods/README.md",
-    "methods/TEMPLATE.py",
-    "tasks/README.md",
-    "bench/core/parameters.py",
-}
-"""Files that pages name before they are there. Empty it when they are."""
-
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "*/*.md")
@@ -63,10 +55,10 @@ def named(text):
 
 
 def missing(text, folder):
-    """What a page in `folder` names that is not there, pending files aside."""
+    """What a page in `folder` names that is not there."""
 
     def there(path, *bases):
-        return any((base / path).exists() or _pending(base / path) for base in bases)
+        return any((base / path).exists() for base in bases)
 
     absent = [path for path in linked(text) if not there(path, folder)]
     absent += [path for path in named(text) if not there(path, ROOT, folder)]
@@ -76,10 +68,6 @@ def missing(text, folder):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     wanted = re.findall(r"(?:^ *|`)make ([a-z-]+)", text, re.M)
     return absent + [f"make {target}" for target in wanted if target not in targets]
-
-
-def _pending(path):
-    return any(path.resolve() == (ROOT / name).resolve() for name in PENDING)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -132,10 +120,9 @@ def test_the_map_holds_every_package_and_module():
     wrong = {}
     for package, modules in listed.items():
         present = {path.stem for path in (ROOT / "bench" / package).glob("[!_]*.py")}
-        pending = {Path(name).stem for name in PENDING if name.startswith(f"bench/{package}/")}
         if add := present - modules:
             wrong[package, "add"] = add
-        if drop := modules - present - pending:
+        if drop := modules - present:
             wrong[package, "drop"] = drop
     assert wrong == {}
 

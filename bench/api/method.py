@@ -1,70 +1,25 @@
-"""The four nouns of the benchmark: Method, Task, Cell and Record. The page to read first.
-
-A **cell** (`bench.core.cell`) is one point of the benchmark. Running it (`bench.pipeline.run`)
-loads the model,
-lets the **method** make it sparse, asks the **task** for a score and leaves a **record**
-(`bench.core.record`). A method or a task needs no other names than those of this page. Nothing here
-imports torch at run time, so the command line stays fast.
-"""
+"""A method: a way to make a model sparse. `methods/TEMPLATE.py` is a commented example."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from bench.core.cell import Budget, Cell
-from bench.core.errors import BenchError, Outcome
+from bench.core.errors import BenchError
 from bench.core.parameters import parameters
-from bench.core.pattern import Pattern
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from bench.weights.targets import Target
-
-__all__ = [
-    "BenchError",
-    "Budget",
-    "Cell",
-    "Context",
-    "Expected",
-    "Field",
-    "Method",
-    "Outcome",
-    "Pattern",
-    "Published",
-    "Scores",
-    "Source",
-    "Split",
-    "Task",
-    "parameters",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a task measured on its reported split.
-
-    Attributes:
-        values: every metric by name; the task's `metric` is one of them. Fractions, not percent.
-        n: items scored.
-        items: one outcome an item for paired tests: a string of 0/1, or a list of numbers.
-        notes: footnotes, as why a score is absent.
-    """
-
-    values: Mapping[str, float]
-    n: int
-    items: str | list[float] = ""
-    notes: tuple[str, ...] = ()
 
 
 class Context(NamedTuple):
@@ -121,9 +76,10 @@ class Method(ABC):
     `finish` leaves plain modules with zeros in the weights; `bench.weights.targets.merge` does
     that for parametrizations.
 
-    A method may keep its state in any attributes, its own or its modules': a killed training goes
-    on with them (`bench.training.snapshot`). Objects of its own are made in `attach`, where they
-    are made again. What cannot be seen, as an iterator's state, makes training start over.
+    A killed training goes on in another process: `attach` and `optimizer` run again, then the
+    last checkpoint's values are filled in. A checkpoint holds the model's parameters and buffers
+    (also those that are None at first), the optimizer's `state_dict` and what `state` names. So
+    name there what training changes, unless `step` sets it anew from `progress` before each update.
 
     Attributes:
         name: the name in the registry.
@@ -144,6 +100,11 @@ class Method(ABC):
             outside the model's forward it then touches no weight, and it keeps nothing of training
             but its parameters.
         max_grad_norm: gradient clipping, 0 for none.
+        state: names of the attributes that a checkpoint must hold; `()` for none. Each may be None,
+            a number, a text, a tensor, a random generator, something with `state_dict` and
+            `load_state_dict`, or a list, tuple or dict of the first four. A method without this
+            declaration starts over when it is killed. `tests/test_resume.py` holds every training
+            method to its declaration.
         published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
     """
@@ -160,6 +121,7 @@ class Method(ABC):
     uniform: ClassVar[bool] = True
     shardable: ClassVar[bool] = False
     max_grad_norm: ClassVar[float] = 1.0
+    state: ClassVar[tuple[str, ...] | None] = None
     published: ClassVar[Published | None] = None
 
     @parameters
@@ -195,12 +157,12 @@ class Method(ABC):
         """Runs before every update with `progress` = updates done / all, and once at 1."""
 
     def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
-        """The scalar to minimise; by default the task's own loss."""
+        """Returns the scalar to minimise; by default the task's own loss."""
         loss: Tensor = outputs.loss
         return loss
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """What the optimizer holds, and so what counts as trainable; by default all that trains.
+        """Returns what the optimizer holds, and so what counts as trained: by default all of it.
 
         Matrices decay by `params.weight_decay`, vectors (biases, LayerNorm) do not.
         """
@@ -217,7 +179,7 @@ class Method(ABC):
 
     @staticmethod
     def scaled(lr: float, model: PreTrainedModel) -> float:
-        """A learning rate for this model's width.
+        """Scales a learning rate to this model's width.
 
         Parameters state it for hidden size 768 (BERT-base, GPT-2 small); under Adam it goes with
         1 / width (arXiv 2203.03466), so one default serves models of all sizes.
@@ -225,20 +187,45 @@ class Method(ABC):
         return lr * 768 / int(model.config.hidden_size)
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW, fused: one pass over memory on every device."""
+        """Makes the optimizer: AdamW, fused, which is one pass over memory on every device."""
         from torch.optim import AdamW
 
         return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
 
     def lr_factor(self, progress: float) -> float:
-        """Multiplier of every learning rate: linear warm-up over `params.warmup`, linear decay."""
+        """Returns what every rate is multiplied by: linear warm-up (`params.warmup`) and decay."""
         warmup: float = getattr(self.params, "warmup", 0.0)
         if progress < warmup:
             return progress / warmup
         return (1.0 - progress) / (1.0 - warmup)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the attributes that `state` names.
+
+        Raises:
+            BenchError: the method declares none.
+        """
+        if self.state is None:
+            raise BenchError(f"method {self.name} does not declare its `state`")
+
+        def saved(held: Any) -> Any:
+            tell = getattr(held, "state_dict", None) or getattr(held, "get_state", None)
+            return tell() if tell else held
+
+        return {name: saved(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Fills these attributes again, after `attach` and `optimizer`."""
+        for name, value in saved.items():
+            held = getattr(self, name, None)
+            fill = getattr(held, "load_state_dict", None) or getattr(held, "set_state", None)
+            if fill:
+                fill(value)
+            else:
+                setattr(self, name, value)
+
     def expected(self, ctx: Context) -> Expected | None:
-        """What `attach` already settles about the finished model; None: training decides.
+        """Returns what `attach` settles about the finished model; None: training decides.
 
         By default what the cell promises. Called on a model without weights, after `attach` where
         the method trains.
@@ -251,7 +238,7 @@ class Method(ABC):
             return Expected(None, *units)
         sizes = [rows * columns for rows, columns in (t.shape for t in ctx.targets)]
         pools = sizes if self.uniform else [sum(sizes)]
-        # A pool loses ⌊n·s⌋; 1e-6 forgives 0.29·100 = 28.999…96 (exact counts).
+        # A pool loses ⌊n·s⌋; 1e-6 forgives 0.29·100 = 28.999…96.
         return Expected(sum(math.floor(n * s + 1e-6) for n in pools), *units)
 
     def check(self, cell: Cell, budget: Budget) -> None:
@@ -264,81 +251,3 @@ class Method(ABC):
     @abstractmethod
     def finish(self, model: PreTrainedModel) -> None:
         """Leaves plain modules of the original classes with exact zeros in the weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where rows or weights came from, as it stands in the record.
-
-    Attributes:
-        repo: repository id on the hub, or what was generated.
-        revision: its pinned revision, or the pinned archive.
-        fingerprint: sha256 over the rows (or the weights) as used.
-        select: how the select slice was cut from train.
-        subset: what is missing against the official data, empty when complete.
-    """
-
-    repo: str
-    revision: str
-    fingerprint: str
-    select: str = ""
-    subset: str = ""
-
-
-Split = Literal["train", "select", "test"]
-
-
-class Task(Protocol):
-    """Data, a head and a metric.
-
-    Attributes:
-        version: raised when the task's numbers move; tasks are superseded, never edited.
-        head: which model class it needs.
-        labels: number of classes (1: regression); 0 without a classification head.
-        trains: whether it comes with training data; without, models are scored as they are.
-        finetunes: whether dense means fine-tuned on that data. Otherwise the pretrained model is
-            dense as it is, one-shot methods start from it, and training methods retrain it.
-        limit: items that `budget.items` may ask for at most; 0 for a task that scores all always.
-        metric: name of the primary metric in `Scores.values`.
-    """
-
-    name: str
-    version: int
-    metric: str
-    higher_is_better: bool
-    head: Literal["classification", "causal-lm"]
-    labels: int
-    trains: bool
-    finetunes: bool
-    limit: int
-    budgets: Mapping[str, Budget]
-
-    def prepare(self) -> None:
-        """Fetches what is missing; raises BenchError(kind="offline") when it cannot."""
-
-    def source(self) -> Source:
-        """Where the rows came from."""
-
-    def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
-        """Tokenized training rows, cut to `tok.model_max_length`, with a `length` column."""
-
-    def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
-        """Rows → a batch, padded to its longest row."""
-
-    def calibration(
-        self, tok: PreTrainedTokenizerBase, n: int, length: int, seed: int
-    ) -> list[dict[str, Tensor]]:
-        """`n` training sequences of at most `length` tokens, in batches."""
-
-    def evaluate(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        device: torch.device,
-        split: Split = "test",
-        budget: Budget | None = None,
-    ) -> Scores:
-        """Scores the reported split, once a cell; `select` (a slice of train) is for tuning.
-
-        `budget` says what scoring may spend (beams, items); None stands for the default one.
-        """

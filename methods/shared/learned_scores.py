@@ -1,0 +1,82 @@
+"""Training weights and their scores together: movement pruning and L0 gates."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bench.api import Context, Method
+from bench.weights.targets import merge, prunable
+from methods.shared.counts import all_weights
+from methods.shared.distill import distilled
+
+
+class LearnedScores(Method):
+    """A method whose weights train beside scores; parameters named `scores` are found by name.
+
+    A subclass makes the scores in `attach`, after `prepare`, and says what their `penalty` is. Its
+    `Params` have `score_lr`, `freeze_embeddings`, `distill` and `temperature`.
+
+    Attributes:
+        strength: λ, what the penalty is multiplied by at present; 0 leaves it out.
+    """
+
+    trains: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
+    strength: float
+
+    @property
+    def needs_dense(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether the dense cell is the teacher."""
+        return bool(self.params.distill > 0)
+
+    def closed_form(self, model: PreTrainedModel) -> int:
+        """Returns all weights, and a score for every prunable one (pattern `unstructured`)."""
+        frozen = embedding_parameters(model) if self.params.freeze_embeddings else []
+        scores = sum(rows * columns for rows, columns in (t.shape for t in prunable(model)))
+        return all_weights(model) - sum(p.numel() for p in frozen) + scores
+
+    def prepare(self, model: PreTrainedModel, ctx: Context) -> None:
+        """Freezes embeddings and fetches a teacher, where they are asked for."""
+        if self.params.freeze_embeddings:
+            for parameter in embedding_parameters(model):
+                parameter.requires_grad_(False)
+        self.teacher = ctx.teacher() if self.needs_dense else None
+
+    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """Returns (1 − α)·task + α·KD + λ·penalty."""
+        loss: Tensor = outputs.loss
+        if self.teacher is not None:
+            taught = distilled(self.teacher, inputs, outputs.logits, self.params.temperature)
+            loss = (1.0 - self.params.distill) * loss + self.params.distill * taught
+        return loss + self.strength * self.penalty() if self.strength else loss
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """Returns what λ weighs: a scalar function of the scores."""
+
+    def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Returns the default groups, and the scores in one of their own, which never decays."""
+        scores = [p for name, p in model.named_parameters() if name.endswith(".scores")]
+        ids = {id(p) for p in scores}
+        groups = super().param_groups(model)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        lr = self.scaled(self.params.score_lr, model)
+        return [*groups, {"params": scores, "lr": lr, "weight_decay": 0.0}]
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Sets W ← M⊙W, the biases likewise; the scores are dropped."""
+        merge(model)
+
+
+def embedding_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Returns what lies before the blocks: embeddings, and BERT's LayerNorm over them."""
+    found: list[nn.Parameter] = []
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.Embedding) or name == "embeddings":
+            found += module.parameters()
+    return list(dict.fromkeys(found))

@@ -1,0 +1,105 @@
+"""Bases of the methods that prune once, without training."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench.api import Context, Field, Method, Published, parameters
+from bench.weights.targets import Target
+from methods.shared.blockwise import Statistic, walk
+from methods.shared.masks import groups_of, keep_masks, pruned_count
+
+
+class ByScores(Method):
+    """A method that prunes every matrix once, by scores that need no inputs.
+
+    A subclass says what the `scores` are.
+    """
+
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
+
+    @parameters
+    class Params:
+        """Where weights compete."""
+
+        pool: Literal["layer", "row", "global"] = Field(
+            default="layer", description="where weights compete; N:M always competes in its groups"
+        )
+
+    params: Params
+
+    @abstractmethod
+    def scores(self, target: Target, ctx: Context) -> Tensor:
+        """Returns a score for each weight, (out, in) float32; the smallest go."""
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
+        """Zeroes the weights with the smallest scores."""
+        scores = {target.name: self.scores(target, ctx) for target in ctx.targets}
+        masks = keep_masks(scores, ctx.cell.pattern, ctx.cell.sparsity, self.params.pool)
+        for target in ctx.targets:
+            # masked_fill, not a product: 0 · inf is not 0, and −0.0 would not be +0.0.
+            target.write(target.weight.masked_fill(~masks[target.name], 0.0))
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Does nothing: the zeros are in the weights already."""
+
+
+class OneShot(Method):
+    """A method that prunes every matrix once, from a statistic of its inputs.
+
+    A subclass says which statistic and how a matrix is pruned; it may override `counts`. Blocks are
+    pruned one by one (`methods/shared/blockwise.py`).
+
+    Attributes:
+        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
+        n_m: (N, M) of the cell's pattern, or None.
+    """
+
+    patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
+    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
+
+    @abstractmethod
+    def statistic(self, width: int, device: torch.device) -> Statistic:
+        """Returns an empty statistic of a matrix with `width` inputs."""
+
+    @abstractmethod
+    def pruned(self, weight: Tensor, statistic: Any, k: int) -> Tensor:
+        """Returns the new weight, (out, in) float32, with `k` zeros, or N:M if `self.n_m` is set.
+
+        Args:
+            weight: (out, in) float32.
+            statistic: what `statistic` made, filled with the matrix's inputs.
+            k: zeros of an unstructured matrix.
+        """
+
+    def counts(self, model: PreTrainedModel, ctx: Context) -> dict[str, int]:
+        """Returns how many weights each matrix loses: by default the cell's sparsity everywhere."""
+        return {t.name: pruned_count(t.stored.numel(), ctx.cell.sparsity) for t in ctx.targets}
+
+    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
+        """Prunes all targets, block by block."""
+        self.report = {"forward_s": 0.0, "prune_s": 0.0}
+        self.n_m = ctx.cell.pattern.n_m
+        if self.n_m:
+            for target in ctx.targets:
+                groups_of(target.shape[1], *self.n_m, target.name)
+        if ctx.cell.sparsity == 0:
+            return
+        counts = self.counts(model, ctx)
+
+        def visit(inside: list[Target], found: dict[str, Statistic]) -> None:
+            for target in inside:
+                # Popped: a statistic is freed as soon as its last matrix has been pruned.
+                statistic = found.pop(target.name)
+                weight = self.pruned(target.weight.float(), statistic, counts[target.name])
+                target.write(weight)
+
+        walk(model, ctx, self.statistic, visit, self.report)
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Does nothing: the zeros are in the weights already."""
