@@ -147,8 +147,8 @@ class Bytes(_Part):
 class Cost(_Part):
     """Wall-clock seconds by phase, and the peak memory of the process in bytes.
 
-    `prune_s` includes attaching and finishing. `dense_s` is the training time of the dense cell that
-    a one-shot method started from. `peak_bytes` is resident memory, or allocation on a GPU.
+    `prune_s` includes attaching and finishing. `dense_s` is the training time of the dense cell
+    that a one-shot method started from. `peak_bytes` is resident memory, or allocation on a GPU.
     """
 
     train_s: Seconds
@@ -162,9 +162,9 @@ class Speed(_Part):
     """Measured milliseconds of one forward pass of `batch` sequences of `length` tokens.
 
     `form` names the measured form (`bench.costs.deployed`): dense, sliced or with a sparse kernel.
-    `ms_p50` and `ms_p95` are the median and the 95th percentile. `dense_ms_p50` is the dense model's
-    median in the same run, where both take turns pass by pass. A model in dense form is its own
-    dense model.
+    `ms_p50` and `ms_p95` are the median and the 95th percentile. `dense_ms_p50` is the median of
+    the dense model in the same run, where both take turns pass by pass. A model in dense form is
+    its own dense model.
     """
 
     hardware: Text
