@@ -162,7 +162,7 @@ def test_numbers_that_cannot_be_are_refused(base):
     largest = torch.tensor(list((base**each - 1).to_bytes(size, "little")), dtype=torch.uint8)
     assert torch.equal(good[:size], largest)
     above = torch.tensor(list((base**each).to_bytes(size, "little")), dtype=torch.uint8)
-    with pytest.raises(BenchError, match=f"no {each} numbers below {base}"):
+    with pytest.raises(BenchError, match=f"does not hold {each} numbers below {base}"):
         unpack_digits(torch.cat([above, good[size:]]), base, 2 * each - 1)
     with pytest.raises(BenchError, match="the last word holds more"):
         unpack_digits(torch.cat([largest, largest]), base, 2 * each - 1)
@@ -384,7 +384,7 @@ def test_what_cannot_be_is_refused(form, change, line):
 
 
 def test_numbers_of_no_arrangement_are_refused():
-    with pytest.raises(BenchError, match="no 3 numbers below 6"):
+    with pytest.raises(BenchError, match="does not hold 3 numbers below 6"):
         unpack(*damaged("nm-packed", flip("groups", 3, 216), n_of_m))
     for number in range(216):  # whatever else is there keeps two of four
         tensors, matrix = damaged("nm-packed", flip("groups", 0, number), n_of_m)

@@ -115,7 +115,7 @@ def section(records: Sequence[Record]) -> str:
                 escape(f"{printed.source} ({printed.confidence})"),
             ]
         )
-    note = f"{without} published numbers have no cell of their task and method here."
+    note = f"{without} published numbers have no cell here of their task and method."
     return f"{markdown(_HEADER, rows)}\n\n{note}" if rows else note
 
 
