@@ -54,7 +54,8 @@ def write_folder_atomically(
         BenchError: `disk`, for whatever could not be written; `out` is as it was.
     """
     # The caches' folders are shared: a process that fails must not remove them under another one.
-    made = [parent for parent in out.parents if not parent.exists()] if existing == "refuse" else []
+    missing = [parent for parent in out.parents if not parent.exists()]
+    new_parents = missing if existing == "refuse" else []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -68,7 +69,7 @@ def write_folder_atomically(
             else:
                 os.rename(folder, out)
     except BaseException as error:
-        for parent in made:  # deepest first
+        for parent in new_parents:  # deepest first
             with contextlib.suppress(OSError):
                 parent.rmdir()
         if not isinstance(error, (OSError, SafetensorError)):
