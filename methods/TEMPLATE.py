@@ -12,15 +12,17 @@ A docstring like this one says what the method does in equations:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, Method, parameters
 from bench.weights.targets import head_parameters, merge
 from methods.shared.masks import keep_masks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FixedMask(Method):

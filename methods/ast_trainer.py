@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, Method, Published, parameters
 from bench.weights import side_branch
@@ -29,6 +28,9 @@ from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
 from methods.shared.masks import keep_masks
 from methods.shared.slorb import slorb
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AST(Method):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.api import Field, Method, parameters
 from methods.shared.counts import all_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Dense(Method):

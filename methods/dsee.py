@@ -13,12 +13,11 @@ q and v are dense, and fewer zeros are counted after export than the cell's spar
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
 
 from bench.api import BenchError, Context, Expected, Field, Method, Published, parameters
 from bench.weights import slicing
@@ -28,6 +27,9 @@ from methods.shared.masks import keep_largest_global
 from methods.shared.roles import roles
 from methods.shared.sparse_support import support
 from methods.shared.unit_coefficients import Coefficients
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class DSEE(Method):

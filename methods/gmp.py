@@ -8,17 +8,19 @@ without a gradient, and comes back only when it ranks higher at the next choice.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, Method, Pattern, parameters
 from bench.weights.targets import Target, merge, normal_form
 from methods.shared.counts import all_weights
 from methods.shared.masks import groups_of, keep_largest, keep_n_m_partly, pruned_count
 from methods.shared.schedules import cubic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class GMP(Method):

@@ -11,14 +11,16 @@ after training is exactly zero, S ≤ logit(1/12); all others are scaled by a ga
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, parameters
 from methods.shared.learned_scores import LearnedScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2.0 / 3.0
 

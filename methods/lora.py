@@ -8,13 +8,14 @@ in the paper's GPT-2 recipe, would be another module graph. There is no dropout 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api import BenchError, Context, Field, Method, Published, parameters
 from bench.weights.targets import freeze, merge, prunable
 from methods.shared.low_rank import LowRankUpdate, updated_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoRA(Method):

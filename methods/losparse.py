@@ -16,12 +16,11 @@ promised. The exported model multiplies by all of S; leaving out zero rows is up
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.api import BenchError, Context, Expected, Field, Published, parameters
 from bench.weights import side_branch
@@ -30,6 +29,9 @@ from methods.shared.counts import all_weights
 from methods.shared.importance import ImportancePruning
 from methods.shared.masks import pruned_count
 from methods.shared.schedules import between_holds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoSparse(ImportancePruning):

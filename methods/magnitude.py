@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.api import Context
 from bench.weights.targets import Target
 from methods.shared.one_shot import ByScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Magnitude(ByScores):

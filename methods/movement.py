@@ -12,12 +12,11 @@ for a whole FFN neuron: a row of every matrix into the layer and a column of the
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, parameters
 from bench.weights.targets import Target
@@ -25,6 +24,9 @@ from methods.shared.learned_scores import LearnedScores
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import between_holds, cubic
 from methods.shared.score_masks import BiasMask, Gate, Masked, units_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Movement(LearnedScores):

@@ -6,11 +6,7 @@ s_l = s − (d_l − mean d),   d_l = 2λ·(D_l − min D)/(max D − min D)
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bench.api import Context, Field, parameters
 from bench.weights.targets import Target
@@ -18,6 +14,11 @@ from methods.shared import obs
 from methods.shared.blockwise import ColumnNorms, Statistic, walk, wanda_scores
 from methods.shared.masks import keep_largest, keep_spread, pruned_count
 from methods.shared.one_shot import OneShot
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 CEILING = 0.999  # no block is pruned away
 

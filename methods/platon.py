@@ -13,17 +13,19 @@ start. The gradient is the one that the optimizer gets: of the whole batch, clip
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, Published, parameters
 from methods.shared.counts import all_weights
 from methods.shared.importance import ImportancePruning
 from methods.shared.masks import keep_largest_global
 from methods.shared.schedules import between_holds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class PLATON(ImportancePruning):

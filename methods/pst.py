@@ -9,12 +9,11 @@ Only U, V, A, B, R, C (and the task's head) are trained; the mask is chosen anew
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, Method, Published, parameters
 from bench.weights.precision import autocast_dtype, without_autocast
@@ -28,6 +27,9 @@ from bench.weights.targets import (
 )
 from methods.shared.masks import keep_largest, pruned_count
 from methods.shared.schedules import cubic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PST(Method):

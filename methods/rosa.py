@@ -14,16 +14,18 @@ Like `lora`, and other than peft, GPT-2's fused q, k, v are three matrices, and 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
-from transformers import PreTrainedModel
 
 from bench.api import BenchError, Budget, Cell, Context, Field, Method, Published, parameters
 from bench.weights.targets import freeze, merge, prunable
 from methods.shared.low_rank import LowRankUpdate, updated_rows
 from methods.shared.sparse_update import SparseUpdate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class RoSA(Method):

@@ -5,14 +5,15 @@ min ‖XWᵀ − XŴᵀ‖²: prune the smallest W²/[H⁻¹]_jj of a block, let
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.api import Context, Field, parameters
 from methods.shared import obs
 from methods.shared.one_shot import OneShot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class SparseGPT(OneShot):

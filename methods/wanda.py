@@ -5,16 +5,18 @@ S_ij = |W_ij|·‖X_j‖₂, the smallest of every output row go; no weight is u
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.api import Context, Field, parameters
 from methods.shared.blockwise import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Wanda(OneShot):

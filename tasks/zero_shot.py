@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.api import BenchError, Budget, Scores, Source, Split
 from bench.core import provenance
@@ -27,6 +26,9 @@ from tasks.shared.base import Splits
 from tasks.shared.c4 import C4_SAMPLE, c4_sample
 from tasks.shared.language import Language
 from tasks.shared.zero_shot_sets import SETS, RowsFolder, ZeroShotSet, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AST_SETS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven sets of AST's Table 2 (arXiv 2407.20584)."""

@@ -14,7 +14,7 @@ from bench.cli import run
 from bench.cli.plan_text import show_plan
 from bench.core import provenance
 from bench.core.store import Store
-from bench.core.tables import human
+from bench.core.tables import duration, human
 from bench.engine import estimate, isolate, leases, scheduler
 from bench.engine.leases import Leases
 from bench.engine.local import Local, shares
@@ -253,7 +253,7 @@ def test_estimates_come_from_the_nearest_records():
     assert everything.seconds(dense) == 110  # the median of what trains here
     assert estimate.Estimator([other_budget]).seconds(pst) == 70  # twice the tokens
     assert everything.seconds(wanda) is None  # nothing trained alike
-    assert [estimate.duration(s) for s in (40, 750, 12_600)] == ["40 s", "12 min", "3.5 h"]
+    assert [duration(s) for s in (40, 750, 12_600)] == ["40 s", "12 min", "3.5 h"]
 
 
 def test_plan_tells_states_and_time(tmp_path, capsys):

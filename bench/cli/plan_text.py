@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 from bench.cli.output import say
 
 if TYPE_CHECKING:
+    from bench.core.cell import Cell
     from bench.core.store import Store
     from bench.planning.plan import Planned
 
 
 def show_plan(planned: Sequence[Planned], store: Store) -> None:
     """Prints each cell's state, estimated time and training MACs, then the sums."""
-    from bench.engine.estimate import Estimator
-
-    estimator = Estimator(store.records()[0])
     todo = [item.job for item in planned if item.todo]
-    seconds = {job.cell: estimator.seconds(job) for job in todo}
-    macs = {job.cell: estimator.training_macs(job) for job in todo}
+    seconds: dict[Cell, float | None] = {}
+    macs: dict[Cell, int | None] = {}
+    if todo:  # counting loads torch and transformers
+        from bench.engine.estimate import Estimator
+
+        estimator = Estimator(store.records()[0])
+        seconds = {job.cell: estimator.seconds(job) for job in todo}
+        macs = {job.cell: estimator.training_macs(job) for job in todo}
     for item in planned:
         cell = item.job.cell
         cost = _about([seconds[cell]], [macs[cell]]) if item.todo else ""
@@ -34,8 +38,7 @@ def show_plan(planned: Sequence[Planned], store: Store) -> None:
 
 
 def _about(times: Sequence[float | None], macs: Sequence[int | None]) -> str:
-    from bench.core.tables import human
-    from bench.engine.estimate import duration
+    from bench.core.tables import duration, human
 
     known = [time for time in times if time is not None]
     counts = [count for count in macs if count]

@@ -32,6 +32,13 @@ def human(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """Writes a duration: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def gib(value: int) -> str:
     """Formats a number of bytes as `1.23 GiB`."""
     return f"{value / 2**30:.2f} GiB"

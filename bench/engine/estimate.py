@@ -73,13 +73,6 @@ def _update_macs(job: Job) -> int | None:
         return None
 
 
-def duration(seconds: float) -> str:
-    """Formats seconds as `40 s`, `12 min` or `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def _machine(env: dict[str, Any]) -> Any:
     return env.get("gpu", env.get("cpu"))
 

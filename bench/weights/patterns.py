@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.core.pattern import Pattern
 from bench.weights.targets import Target, prunable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def density(target: Target) -> float:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, blocks, prunable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Names of modules: those that make q, k, v; the reader of the heads; those that make the neurons;
 # the reader of the neurons.

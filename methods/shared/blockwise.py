@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import BenchError, Context
 from bench.weights.targets import Target, blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Statistic(Protocol):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from bench.weights.targets import head_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def all_weights(model: PreTrainedModel) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bench.api import Context, Method
 from bench.weights.targets import Target
 from methods.shared.schedules import between_holds, cubic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Importance:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from bench.api import Context, Method
 from bench.weights.targets import merge, prunable
 from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LearnedScores(Method):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bench.api import Context, Field, Method, Published, parameters
 from bench.weights.targets import Target
 from methods.shared.blockwise import Statistic, walk
 from methods.shared.masks import groups_of, keep_masks, pruned_count
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class ByScores(Method):

@@ -5,21 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.api import BenchError, Budget, Scores, Split
-from tasks.metrics.classification import classification_scores
 from tasks.shared.base import Base, Splits
 
 EVAL_BATCH = 64
 """Rows of a batch at evaluation."""
 CALIBRATION_BATCH = 32
 """Rows of a batch at calibration."""
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Classification(Base[Rows]):
 
     def collator(self, tok: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
         """Returns a function that pads a batch to its longest row."""
+        from transformers import DataCollatorWithPadding
+
         collate: Callable[[list[Any]], dict[str, Tensor]] = DataCollatorWithPadding(tok)
         return collate
 
@@ -108,6 +111,8 @@ class Classification(Base[Rows]):
         Raises:
             BenchError: kind `nan` when an output is not finite.
         """
+        from tasks.metrics.classification import classification_scores  # loads scikit-learn
+
         rows = self.data[split]
         encoded = self._encode(rows, tok, tok.model_max_length)
         lengths = list(encoded["length"])
@@ -137,6 +142,8 @@ class Classification(Base[Rows]):
         as_label = float if self.labels == 1 else int
         columns["labels"] = [as_label(v) for v in rows.labels]
         columns["length"] = [len(ids) for ids in columns["input_ids"]]
+        from datasets import Dataset
+
         return Dataset.from_dict(columns)
 
     def _batches(

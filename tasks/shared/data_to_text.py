@@ -17,13 +17,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.api import Budget, Scores, Split
 from bench.sources import token_windows
@@ -31,6 +30,9 @@ from tasks.metrics import meteor
 from tasks.metrics.text import Bleu, TextMetric
 from tasks.shared.base import Base, Splits, position
 from tasks.shared.generation import Decoding, generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_TOKENS = 64
 """Tokens a text may have: the scripts' `--eval_len`."""

@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.api import BenchError, Budget, Scores, Split
 from bench.sources import token_windows
 from tasks.shared.base import Base, Splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EVAL_TOKENS = 2048
 """Tokens of a batch. Its logits take tokens · vocabulary · 4 bytes: 400 MB for 49k words."""
