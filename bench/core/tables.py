@@ -33,7 +33,7 @@ def human(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes a duration: `40 s`, `12 min`, `3.5 h`."""
+    """Formats seconds as `40 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
