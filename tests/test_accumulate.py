@@ -6,6 +6,7 @@ import torch
 from bench.engine import isolate
 from bench.engine.messages import failed
 from bench.planning import registry
+from bench.planning.job import Job
 from bench.training.losses import micro_batches, smoothed_loss
 from tests import helpers
 from tests.samples import record
@@ -94,18 +95,18 @@ def test_a_piece_without_anything_to_predict_is_left_out():
 def test_one_more_try_after_an_oom_in_training(
     monkeypatch, tmp_path, phase, outcomes, tries, message
 ):
-    cell = helpers.cell("dense")
+    job = Job.resolve(helpers.cell("dense"))
     tried = []
 
-    def attempt(cell, settings, timeout_s, log, on_progress, env):
+    def attempt(job, settings, timeout_s, log, on_progress, env):
         assert 0 < timeout_s <= 60
         tried.append(settings.accumulate)
         on_progress(phase, 0, 6)
         kind = outcomes[len(tried) - 1]
-        return failed(cell, kind, f"{kind} here") if kind else record()
+        return failed(job, kind, f"{kind} here") if kind else record()
 
     monkeypatch.setattr(isolate, "_try", attempt)
-    found = isolate.run_isolated(cell, 60, tmp_path / "log", lambda *_: None)
+    found = isolate.run_isolated(job, 60, tmp_path / "log", lambda *_: None)
     assert tried == tries
     assert (found.error is None) == (message is None)
     if message:

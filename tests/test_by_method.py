@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from bench.api import BenchError, Budget
 from bench.cli import main
-from bench.core.pattern import Pattern
+from bench.core.pattern import UNSTRUCTURED, Pattern
 from bench.core.record import Trainable, parse
 from bench.costs import by_method, without_weights
 from bench.costs.macs import count_macs
@@ -352,7 +352,7 @@ def test_one_shot_methods_train_nothing_and_third_parties_may_need_weights(monke
     monkeypatch.setattr(PST, "attach", attach)
     with pytest.raises(BenchError, match="pst needs weights to be counted: "):
         held("tiny-bert", "pst")
-    text = by_method.cost_report("tiny-bert", pattern="unstructured", batch=1, length=8)
+    text = by_method.cost_report("tiny-bert", pattern=UNSTRUCTURED, batch=1, length=8)
     assert "pst: pst needs weights to be counted" in text
     assert "\nmagnitude " in text
     assert row("bert-base", "magnitude").train == 0

@@ -9,10 +9,11 @@ import torch
 
 from bench.api import BenchError
 from bench.cli import main
+from bench.engine.prepare import prepare
 from bench.planning import plan, registry
 from bench.planning.job import Job
 from bench.planning.suites import load_suite
-from bench.sources import hub, loading, token_windows
+from bench.sources import hub, token_windows
 from bench.sources.tiny_models import tiny_tokenizer
 from bench.training import train
 from bench.weights.precision import autocast
@@ -187,7 +188,8 @@ def test_an_encoder_is_refused(task):
 def test_windows_beyond_the_positions_are_refused():
     with pytest.raises(BenchError, match="length 256: tiny-gpt2 has positions for 128 tokens"):
         fit_cell(cell("dense", budget__length=256), quiet)
-    loading.check("tiny-gpt2", registry.task("tiny/wikitext"), 128)
+    fits = Job.resolve(cell("dense", budget__length=128))
+    prepare([fits])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_what_cannot_be_is_said_before_anything_runs(capsys, tmp_path, more, lin
 
 
 def test_the_suite_is_what_it_says():
-    found = {str(c) for c in plan.expand(load_suite("perplexity"))}
+    found = {str(job.cell) for job in plan.expand(load_suite("perplexity"))}
     model = "wikitext smollm2-135m-q4"
     assert found == {
         f"{model} dense dense 0 seed 1",

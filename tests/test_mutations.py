@@ -9,6 +9,7 @@ from bench.api import BenchError, Cell
 from bench.core.store import path_of
 from bench.costs import parameters
 from bench.review import gate
+from bench.weights import targets
 from methods import gmp
 from methods.shared.masks import pruned_count
 from tests.helpers import run_cell
@@ -65,7 +66,8 @@ def test_a_mask_that_is_not_applied_at_export(monkeypatch):
 
 
 def test_heads_that_are_counted_wrongly(monkeypatch):
-    monkeypatch.setattr(parameters, "head_parameters", lambda model: iter(()))
+    for module in (parameters, targets):
+        monkeypatch.setattr(module, "head_parameters", lambda model: iter(()))
     found, _ = failing()
     assert found == {"params.trainable.body", "params.trainable.head", "macs.head"}
 

@@ -501,7 +501,7 @@ def test_the_table_names_the_decoding_and_the_footnotes():
 
 
 def test_the_suite_is_what_it_says():
-    found = {str(c) for c in plan.expand(load_suite("nlg"))}
+    found = {str(job.cell) for job in plan.expand(load_suite("nlg"))}
     assert found == {
         f"nlg/{task} smollm2-135m-q4 {rest} seed 1"
         for task in ("e2e", "webnlg")

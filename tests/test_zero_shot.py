@@ -121,8 +121,9 @@ def test_a_limit_beyond_the_set_is_refused_before_anything_runs(task, limit, lin
 
 
 def test_a_limit_is_an_override_of_the_budget():
-    (cell,) = cells("--task", "zero-shot/rte", "--limit", "20", "--method", "dense")
-    assert cell.overrides == (("budget.items", 20),)
+    (job,) = cells("--task", "zero-shot/rte", "--limit", "20", "--method", "dense")
+    cell = job.cell
+    assert cell.overrides.flat == (("budget.items", 20),)
     assert Job.resolve(cell).budget.items == 20
 
 

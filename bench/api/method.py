@@ -83,7 +83,8 @@ class Method(ABC):
 
     Attributes:
         name: the name in the registry.
-        summary: what it does, in one sentence; tables and lists show it.
+        summary: what it does, in one sentence, for tables and lists; by default the first line of
+            the docstring.
         paper: where it comes from, as `arXiv 2205.11005, IJCAI`; empty for a baseline.
         year: of that paper; 0 for a baseline.
         version: raised when the method's numbers move; older records become stale.
@@ -130,6 +131,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "summary" not in vars(cls) and cls.__doc__:
+            cls.summary = cls.__doc__.strip().splitlines()[0]
         # Plain classes and dataclasses become checked ones, so that every parameter is.
         if "Params" in vars(cls) and not is_pydantic_dataclass(cls.Params):
             cls.Params = parameters(cls.Params)  # type: ignore[misc]
