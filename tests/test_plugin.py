@@ -48,7 +48,7 @@ def test_it_is_listed_with_its_parameters(installed):
     ids=["contract", "pages", "parameters"],
 )
 def test_the_tests_that_list_methods_pass_with_it(installed, arguments):
-    result = run(installed, "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+    result = run(installed, "pytest", "-p", "no:cacheprovider", *arguments)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
 
