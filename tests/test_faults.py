@@ -218,7 +218,7 @@ def child(cell, place):
 
     torch.set_num_threads(1)
     os.environ |= {"SPARSEBENCH_CACHE": str(place / "cache"), "SPARSEBENCH_CHECKPOINT_S": "0"}
-    Store(place / "results").put(run.run_cell(cell, lambda *_: None))
+    Store(place / "results").put(run.run_cell(Job.resolve(cell), lambda *_: None))
 
 
 def start(cell, place):
@@ -287,11 +287,14 @@ def test_damaged_records_are_left_out_and_made_again(undisturbed, tmp_path):
     records, problems = store.records()
     assert [r.cell.method for r in records] == ["dense"]
     assert len(problems) == 3
-    planned = {p.cell.method: p for p in plan.plan(cells(), store)}
+    planned = {
+        item.job.cell.method: item
+        for item in plan.plan([Job.resolve(cell) for cell in cells()], store)
+    }
     assert [planned[c.method].state for c in cells()] == ["done", *["corrupt"] * 3]
     for item in planned.values():
         if item.todo:
-            finish(start(item.cell, tmp_path))
+            finish(start(item.job.cell, tmp_path))
     assert table(tmp_path) == table(undisturbed[0])
     assert len(list((tmp_path / "results").rglob("*.corrupt"))) == 3
 

@@ -9,6 +9,7 @@ from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.engine import isolate
 from bench.engine.local import shares
 from bench.planning import registry
+from bench.planning.job import Job
 from bench.planning.suites import load_suite
 from tests import helpers
 from tests.helpers import fit_cell
@@ -95,7 +96,9 @@ def run(tmp_path, monkeypatch):
         more = {"budget__steps": 6, "budget__batch": 10} | more
         cell = helpers.cell(name, pattern="dense", **more)
         env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
-        return isolate.run_isolated(cell, 600, tmp_path / "log", lambda *_: None, env, settings)
+        return isolate.run_isolated(
+            Job.resolve(cell), 600, tmp_path / "log", lambda *_: None, env, settings
+        )
 
     yield run
     registry._entries.cache_clear()

@@ -18,6 +18,7 @@ from statistics import median
 
 from bench.core.store import Store
 from bench.engine import isolate
+from bench.planning.job import Job
 from bench.reporting import leaderboard
 from tests import helpers, samples
 
@@ -28,7 +29,7 @@ def phases(cell, folder):
     """Seconds from each phase's first word to the next one's; `put` writes the record."""
     told = {"start": time.perf_counter()}
     hear = lambda phase, *_: told.setdefault(phase, time.perf_counter())  # noqa: E731
-    record = isolate.run_isolated(cell, 3600, folder / "log", hear)
+    record = isolate.run_isolated(Job.resolve(cell), 3600, folder / "log", hear)
     assert record.error is None, record.error
     told["put"] = time.perf_counter()
     Store(folder / "results").put(record)
