@@ -12,6 +12,7 @@ import pytest
 from bench.cli import main
 from bench.core.store import Store
 from bench.engine import dask_engine, dask_worker
+from bench.planning.job import Job
 from tests import helpers
 from tests.helpers import trained_dir
 from tests.samples import record
@@ -212,17 +213,17 @@ def test_no_scheduler_is_one_line(capsys, tmp_path, monkeypatch):
 
 
 def test_certificates_are_passed_on():
-    files = {"tls_ca_file": "ca.pem", "tls_cert": "c.pem", "tls_key": "k.pem"}
-    made = dask_worker.security(SimpleNamespace(**files))
+    made = dask_worker.security_of("ca.pem", "c.pem", "k.pem")
     assert made.require_encryption
     for role in ("client", "worker"):
         tls = made.get_tls_config_for_role(role)
         assert (tls["ca_file"], tls["cert"], tls["key"]) == ("ca.pem", "c.pem", "k.pem")
-    assert not dask_worker.security(SimpleNamespace(tls_ca_file=None)).require_encryption
+    assert not dask_worker.security_of(None, None, None).require_encryption
 
 
 def test_answers_that_are_no_record_of_the_cell_are_failures():
-    engine, wanted = object.__new__(dask_engine.Dask), helpers.cell("pst", seed=2)
+    engine = object.__new__(dask_engine.Dask)
+    wanted = Job.resolve(helpers.cell("pst", seed=2))
     engine.address = "tcp://nowhere"
 
     def kind(result):
