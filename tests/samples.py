@@ -4,7 +4,8 @@ import math
 import random
 
 from bench.api import Budget, Cell
-from bench.core.record import (
+from bench.core.record import Record
+from bench.core.record_parts import (
     Bytes,
     Code,
     Cost,
@@ -13,7 +14,6 @@ from bench.core.record import (
     Macs,
     Model,
     Params,
-    Record,
     ScoresPart,
     Sparsity,
     Speed,

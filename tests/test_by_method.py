@@ -13,7 +13,8 @@ from transformers import AutoConfig
 from bench.api import BenchError, Budget
 from bench.cli import main
 from bench.core.pattern import UNSTRUCTURED, Pattern
-from bench.core.record import Trainable, parse
+from bench.core.record import parse
+from bench.core.record_parts import Trainable
 from bench.costs import by_method, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import compared, count_trainable

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from bench.cli import main
-from bench.core.record import Versions
+from bench.core.record_parts import Versions
 from bench.core.store import Store
 from bench.planning.job import Job
 from tests import helpers

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from bench.core.record import Speed
+from bench.core.record_parts import Speed
 from bench.core.store import Store
 from bench.reporting import compare
 from tests.benchmarks.simulate_statistics import NOISE, draw

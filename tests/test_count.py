@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.api import BenchError
 from bench.core.pattern import Pattern
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
 from bench.weights import targets

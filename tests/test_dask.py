@@ -112,7 +112,7 @@ class Machines:
 def is_cell(pid):
     try:
         with open(f"/proc/{pid}/cmdline") as file:
-            return "bench.engine.isolate" in file.read()
+            return "bench.engine.child" in file.read()
     except OSError:
         return False
 

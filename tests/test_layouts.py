@@ -17,8 +17,9 @@ from bench.formats.integer_coding import (
     unpack_digits,
     word,
 )
-from bench.formats.layouts import Matrix, lay_out, pack, unpack, zeros_of
+from bench.formats.layouts import Matrix, lay_out, pack, unpack
 from bench.formats.quantize import dequantize, quantize, rounded
+from bench.formats.zeros import zeros_of
 
 FORMATS = ["bitmap", "csr", "nm-packed", "int8", "int4", "bitmap+int4", "csr+int8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

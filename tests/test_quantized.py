@@ -9,7 +9,7 @@ from bench.api import BenchError
 from bench.cli import main
 from bench.core.overrides import Quantizer
 from bench.core.pattern import Pattern
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.core.store import Store
 from bench.costs.parameters import count_params
 from bench.export import export

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.api import Cell
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params
 from bench.planning import registry

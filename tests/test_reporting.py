@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from bench.core.record import Speed
+from bench.core.record_parts import Speed
 from bench.core.tables import escape, human, markdown, percent, plain
 from bench.reporting import leaderboard, pages
 from tests.samples import record

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.api import BenchError
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.costs import deployed
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params

@@ -13,7 +13,8 @@ from bench.api import BenchError, Cell
 from bench.core.files import write_atomic
 from bench.core.overrides import Overrides
 from bench.core.pattern import Pattern
-from bench.core.record import Versions, parse
+from bench.core.record import parse
+from bench.core.record_parts import Versions
 from bench.core.store import Store, path_of
 from tests.samples import record
 

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from bench.cli import main
-from bench.core.record import Speed
+from bench.core.record_parts import Speed
 from bench.core.store import Store
 from bench.core.tables import markdown, plain
 from bench.reporting import compare, export_table, leaderboard

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.core.cell import canonical
 from bench.core.overrides import Scalar
-from bench.core.record import Code
+from bench.core.record_parts import Code
 
 if TYPE_CHECKING:
     import torch

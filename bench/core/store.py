@@ -16,7 +16,8 @@ from typing import Literal
 from bench.core.cell import Cell, canonical
 from bench.core.errors import BenchError
 from bench.core.files import disk_error, write_atomic
-from bench.core.record import Record, Versions, parse
+from bench.core.record import Record, parse
+from bench.core.record_parts import Versions
 
 State = Literal["missing", "done", "failed", "stale", "corrupt"]
 

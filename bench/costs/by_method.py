@@ -20,7 +20,7 @@ from bench.core.cell import Budget
 from bench.core.errors import BenchError
 from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
-from bench.core.record import PublishedPart, Trainable
+from bench.core.record_parts import PublishedPart, Trainable
 from bench.core.tables import gib, human, percent, plain
 from bench.costs import without_weights
 from bench.costs.parameters import compared, count_trainable

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bench.core import provenance
-from bench.core.record import Speed
+from bench.core.record_parts import Speed
 from bench.core.tables import plain
 from bench.costs import deployed, measure
 from bench.sources import catalog, loading

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
 from bench.core.pattern import DENSE, Pattern
-from bench.core.record import Macs
+from bench.core.record_parts import Macs
 from bench.weights import slicing
 from bench.weights.patterns import density, halved
 from bench.weights.targets import head_modules, prunable

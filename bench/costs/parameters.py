@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bench.api import Published
 from bench.core.errors import BenchError
 from bench.core.pattern import Pattern
-from bench.core.record import Params, PublishedPart, Sparsity, Trainable
+from bench.core.record_parts import Params, PublishedPart, Sparsity, Trainable
 from bench.weights.patterns import density, holds
 from bench.weights.side_branch import Branch
 from bench.weights.targets import head_parameters, prunable

@@ -84,7 +84,8 @@ def serve(
     """
     import torch
 
-    if listen is None and not _is_loopback(address):
+    here = _is_loopback(address)
+    if listen is None and not here:
         raise BenchError(
             f"{address} is another machine: pass --listen HOST, the address of this machine that "
             "it can reach. Anyone who can connect can execute code here, so use TLS."

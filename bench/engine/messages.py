@@ -7,7 +7,8 @@ import sys
 
 from bench.core import provenance
 from bench.core.errors import Outcome
-from bench.core.record import Failure, Record
+from bench.core.record import Record
+from bench.core.record_parts import Failure
 from bench.planning.job import Job
 
 COMMAND = [sys.executable, "-m", "bench.engine.child"]

@@ -14,13 +14,15 @@ from bench.core.errors import BenchError
 from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Quantization, Quantizer
 from bench.core.pattern import Pattern
-from bench.core.record import Record, Trainable, parse
+from bench.core.record import Record, parse
+from bench.core.record_parts import Trainable
 from bench.costs import measure
 from bench.costs.parameters import count_params
 from bench.export import packed_folder
 from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
-from bench.formats.layouts import Matrix, lay_out, zeros_of
+from bench.formats.layouts import Matrix, lay_out
 from bench.formats.safetensors_file import Entry, dtype_name, read_header
+from bench.formats.zeros import zeros_of
 from bench.pipeline.cache import trained_dir
 from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell

@@ -23,7 +23,7 @@ from bench.core.errors import BenchError, one_line
 from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
-from bench.core.record import Sparsity
+from bench.core.record_parts import Sparsity
 from bench.costs.parameters import count_sparsity
 from bench.pipeline.contract import check_contract
 from bench.planning import registry

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from bench.core.errors import BenchError
 from bench.core.overrides import Quantization, Quantizer
 from bench.core.pattern import Pattern
-from bench.core.record import Bytes, EmbeddingBytes
-from bench.formats.layouts import GROUPS, Layout, Matrix, dense, lay_out, zeros_of
+from bench.core.record_parts import Bytes, EmbeddingBytes
+from bench.formats.layouts import Layout, Matrix, dense, lay_out
 from bench.formats.safetensors_file import dtype_name
+from bench.formats.zeros import GROUPS, zeros_of
 from bench.weights import slicing
 from bench.weights.targets import embedding_tables, prunable
 

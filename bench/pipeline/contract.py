@@ -8,7 +8,7 @@ from bench.api import Method
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.pattern import UNSTRUCTURED
-from bench.core.record import Sparsity
+from bench.core.record_parts import Sparsity
 from bench.weights import targets
 
 

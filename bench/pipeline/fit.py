@@ -16,7 +16,7 @@ from bench.api import Method
 from bench.core import provenance, seeds
 from bench.core.cell import canonical
 from bench.core.errors import BenchError
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.formats import quantize
 from bench.pipeline.cache import clear_scratch, dense_seconds, scratch_dir, trained_dir

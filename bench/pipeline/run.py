@@ -11,7 +11,8 @@ from bench.api import Split
 from bench.core import provenance
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
-from bench.core.record import Cost, Data, Record, ScoresPart, Trainable
+from bench.core.record import Record
+from bench.core.record_parts import Cost, Data, ScoresPart, Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.costs import latency, measure, without_weights
 from bench.costs.macs import count_macs

@@ -12,7 +12,7 @@ from bench.core.cell import REFERENCE, Budget, Cell
 from bench.core.errors import BenchError, unknown
 from bench.core.overrides import Overrides
 from bench.core.parameters import make_parameters
-from bench.core.record import Versions
+from bench.core.record_parts import Versions
 from bench.planning import registry
 from bench.sources.catalog import Place, place_of
 

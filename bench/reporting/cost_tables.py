@@ -6,7 +6,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from bench.core.record import Record, Speed
+from bench.core.record import Record
+from bench.core.record_parts import Speed
 from bench.core.tables import gib, human, mib
 from bench.reporting.rows import NAME, Clean, Key, Row, name
 

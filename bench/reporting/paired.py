@@ -16,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from bench.core.record import Record, ScoresPart
+from bench.core.record import Record
+from bench.core.record_parts import ScoresPart
 from bench.reporting.statistics import MIN_SEEDS, Floats, pairwise, rank_ranges
 
 Basis = Literal["mean", "log", "seeds"]

@@ -22,7 +22,8 @@ from scipy import stats
 
 from bench.core.errors import BenchError
 from bench.core.files import disk_error, write_atomic
-from bench.core.record import Count, Finite, Record
+from bench.core.record import Record
+from bench.core.record_parts import Count, Finite
 from bench.core.store import path_of
 from bench.core.tables import escape, markdown
 

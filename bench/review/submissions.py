@@ -16,7 +16,8 @@ from pathlib import Path
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.files import write_atomic
-from bench.core.record import Record, Trainable, verified
+from bench.core.record import Record, verified
+from bench.core.record_parts import Trainable
 from bench.core.store import Store, path_of, slug
 from bench.planning.job import Job
 from bench.planning.registry import is_known

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from bench.api import Task
 from bench.core import provenance, seeds
 from bench.core.errors import BenchError, one_line
-from bench.core.record import Model
+from bench.core.record_parts import Model
 from bench.sources import pypi_assets
 from bench.sources.architectures import class_of, quiet, saved_class, saved_config
 from bench.sources.catalog import Place, folder_of

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from bench.api import Method
 from bench.core import seeds
 from bench.core.errors import BenchError
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.costs.parameters import count_trainable
 from bench.training import devices, state
 from bench.training.checkpoint import Checkpoints

@@ -131,6 +131,8 @@ def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for key, x in held.items():
+                if x is None and held is module._parameters:
+                    continue  # a layer without a bias; unlike a buffer, it never gets one
                 if x is None or id(x) not in seen:
                     seen.add(id(x))
                     found[f"{prefix}.{key}"] = (held, key)

@@ -17,7 +17,7 @@ from bench.api import Method, Task
 from bench.core import provenance, seeds
 from bench.core.cell import Budget
 from bench.core.errors import BenchError
-from bench.core.record import Trainable
+from bench.core.record_parts import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.training import devices
 from bench.training.cell_trainer import CellTrainer, Hooks, Progress

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers.pytorch_utils import Conv1D
 
 from bench.core.errors import BenchError
 
@@ -40,7 +39,7 @@ class Target:
     @property
     def transposed(self) -> bool:
         """Whether the stored tensor is (in, out)."""
-        return isinstance(self.module, Conv1D)
+        return not isinstance(self.module, (nn.Linear, nn.Embedding))
 
     @property
     def stored(self) -> Tensor:
@@ -98,6 +97,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def prunable(model: nn.Module) -> list[Target]:
     """Returns all linear weights inside the blocks, in the order of their definition."""
+    from transformers.pytorch_utils import Conv1D  # here, so that `plan` starts without it
+
     inside = {id(module) for block in blocks(model) for module in block.modules()}
     targets = []
     for name, module in model.named_modules():
@@ -118,7 +119,7 @@ def embedding_tables(model: PreTrainedModel) -> list[Target]:
 
 
 def _parts(name: str, module: nn.Module) -> int:
-    if isinstance(module, Conv1D) and name.endswith("c_attn"):
+    if not isinstance(module, nn.Linear) and name.endswith("c_attn"):
         # By name: once heads are sliced away (bench.weights.slicing), the shape does not show it.
         return 2 if "crossattention" in name else 3
     return 1
