@@ -32,6 +32,7 @@ class L0(LearnedScores):
     summary: ClassVar[str] = "Trains a random gate for each weight and penalises open gates."
     paper: ClassVar[str] = "arXiv 1712.01312, ICLR"
     year: ClassVar[int] = 2018
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     promises_sparsity: ClassVar[bool] = False
 

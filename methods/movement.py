@@ -38,6 +38,7 @@ class Movement(LearnedScores):
     )
     paper: ClassVar[str] = "arXiv 2005.07683, NeurIPS"
     year: ClassVar[int] = 2020
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
 
     @parameters

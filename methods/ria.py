@@ -27,6 +27,7 @@ class RIA(OneShot):
     )
     paper: ClassVar[str] = "ICLR"
     year: ClassVar[int] = 2024
+    version: ClassVar[int] = 2
 
     @parameters
     class Params:

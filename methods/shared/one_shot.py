@@ -59,6 +59,7 @@ class OneShot(Method):
     Attributes:
         report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
         n_m: (N, M) of the cell's pattern, or None.
+        sequences: how many the budget calibrates with.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
@@ -86,6 +87,7 @@ class OneShot(Method):
         """Prunes all targets, block by block."""
         self.report = {"forward_s": 0.0, "prune_s": 0.0}
         self.n_m = ctx.cell.pattern.n_m
+        self.sequences = ctx.budget.calib
         if self.n_m:
             for target in ctx.targets:
                 groups_of(target.shape[1], *self.n_m, target.name)

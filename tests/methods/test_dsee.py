@@ -10,9 +10,10 @@ from bench.api import BenchError, Budget, Context
 from bench.costs.parameters import count_trainable
 from bench.planning import registry
 from bench.weights import slicing, targets
-from methods.dsee import DSEE, base
+from methods.dsee import DSEE
 from methods.shared import sparse_support
 from methods.shared.low_rank_sparse import AddUpdate, Update
+from methods.shared.update_parts import base
 from tests import helpers
 from tests.helpers import fit_cell
 from tests.oracles import bilateral
