@@ -38,7 +38,7 @@ class L0(LearnedScores):
 
     @parameters
     class Params:
-        """The SQuAD recipe of the movement paper's code; the sparsity is a label."""
+        """Gates and penalty of the movement paper's code for SQuAD; the sparsity is a label."""
 
         lr: float = Field(default=5e-5, gt=0, description="learning rate of the weights")
         score_lr: float = Field(

@@ -74,4 +74,5 @@ def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
 
 def _parametrized(module: nn.Module) -> Iterator[tuple[str, Any]]:
     if parametrize.is_parametrized(module):
-        yield from module.parametrizations.items()  # type: ignore[operator]
+        held: Any = module.parametrizations
+        yield from held.items()

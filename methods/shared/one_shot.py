@@ -79,6 +79,9 @@ class OneShot(Method):
             k: zeros of an unstructured matrix.
         """
 
+    def prepare(self, target: Target, statistic: Any) -> None:
+        """Runs before a matrix is pruned, for methods that reorder its inputs."""
+
     def counts(self, model: PreTrainedModel, ctx: Context) -> dict[str, int]:
         """Returns how many weights each matrix loses: by default the cell's sparsity everywhere."""
         return {t.name: pruned_count(t.stored.numel(), ctx.cell.sparsity) for t in ctx.targets}
@@ -99,6 +102,7 @@ class OneShot(Method):
             for target in inside:
                 # Popped: a statistic is freed as soon as its last matrix has been pruned.
                 statistic = found.pop(target.name)
+                self.prepare(target, statistic)
                 weight = self.pruned(target.weight.float(), statistic, counts[target.name])
                 target.write(weight)
 

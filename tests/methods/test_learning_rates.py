@@ -75,7 +75,7 @@ def test_what_a_method_adds_scales_where_it_reads_the_width(name):
     model = "tiny-gpt2" if name == "pst" else "tiny-bert"
     sparse, method = attached(name, model, **more)
     heads = {n for n, _ in targets.head_parameters(sparse)}
-    p = {n: getattr(method, "params").__dict__.get(n) for n in ("lr", "head_lr", "sparse_lr")}
+    p = {n: method.params.__dict__.get(n) for n in ("lr", "head_lr", "sparse_lr")}
 
     def stated(n):
         if n in heads and p["head_lr"]:

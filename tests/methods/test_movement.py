@@ -7,9 +7,10 @@ import torch
 
 from bench.api import BenchError
 from bench.core.pattern import Pattern
+from bench.costs.parameters import count_sparsity
 from bench.planning.job import Job
 from bench.weights import targets
-from bench.weights.patterns import holds
+from bench.weights.patterns import holds, local
 from methods.movement import Movement
 from methods.shared.distill import kd_loss
 from methods.shared.masks import pruned_count
@@ -275,15 +276,16 @@ def test_a_mask_stands_for_one_update_and_then_follows_the_scores():
 
 def test_scores_have_a_group_of_their_own_without_decay():
     model, method, _ = attached(weight_decay=0.3)
-    *rest, last = method.param_groups(model)
+    *rest, last = method.param_groups(model)  # tables, vectors, hidden matrices; scores
     ids = {id(g.scores) for kind in method.kinds for g in kind}
     assert {id(p) for p in last["params"]} == ids
     assert last["weight_decay"] == 0.0
-    assert last["lr"] == 1000 * rest[0]["lr"]
+    assert last["lr"] == method.params.score_lr
+    assert [g["lr"] / method.params.lr for g in rest] == [1.0, 1.0, 768 / 64]
     others = [id(p) for group in rest for p in group["params"]]
     assert not ids & set(others)
     assert len(others) == len(set(others)) == len(list(model.parameters())) - len(ids)
-    assert [g["weight_decay"] for g in rest] == [0.3, 0.0]
+    assert [g["weight_decay"] for g in rest] == [0.3, 0.0, 0.3]
 
 
 @pytest.mark.parametrize(("freeze", "total"), [(False, 194_418_434), (True, 170_581_250)])
@@ -357,3 +359,58 @@ def test_holds_knows_blocks_and_neurons():
     assert not holds(weight, Pattern("block:4x4"))
     weight[5, 1:] = 0.0
     assert not holds(weight, Pattern("block:4x4+neurons"))
+
+
+OUTPUTS = {
+    "tiny-bert": "attention.output.dense",
+    "tiny-gpt2": "attn.c_proj",
+    "tiny-llama": "self_attn.o_proj",
+}
+
+
+@every
+@pytest.mark.parametrize("pattern", ["block:8x16", "block:4x32", "block:8x16+neurons"])
+def test_blocks_of_the_attention_output_are_transposed(model, pattern):
+    sparse, method, _ = attached(model, 0.5, pattern)
+    r, c = Pattern(pattern).block
+    method.step(sparse, 1.0)
+    method.finish(sparse)
+    paired = {t.name for f in feed_forward(targets.prunable(sparse)) for t in (*f.ins, f.out)}
+    seen = 0
+    for target in targets.prunable(sparse):
+        if "neurons" in pattern and target.name in paired:
+            continue
+        output = target.name.endswith(OUTPUTS[model])
+        rows, columns = (c, r) if output else (r, c)
+        tiles = (target.weight != 0).unfold(0, rows, rows).unfold(1, columns, columns)
+        kept = tiles.float().mean(dim=(-1, -2))
+        assert set(kept.unique().tolist()) == {0.0, 1.0}
+        assert int((kept == 0).sum()) == kept.numel() // 2
+        # In the other orientation the tiles are no tiles: the test can fail.
+        turned = (target.weight != 0).unfold(0, columns, columns).unfold(1, rows, rows)
+        assert len(turned.float().mean(dim=(-1, -2)).unique()) > 2
+        seen += output
+    assert seen == 2
+    assert count_sparsity(sparse, Pattern(pattern)).pattern_ok
+    assert not count_sparsity(sparse, Pattern(f"block:{c}x{r}")).pattern_ok
+
+
+@pytest.mark.parametrize(
+    ("name", "turned"),
+    [
+        ("bert.encoder.layer.0.attention.output.dense", True),
+        ("bert.encoder.layer.0.output.dense", False),
+        ("transformer.h.0.attn.c_proj", True),
+        ("transformer.h.0.mlp.c_proj", False),
+        ("model.layers.1.self_attn.o_proj", True),
+        ("model.decoder.layers.1.self_attn.out_proj", True),
+        ("transformer.layer.0.attention.out_lin", True),
+        ("transformer.h.0.self_attention.dense", True),
+        ("gpt_neox.layers.0.attention.dense", True),
+        ("encoder.block.0.layer.0.SelfAttention.o", True),
+        ("backbone.layers.0.mixer.out_proj", False),
+    ],
+)
+def test_attention_outputs_are_known_by_name(name, turned):
+    found = local(Pattern("block:4x8"), targets.Target(name, torch.nn.Linear(8, 8)))
+    assert found.block == ((8, 4) if turned else (4, 8))
