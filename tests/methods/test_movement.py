@@ -23,6 +23,11 @@ from tests.oracles.topk import keep_by_sort
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
 HYBRID = "block:16x16+neurons"
+OUTPUTS = {
+    "tiny-bert": "attention.output.dense",
+    "tiny-gpt2": "attn.c_proj",
+    "tiny-llama": "self_attn.o_proj",
+}
 
 
 def attached(model="tiny-bert", sparsity=0.5, pattern="unstructured", seed=7, **params):
@@ -183,6 +188,8 @@ def test_block_masks_are_constant_within_blocks(model, mode):
     method.finish(sparse)
     for target in targets.prunable(sparse):
         alive = target.weight != 0
+        if target.name.endswith(OUTPUTS[model]):
+            alive = alive.t()
         rows, columns = alive.shape
         kept = 0
         for i in range(0, rows, 16):
@@ -331,7 +338,7 @@ def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
     [("block:16x16", "hard"), (HYBRID, "hard"), (HYBRID, "soft"), ("unstructured", "soft")],
 )
 def test_every_kind_of_cell_keeps_its_contract(pattern, mode):
-    more = {"budget__steps": 12, "budget__batch": 4, "mode": mode, "score_lr": 0.4}
+    more = {"budget__steps": 12, "budget__batch": 4, "mode": mode, "score_lr": 4.8}
     cell = helpers.cell("movement", "tiny-bert", 0.5, pattern, **more)
     record = run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
@@ -361,13 +368,6 @@ def test_holds_knows_blocks_and_neurons():
     assert not holds(weight, Pattern("block:4x4+neurons"))
 
 
-OUTPUTS = {
-    "tiny-bert": "attention.output.dense",
-    "tiny-gpt2": "attn.c_proj",
-    "tiny-llama": "self_attn.o_proj",
-}
-
-
 @every
 @pytest.mark.parametrize("pattern", ["block:8x16", "block:4x32", "block:8x16+neurons"])
 def test_blocks_of_the_attention_output_are_transposed(model, pattern):
@@ -388,7 +388,7 @@ def test_blocks_of_the_attention_output_are_transposed(model, pattern):
         assert int((kept == 0).sum()) == kept.numel() // 2
         # In the other orientation the tiles are no tiles: the test can fail.
         turned = (target.weight != 0).unfold(0, columns, columns).unfold(1, rows, rows)
-        assert len(turned.float().mean(dim=(-1, -2)).unique()) > 2
+        assert not set(turned.float().mean(dim=(-1, -2)).unique().tolist()) <= {0.0, 1.0}
         seen += output
     assert seen == 2
     assert count_sparsity(sparse, Pattern(pattern)).pattern_ok
