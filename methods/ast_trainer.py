@@ -1,6 +1,7 @@
 """AST, adaptive sparse trainer (AAAI'25, arXiv 2407.20584): 2:4 training that starts from dense.
 
     m: in each row, of every M consecutive inputs keep the N largest |W|; re-chosen every Δ updates
+       (options of the code: Wanda's metric |W_ij|·‖X_j‖₂; `unstructured`, row by row)
     y = x (m⊙W)ᵀ + b  [+ (x Xᵀ) Qᵀ]          straight-through: ∂L/∂W := ∂L/∂(m⊙W), dense
     pruned weights decay by λ(t), which ramps up (methods/shared/annealed_adamw.py)
     L = α·KD₂(dense teacher) + (1 − α)·task
@@ -24,6 +25,7 @@ from bench.api import Context, Field, Method, Published, parameters
 from bench.weights import side_branch
 from bench.weights.targets import Target, head_parameters, merge, normal_form, prunable
 from methods.shared.annealed_adamw import AnnealedAdamW
+from methods.shared.blockwise import ColumnNorms, walk
 from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
 from methods.shared.masks import keep_masks
@@ -33,17 +35,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# A quarter of the dense cell's rate. White noise moves AdamW by √((1 − β₁)/(1 + β₁)) = 0.23·lr and
+# this optimizer by 0.99·lr, because it divides by the size of the momentum, not of the gradient.
+NEW_HEAD_LR = 1.25e-5
+
+
 class AST(Method):
-    """N:M training with an adapting magnitude mask, annealed decay and a dense teacher."""
+    """Training under an adapting mask, N:M or row by row, annealed decay and a dense teacher."""
 
     name: ClassVar[str] = "ast"
     summary: ClassVar[str] = (
-        "Retrains all weights under an N:M mask that keeps adapting, with a dense teacher."
+        "Retrains all weights under a mask that keeps adapting, with a dense teacher."
     )
     paper: ClassVar[str] = "arXiv 2407.20584, AAAI"
     year: ClassVar[int] = 2025
-    version: ClassVar[int] = 2
-    patterns: ClassVar[tuple[str, ...]] = ("N:M",)
+    version: ClassVar[int] = 3
+    patterns: ClassVar[tuple[str, ...]] = ("N:M", "unstructured")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
@@ -56,8 +63,8 @@ class AST(Method):
         lr: float | None = Field(
             default=None,
             gt=0,
-            description="learning rate; None: 2e-4 for a language model, 5e-5 where a new head is "
-            "fine-tuned",
+            description="learning rate; None: 2e-4 for a language model, 1.25e-5 where a new head "
+            "is fine-tuned",
         )
         weight_decay: float = Field(default=0.1, ge=0, description="weight decay of matrices")
         warmup: float = Field(
@@ -85,6 +92,11 @@ class AST(Method):
             description="weight of distillation, the task's loss has the rest; 0 needs no teacher",
         )
         temperature: float = Field(default=2.0, gt=0, description="temperature of distillation")
+        metric: Literal["magnitude", "wanda"] = Field(
+            default="magnitude",
+            description="what is kept: the largest weights, or the largest weights times the norm "
+            "of their input in the dense model",
+        )
         every: int = Field(
             default=10,
             ge=0,
@@ -126,9 +138,10 @@ class AST(Method):
         return all_weights(model) + sum(r * (o + i * p.train_projection) for o, i, r in shapes)
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
-        """Masks every target by magnitude, adds branches if asked, fetches the teacher."""
+        """Masks every target, adds branches if asked, fetches the teacher."""
         p = self.params
         self.cell, self.steps = ctx.cell, ctx.budget.steps
+        self.norms = input_norms(model, ctx) if p.metric == "wanda" else {}
         self.layers: list[tuple[Target, Masked, ParametrizationList]] = []
         self.optimizer_: AnnealedAdamW | None = None
         for target in ctx.targets:
@@ -145,9 +158,11 @@ class AST(Method):
 
     def _choose(self, target: Target, stored: Tensor) -> Tensor:
         """Returns the keep mask of a dense stored weight, in the stored layout."""
-        scores = {target.name: normal_form(stored.detach(), target.transposed).float().abs()}
-        keep = keep_masks(scores, self.cell.pattern, self.cell.sparsity)[target.name]
-        return normal_form(keep, target.transposed)
+        scores = normal_form(stored.detach(), target.transposed).float().abs()
+        if self.norms:
+            scores = scores * self.norms[target.name]
+        masks = keep_masks({target.name: scores}, self.cell.pattern, self.cell.sparsity, "row")
+        return normal_form(masks[target.name], target.transposed)
 
     def step(self, model: PreTrainedModel, progress: float) -> None:
         """Sets λ(t); chooses the mask anew after update 0 and every Δ after it.
@@ -176,7 +191,7 @@ class AST(Method):
         """Returns the default groups; settles the learning rate, so that the record tells it."""
         if self.params.lr is None:
             tuned = any(True for _ in head_parameters(model))
-            self.params = replace(self.params, lr=5e-5 if tuned else 2e-4)
+            self.params = replace(self.params, lr=NEW_HEAD_LR if tuned else 2e-4)
         return super().param_groups(model)
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -200,6 +215,19 @@ class AST(Method):
     def finish(self, model: PreTrainedModel) -> None:
         """Sets W ← m⊙W; a branch stays beside it."""
         merge(model)
+
+
+def input_norms(model: PreTrainedModel, ctx: Context) -> dict[str, Tensor]:
+    """Returns ‖X_j‖₂ of every target's inputs in the dense model, from one calibration pass."""
+    if ctx.device.type == "meta":
+        return {t.name: torch.ones(t.shape[1], device="meta") for t in ctx.targets}
+    norms: dict[str, Tensor] = {}
+
+    def visit(inside: list[Target], found: dict[str, ColumnNorms]) -> None:
+        norms.update((target.name, found[target.name].norms) for target in inside)
+
+    walk(model, ctx, ColumnNorms, visit, {"forward_s": 0.0, "prune_s": 0.0}, prunes=False)
+    return norms
 
 
 class Masked(nn.Module):

@@ -16,6 +16,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "Trains all weights and prunes nothing."
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True

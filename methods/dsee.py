@@ -13,20 +13,19 @@ q and v are dense, and fewer zeros are counted after export than the cell's spar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from bench.api import BenchError, Context, Expected, Field, Method, Published, parameters
 from bench.weights import slicing
 from bench.weights.targets import Target, freeze, merge
 from methods.shared.low_rank_sparse import Update
-from methods.shared.masks import keep_largest_global
 from methods.shared.roles import roles
 from methods.shared.sparse_support import support
 from methods.shared.unit_coefficients import Coefficients
+from methods.shared.update_parts import Part, base, drop, mask_pool, summed, updates_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
 class DSEE(Method):
     """Low-rank plus sparse update of q and v; the weights masked once, after the first phase.
 
-    Patterns: `unstructured` masks two global pools, {k and all others} by |W| and {q, v} by |ΔW|.
-    `heads` removes the heads with the smallest ‖ΔW_q‖₁ + ‖ΔW_v‖₁, equally many in every layer.
+    Patterns: `unstructured` masks two global pools, {k and all others} by |W| and {q, v} by |ΔW| or
+    what else `score` says. `heads` removes the heads with the smallest ‖ΔW_q‖₁ + ‖ΔW_v‖₁ (with
+    WABS also ‖W_q‖₁ + ‖W_v‖₁), equally many in every layer.
     `heads+neurons` learns a coefficient for each head and FFN neuron under an L1 penalty, removes
     the smallest and folds the others into the weights. At least one head or neuron is kept, and
     query heads that share a key head go together. What is removed loses its biases, too.
@@ -48,6 +48,7 @@ class DSEE(Method):
     )
     paper: ClassVar[str] = "arXiv 2111.00160, ACL"
     year: ClassVar[int] = 2023
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "heads", "heads+neurons")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
@@ -76,6 +77,21 @@ class DSEE(Method):
             gt=0,
             lt=1,
             description="fraction of the steps before the weights are masked",
+        )
+        score: Literal["ABS", "AB", "WABS", "WAB", "W"] = Field(
+            default="ABS",
+            description="what decides on q, v and heads: the size of a sum of W (the weight), AB "
+            "(the low-rank update) and S (the sparse one)",
+        )
+        others_sparsity: float | None = Field(
+            default=None,
+            ge=0,
+            lt=1,
+            description="fraction of the first pool (all but q and v) to mask; None: the cell's "
+            "sparsity",
+        )
+        qv_sparsity: float | None = Field(
+            default=None, ge=0, lt=1, description="the same of the second pool, q and v"
         )
         head_sparsity: float | None = Field(
             default=None,
@@ -168,20 +184,12 @@ class DSEE(Method):
             self.fresh.state.clear()
 
     def _mask(self) -> None:
-        for pool in (
-            [part for part in self.parts if part.update is None],
-            [part for part in self.parts if part.update is not None],
-        ):
-            weights = [base(part.target)[part.rows] for part in pool]
-            deltas = [part.update.delta() if part.update else None for part in pool]
-            scores = [
-                (w if d is None else d).float().abs() for w, d in zip(weights, deltas, strict=True)
-            ]
-            n = sum(score.numel() for score in scores)
-            # The paper's count is round(p·n), the suite's floor.
-            exact = round(self.cell.sparsity * n) / n
-            for weight, keep in zip(weights, keep_largest_global(scores, exact), strict=True):
-                weight.masked_fill_(~keep, 0.0)
+        p, s = self.params, self.cell.sparsity
+        first, second = p.others_sparsity, p.qv_sparsity
+        others = [part for part in self.parts if part.update is None]
+        mask_pool(others, "W", s if first is None else first)
+        updated = [part for part in self.parts if part.update is not None]
+        mask_pool(updated, p.score, s if second is None else second)
 
     def _remove(self) -> None:
         fractions = self._fractions()
@@ -193,14 +201,11 @@ class DSEE(Method):
                     size = scale.c.abs()
                     # Folds the coefficients into the columns; what was scaled stays as it is.
                     scale.fold(base(units.columns))
-                    self._drop(units, size, fraction)
+                    drop(units, size, fraction, self.parts)
             else:
-                modules = {id(target.module) for target, _ in heads.rows}
-                updates = [
-                    q.update for q in self.parts if q.update and id(q.target.module) in modules
-                ]
-                sums = [u.delta().abs().view(heads.count, -1).sum(dim=1) for u in updates]
-                self._drop(heads, torch.stack(sums).sum(dim=0), fractions[0])
+                parts = updates_of(heads, self.parts)
+                sums = [part.head_scores(self.params.score, heads.count) for part in parts]
+                drop(heads, summed(sums), fractions[0], self.parts)
 
     def _fractions(self) -> tuple[float, float]:
         """Returns the shares of the heads and of the neurons to remove."""
@@ -215,23 +220,10 @@ class DSEE(Method):
             return Expected(heads=heads, neurons=neurons if ctx.cell.pattern.neurons else 0.0)
         if self.params.prune_pooler:
             return None  # the pool's zeros may lie in the pooler
-        pool = (base(part.target)[part.rows] for part in self.parts if part.update is None)
-        return Expected(round(ctx.cell.sparsity * sum(weight.numel() for weight in pool)))
-
-    def _drop(self, units: slicing.Units, scores: Tensor, fraction: float) -> None:
-        """Zeroes the units with the smallest scores: rows, biases, the update's rows, columns."""
-        n = min(round(fraction * units.count), units.count - 1)
-        gone = scores.argsort(stable=True)[:n]
-        for target, area in units.rows:
-            rows = units.indices(gone, area)
-            base(target).index_fill_(0, rows, 0.0)
-            if isinstance(bias := target.module.bias, Tensor):
-                bias.detach().index_fill_(0, rows, 0.0)
-            for part in self.parts:
-                if part.update and part.target.module is target.module and part.rows == area:
-                    part.update.forget(rows - area.start)
-        columns = units.indices(gone, units.width)
-        base(units.columns).index_fill_(1, columns, 0.0)
+        share = self.params.others_sparsity
+        share = ctx.cell.sparsity if share is None else share
+        n = sum(part.weight.numel() for part in self.parts if part.update is None)
+        return Expected(round(share * n))
 
     @torch.no_grad()
     def finish(self, model: PreTrainedModel) -> None:
@@ -245,18 +237,3 @@ class DSEE(Method):
         update = sum(part.update.stored() for part in self.parts if part.update)
         self.report = {"base_sparsity": 1.0 - held / total, "stored_unmerged": held + update}
         merge(model)
-
-
-class Part(NamedTuple):
-    """One logical matrix: the rows of a target, with its update if it is q or v."""
-
-    target: Target
-    rows: slice
-    update: Update | None
-
-
-def base(target: Target) -> Tensor:
-    """Returns the weight under any parametrization, as a detached (out, in) view to write to."""
-    under = parametrize.is_parametrized(target.module, "weight")
-    stored = target.module.get_parameter("parametrizations.weight.original" if under else "weight")
-    return stored.detach().t() if target.transposed else stored.detach()

@@ -30,6 +30,7 @@ class GMP(Method):
     summary: ClassVar[str] = "Trains all weights while a magnitude mask follows a cubic ramp."
     paper: ClassVar[str] = "arXiv 1710.01878, ICLR workshop"
     year: ClassVar[int] = 2018
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False

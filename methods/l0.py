@@ -32,12 +32,13 @@ class L0(LearnedScores):
     summary: ClassVar[str] = "Trains a random gate for each weight and penalises open gates."
     paper: ClassVar[str] = "arXiv 1712.01312, ICLR"
     year: ClassVar[int] = 2018
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     promises_sparsity: ClassVar[bool] = False
 
     @parameters
     class Params:
-        """The SQuAD recipe of the movement paper's code; the sparsity is a label."""
+        """Gates and penalty of the movement paper's code for SQuAD; the sparsity is a label."""
 
         lr: float = Field(default=5e-5, gt=0, description="learning rate of the weights")
         score_lr: float = Field(

@@ -27,6 +27,7 @@ class LoRA(Method):
     )
     paper: ClassVar[str] = "arXiv 2106.09685, ICLR"
     year: ClassVar[int] = 2022
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     shardable: ClassVar[bool] = True

@@ -43,6 +43,7 @@ class LoSparse(ImportancePruning):
     )
     paper: ClassVar[str] = "arXiv 2306.11222, ICML"
     year: ClassVar[int] = 2023
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("rows",)
     promises_sparsity: ClassVar[bool] = False
     uniform: ClassVar[bool] = False

@@ -17,6 +17,7 @@ class Magnitude(ByScores):
 
     name: ClassVar[str] = "magnitude"
     summary: ClassVar[str] = "Prunes the smallest weights once, without training."
+    version: ClassVar[int] = 2
 
     def scores(self, target: Target, ctx: Context) -> Tensor:
         """Returns |W|, (out, in), in float32 so that half precision makes no ties."""

@@ -32,6 +32,7 @@ class OWL(OneShot):
     )
     paper: ClassVar[str] = "arXiv 2310.05175, ICML"
     year: ClassVar[int] = 2024
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     uniform: ClassVar[bool] = False
 
@@ -58,7 +59,9 @@ class OWL(OneShot):
 
     def statistic(self, width: int, device: torch.device) -> Statistic:
         """Returns an empty statistic of the kind that the base needs."""
-        return (obs.Gram if self.params.base == "sparsegpt" else ColumnNorms)(width, device)
+        if self.params.base == "sparsegpt":
+            return obs.Gram(width, device, self.sequences)
+        return ColumnNorms(width, device)
 
     def counts(self, model: PreTrainedModel, ctx: Context) -> dict[str, int]:
         """Returns counts by block, from a pass of the dense model; exact in all together."""

@@ -37,6 +37,7 @@ class PLATON(ImportancePruning):
     )
     paper: ClassVar[str] = "arXiv 2206.12562, ICML"
     year: ClassVar[int] = 2022
+    version: ClassVar[int] = 2
     uniform: ClassVar[bool] = False
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 

@@ -9,6 +9,7 @@ Only U, V, A, B, R, C (and the task's head) are trained; the mask is chosen anew
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 
 
 class PST(Method):
-    """Low-rank weights and low-rank plus structured importance, sparsity on a cubic ramp."""
+    """Low-rank weights and low-rank plus structured importance, sparsity on a cubic ramp.
+
+    `warmup` and `clip` follow the paper's two recipes: with a new head neither warm-up nor another
+    clipping than the benchmark's, for a language model a short warm-up and none.
+    """
 
     name: ClassVar[str] = "pst"
     summary: ClassVar[str] = (
@@ -41,7 +46,7 @@ class PST(Method):
     )
     paper: ClassVar[str] = "arXiv 2205.11005, IJCAI"
     year: ClassVar[int] = 2022
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
@@ -56,7 +61,22 @@ class PST(Method):
 
         lr: float = Field(default=1.5e-4, gt=0, description="learning rate of U, V, A, B, R and C")
         head_lr: float = Field(default=5e-4, gt=0, description="learning rate of the head")
-        rank: int = Field(default=8, ge=1, description="rank of UV and of AB")
+        warmup: float | None = Field(
+            default=None,
+            ge=0,
+            lt=1,
+            description="fraction of the steps in which lr rises; None: 0 where a new head is "
+            "fine-tuned, 0.02 for a language model",
+        )
+        clip: float | None = Field(
+            default=None,
+            ge=0,
+            description="norm that gradients are clipped to, 0: not at all; None: 1 where a new "
+            "head is fine-tuned, 0 for a language model",
+        )
+        eps: float = Field(default=1e-6, gt=0, description="ε of AdamW")
+        rank: int = Field(default=8, ge=1, description="r₁, rank of UV")
+        score_rank: int = Field(default=8, ge=1, description="r₂, rank of AB")
         alpha1: float = Field(default=1.0, ge=0, description="weight of AB in the importance")
         alpha2: float = Field(default=1.0, ge=0, description="weight of R and C in the importance")
         beta: float = Field(default=1.0, ge=0, description="weight of UV in the weight")
@@ -88,16 +108,16 @@ class PST(Method):
     params: Params
 
     def closed_form(self, model: PreTrainedModel) -> int:
-        """Returns (2r + 1)(o + i) summed over the logical matrices."""
-        found = 0
+        """Returns (r₁ + r₂ + 1)(o + i) summed over the logical matrices."""
+        p, found = self.params, 0
         for target in prunable(model):
-            (o, i), parts = target.shape, target.parts if self.params.split_qkv else 1
-            found += parts * (2 * self.params.rank + 1) * (o // parts + i)
+            (o, i), parts = target.shape, target.parts if p.split_qkv else 1
+            found += parts * (p.rank + p.score_rank + 1) * (o // parts + i)
         return found
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Freezes everything but the head and parametrizes every target."""
-        p = self.params
+        p = self.params = settled(self.params, model)
         freeze(model, head=p.compat == "paper")
         self.sparsity = ctx.cell.sparsity
         self.layers: list[LowRankImportance] = []
@@ -113,42 +133,59 @@ class PST(Method):
         for layer in self.layers:
             layer.sparsity = now
 
+    @property
+    def max_grad_norm(self) -> float:  # type: ignore[override]  # the base allows a property
+        """The clipping that `clip` settles."""
+        clip = self.params.clip
+        return 1.0 if clip is None else clip
+
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Returns one group for U, V, A, B, R, C, one for the head; no weight decay."""
+        """Returns groups of U, V, A, B, R, C, and of the head; no weight decay."""
         head = [p for _, p in head_parameters(model) if p.requires_grad]
         ids = {id(p) for p in head}
         body = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
-        groups = [(body, self.params.lr), (head, self.params.head_lr)]
-        return [{"params": ps, "lr": self.scaled(lr, model)} for ps, lr in groups if ps]
-
-    def lr_factor(self, progress: float) -> float:
-        """Decays linearly, without warm-up."""
-        return 1.0 - progress
+        return self.groups(model, (body, self.params.lr, 0.0), (head, self.params.head_lr, 0.0))
 
     def finish(self, model: PreTrainedModel) -> None:
         """Sets W ← M⊙Ŵ at the final sparsity; U, V, A, B, R, C are dropped."""
         merge(model)
 
 
+def settled(params: PST.Params, model: PreTrainedModel) -> PST.Params:
+    """Returns the parameters with those filled in that a new head decides; the record tells them.
+
+    The paper's language models have 500 warm-up updates of 26,289 and no clipping.
+    """
+    tuned = any(True for _ in head_parameters(model))
+    warmup, clip = (0.0, 1.0) if tuned else (0.02, 0.0)
+    return replace(
+        params,
+        warmup=warmup if params.warmup is None else params.warmup,
+        clip=clip if params.clip is None else params.clip,
+    )
+
+
 class LowRankImportance(nn.Module):
     """Maps a frozen stored weight to M⊙Ŵ; holds the trained tensors of one target.
 
-    Shapes, with p logical matrices of (o, i) stacked along the outputs: U (p, o, r),
-    V (p, r, i), A (p, o, r), B (p, r, i), R (p, o, 1), C (p, 1, i).
+    Shapes, with p logical matrices of (o, i) stacked along the outputs: U (p, o, r₁),
+    V (p, r₁, i), A (p, o, r₂), B (p, r₂, i), R (p, o, 1), C (p, 1, i).
     """
+
+    wide_inputs = ("V",)  # U reads r₁ numbers; A, B, R and C make scores
 
     def __init__(self, target: Target, params: PST.Params, rng: torch.Generator) -> None:
         super().__init__()
         self.transposed = target.transposed
         rows, i = target.shape
         p = target.parts if params.split_qkv else 1
-        o, r = rows // p, params.rank
+        o, r1, r2 = rows // p, params.rank, params.score_rank
         self.view = (p, o, i)
         # Unit variance, not LoRA's scaled init: as the paper's code has it.
-        self.U = nn.Parameter(torch.randn(p, o, r, generator=rng))
-        self.V = nn.Parameter(torch.zeros(p, r, i))
-        self.A = nn.Parameter(torch.randn(p, o, r, generator=rng))
-        self.B = nn.Parameter(torch.zeros(p, r, i))
+        self.U = nn.Parameter(torch.randn(p, o, r1, generator=rng))
+        self.V = nn.Parameter(torch.zeros(p, r1, i))
+        self.A = nn.Parameter(torch.randn(p, o, r2, generator=rng))
+        self.B = nn.Parameter(torch.zeros(p, r2, i))
         self.R = nn.Parameter(torch.zeros(p, o, 1))
         self.C = nn.Parameter(torch.zeros(p, 1, i))
         self.scales = (params.beta, params.alpha1, params.alpha2)
@@ -235,7 +272,7 @@ class _MaskedUpdate(torch.autograd.Function):
         dV = torch.bmm(U.mT, d_updated).to(wide) * beta
         d_left = torch.bmm(right, D.mT).mT.to(wide)
         d_right = torch.bmm(left.mT, D).to(wide)
-        r = U.shape[2]
+        r = right.shape[1] - 2  # of A and B
         dA, dR = alpha1 * d_left[:, :, :r], alpha2 * d_left[:, :, r : r + 1]
         # left already holds α₁A; its last column is the ones that sum D's columns.
         dB, dC = d_right[:, :r], alpha2 * d_right[:, r + 1 :]

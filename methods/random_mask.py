@@ -17,6 +17,7 @@ class Random(ByScores):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "Prunes weights at random, as many as magnitude would: the control."
+    version: ClassVar[int] = 2
 
     def scores(self, target: Target, ctx: Context) -> Tensor:
         """Returns uniform scores, (out, in)."""

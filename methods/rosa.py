@@ -35,6 +35,7 @@ class RoSA(Method):
     summary: ClassVar[str] = "Trains low-rank and sparse updates of frozen weights; prunes nothing."
     paper: ClassVar[str] = "arXiv 2401.04679, ICML"
     year: ClassVar[int] = 2024
+    version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
@@ -167,14 +168,10 @@ class RoSA(Method):
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """Returns the default groups, and from the start one for the values of S."""
-        values = [layer.values for layer in self.layers]
+        p, values = self.params, [layer.values for layer in self.layers]
         ids = {id(q) for q in values}
-        groups = super().param_groups(model)
-        for group in groups:
-            group["params"] = [q for q in group["params"] if id(q) not in ids]
-        lr = self.scaled(self.params.sparse_lr, model)
-        groups.append({"params": values, "lr": lr, "weight_decay": 0.0})
-        return [group for group in groups if group["params"]]
+        others = [q for q in model.parameters() if q.requires_grad and id(q) not in ids]
+        return self.groups(model, (others, p.lr, p.weight_decay), (values, p.sparse_lr, 0.0))
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Makes the default AdamW and remembers it, to start it afresh."""

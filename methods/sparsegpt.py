@@ -12,6 +12,7 @@ from methods.shared import obs
 from methods.shared.one_shot import OneShot
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ class SparseGPT(OneShot):
     summary: ClassVar[str] = "Prunes column by column; the remaining columns make up for the error."
     paper: ClassVar[str] = "arXiv 2301.00774, ICML"
     year: ClassVar[int] = 2023
+    version: ClassVar[int] = 2
 
     @parameters
     class Params:
@@ -45,7 +47,9 @@ class SparseGPT(OneShot):
 
     params: Params
 
-    statistic = obs.Gram
+    def statistic(self, width: int, device: torch.device) -> obs.Gram:
+        """Returns an empty XᵀX."""
+        return obs.Gram(width, device, self.sequences)
 
     @property
     def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property

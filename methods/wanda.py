@@ -26,6 +26,7 @@ class Wanda(OneShot):
     summary: ClassVar[str] = "Prunes each row by weight size × input norm."
     paper: ClassVar[str] = "arXiv 2306.11695, ICLR"
     year: ClassVar[int] = 2024
+    version: ClassVar[int] = 2
 
     @parameters
     class Params:

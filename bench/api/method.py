@@ -100,7 +100,7 @@ class Method(ABC):
         shardable: whether it can train where every process holds a part of each weight (FSDP):
             outside the model's forward it then touches no weight, and it keeps nothing of training
             but its parameters.
-        max_grad_norm: gradient clipping, 0 for none.
+        max_grad_norm: gradient clipping, 0 for none; may be a property, too.
         state: names of the attributes that a checkpoint must hold; `()` for none. Each may be None,
             a number, a text, a tensor, a random generator, something with `state_dict` and
             `load_state_dict`, or a list, tuple or dict of the first four. A method without this
@@ -167,33 +167,42 @@ class Method(ABC):
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """Returns what the optimizer holds, and so what counts as trained: by default all of it.
 
-        Matrices decay by `params.weight_decay`, vectors (biases, LayerNorm) do not.
+        A method with other parameters or rates calls `groups`, too.
         """
         trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {
-                "params": [p for p in trainable if p.ndim > 1],
-                "weight_decay": getattr(self.params, "weight_decay", 0.0),
-            },
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        lr = self.scaled(self.params.lr, model)
-        return [{**g, "lr": lr} for g in groups if g["params"]]
+        decay: float = getattr(self.params, "weight_decay", 0.0)
+        return self.groups(model, (trainable, self.params.lr, decay))
 
     @staticmethod
-    def scaled(lr: float, model: PreTrainedModel) -> float:
-        """Scales a learning rate to this model's width.
+    def groups(
+        model: PreTrainedModel, *chosen: tuple[Iterable[Tensor], float, float]
+    ) -> list[dict[str, Any]]:
+        """Makes the optimizer's groups; every parameter's role decides its rate and decay.
 
-        Parameters state it for hidden size 768 (BERT-base, GPT-2 small); under Adam it goes with
-        1 / width (arXiv 2203.03466), so one default serves models of all sizes.
+        A matrix that reads the hidden features has the rate times 768 / width; vectors (biases,
+        LayerNorm), embeddings, scores and gates have it as it is (bench/weights/learning_rates.py).
+        Vectors never decay.
+
+        Args:
+            model: after `attach`.
+            chosen: parameters, their learning rate at hidden size 768, and their weight decay.
         """
-        return lr * 768 / int(model.config.hidden_size)
+        from bench.weights.learning_rates import wide, width_factor
+
+        factor, scaled = width_factor(model), wide(model)
+        made: dict[tuple[int, float, float], list[Tensor]] = {}
+        for index, (some, lr, decay) in enumerate(chosen):
+            for p in some:
+                rate = lr * factor if id(p) in scaled else lr
+                made.setdefault((index, rate, decay if p.ndim > 1 else 0.0), []).append(p)
+        return [{"params": ps, "lr": lr, "weight_decay": wd} for (_, lr, wd), ps in made.items()]
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Makes the optimizer: AdamW, fused, which is one pass over memory on every device."""
+        """Makes the optimizer: AdamW (`params.eps`), fused: one pass over memory on any device."""
         from torch.optim import AdamW
 
-        return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+        eps: float = getattr(self.params, "eps", 1e-8)
+        return AdamW(groups, betas=(0.9, 0.999), eps=eps, weight_decay=0.0, fused=True)
 
     def lr_factor(self, progress: float) -> float:
         """Returns what every rate is multiplied by: linear warm-up (`params.warmup`) and decay."""

@@ -5,7 +5,7 @@
 | `dense` | none |
 | `unstructured` | anywhere |
 | `N:M` | in every row, N of M consecutive inputs are kept |
-| `block:RxC` | whole tiles of R outputs × C inputs |
+| `block:RxC` | whole tiles of R outputs × C inputs; of C × R in attention outputs |
 | `block:RxC+neurons` | tiles in attention, whole neurons in the FFN |
 | `rows` | whole outputs of a matrix |
 | `heads`, `neurons`, `heads+neurons` | whole attention heads, whole FFN neurons |
@@ -38,7 +38,8 @@ class Pattern:
     Attributes:
         text: the pattern as users write it.
         n_m: (N, M) of `N:M`; None for other patterns.
-        block: (outputs, inputs) of a tile of `block:RxC`; None for other patterns.
+        block: (outputs, inputs) of a tile of `block:RxC`, which attention outputs transpose
+            (`bench.weights.patterns.local`); None for other patterns.
         heads: whether the pattern removes whole attention heads.
         neurons: whether the pattern removes whole FFN neurons.
 

@@ -12,7 +12,7 @@ from bench.api import Published
 from bench.core.errors import BenchError
 from bench.core.pattern import Pattern
 from bench.core.record_parts import Params, PublishedPart, Sparsity, Trainable
-from bench.weights.patterns import density, holds
+from bench.weights.patterns import density, holds, local
 from bench.weights.side_branch import Branch
 from bench.weights.targets import head_parameters, prunable
 
@@ -78,7 +78,7 @@ def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
         overall=overall,
         min_layer=min(levels),
         max_layer=max(levels),
-        pattern_ok=all(holds(t.weight, pattern) for t in targets),
+        pattern_ok=all(holds(t.weight, local(pattern, t)) for t in targets),
     )
 
 

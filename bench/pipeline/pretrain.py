@@ -46,7 +46,9 @@ class Recipe:
     batch: int = Field(default=32, ge=1, description="sequences an update")
     length: int = Field(default=128, ge=1, description="tokens a sequence")
     lr: float = Field(
-        default=5e-4, gt=0, description="learning rate at hidden size 768; scaled by 768 / width"
+        default=5e-4,
+        gt=0,
+        description="learning rate at hidden size 768; hidden matrices scale it by 768 / width",
     )
     weight_decay: float = Field(default=0.1, ge=0, description="of matrices")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps")

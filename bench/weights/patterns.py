@@ -34,6 +34,31 @@ def holds(weight: Tensor, pattern: Pattern) -> bool:
     return pattern.text != "rows" or _tiled(weight, whole_outputs)
 
 
+_READ_HEADS = (
+    "attention.output.dense",
+    "attention.dense",
+    "attn.dense",
+    "attn.c_proj",
+    "attn.out_proj",
+    "attn.o_proj",
+    "attention.out_lin",
+    "Attention.o",
+)
+"""How the names of attention outputs end in transformers."""
+
+
+def local(pattern: Pattern, target: Target) -> Pattern:
+    """Returns the pattern that holds in one matrix: tiles of an attention output are transposed.
+
+    The heads are the outputs of q, k and v and the inputs of the attention output, so a tile spans
+    the same part of a head in all of them (arXiv 2109.04838).
+    """
+    if pattern.block is None or not target.name.endswith(_READ_HEADS):
+        return pattern
+    rows, columns = pattern.block
+    return Pattern(pattern.text.replace(f"{rows}x{columns}", f"{columns}x{rows}"))
+
+
 def _tiled(weight: Tensor, tile: tuple[int, int]) -> bool:
     """Tells whether each tile of (out, in) elements is all zero, or keeps more than half."""
     rows, columns = tile

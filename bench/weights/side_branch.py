@@ -24,6 +24,8 @@ _DOWN, _UP = ".branch.down", ".branch.up"
 class Branch(nn.Module):
     """The map x → (x·downᵀ)·upᵀ with down: (rank, in) and up: (out, rank)."""
 
+    wide_inputs = ("down", "up")  # its rank grows with the width (SLoRB, LoSparse)
+
     def __init__(self, down: Tensor, up: Tensor) -> None:
         super().__init__()
         self.down = nn.Parameter(down)

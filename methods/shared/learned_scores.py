@@ -20,7 +20,8 @@ class LearnedScores(Method):
     """A method whose weights train beside scores; parameters named `scores` are found by name.
 
     A subclass makes the scores in `attach`, after `prepare`, and says what their `penalty` is. Its
-    `Params` have `score_lr`, `freeze_embeddings`, `distill` and `temperature`.
+    `Params` have `lr`, `score_lr`, `weight_decay`, `freeze_embeddings`, `distill` and
+    `temperature`.
 
     Attributes:
         strength: λ, what the penalty is multiplied by at present; 0 leaves it out.
@@ -62,13 +63,11 @@ class LearnedScores(Method):
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """Returns the default groups, and the scores in one of their own, which never decays."""
-        scores = [p for name, p in model.named_parameters() if name.endswith(".scores")]
-        ids = {id(p) for p in scores}
-        groups = super().param_groups(model)
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in ids]
-        lr = self.scaled(self.params.score_lr, model)
-        return [*groups, {"params": scores, "lr": lr, "weight_decay": 0.0}]
+        p = self.params
+        held = [(n, q) for n, q in model.named_parameters() if q.requires_grad]
+        scores = [q for name, q in held if name.endswith(".scores")]
+        weights = [q for name, q in held if not name.endswith(".scores")]
+        return self.groups(model, (weights, p.lr, p.weight_decay), (scores, p.score_lr, 0.0))
 
     def finish(self, model: PreTrainedModel) -> None:
         """Sets W ← M⊙W, the biases likewise; the scores are dropped."""

@@ -33,6 +33,8 @@ class Scaled(Protocol):
 class LowRankUpdate(nn.Module):
     """Maps a frozen stored weight to W + (α/r)·BA; each updated slice has its own A and B."""
 
+    wide_inputs = ("A",)  # B reads r numbers, whatever the width
+
     def __init__(
         self, target: Target, rows: list[slice], params: Scaled, rng: torch.Generator
     ) -> None:

@@ -17,6 +17,8 @@ class Update(nn.Module):
     Shapes: A (r, in), B (rows, r), theta (N,) at rows `omega[0]` and columns `omega[1]`.
     """
 
+    wide_inputs = ("A",)  # B reads r numbers, and N places are few at any width
+
     def __init__(
         self,
         target: Target,
@@ -43,12 +45,18 @@ class Update(nn.Module):
             )
         return updated
 
+    @property
+    def scale(self) -> float:
+        """α/r."""
+        return self.place[1]
+
     @torch.no_grad()
-    def delta(self) -> Tensor:
-        """Returns (α/r)(BA + S2): (rows, in)."""
-        dense = self.B @ self.A
-        dense[self.omega[0], self.omega[1]] += self.theta
-        return self.place[1] * dense
+    def delta(self, low_rank: bool = True, sparse: bool = True) -> Tensor:
+        """Returns (α/r)(BA + S2), or one of the two terms: (rows, in)."""
+        dense = self.B @ self.A if low_rank else self.A.new_zeros(len(self.B), self.A.shape[1])
+        if sparse:
+            dense[self.omega[0], self.omega[1]] += self.theta
+        return self.scale * dense
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:

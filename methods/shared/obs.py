@@ -36,9 +36,16 @@ LEAF = 16  # columns within which single columns are updated; by measurement
 
 
 class Gram:
-    """XᵀX over all calibration tokens, float32, (in, in); used up by `factor`."""
+    """XᵀX over all calibration tokens, float32, (in, in); used up by `factor`.
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    Args:
+        width: in.
+        device: where it is kept.
+        sequences: B, calibration sequences; they give the published H = (2/B)·XᵀX its unit.
+    """
+
+    def __init__(self, width: int, device: torch.device, sequences: int) -> None:
+        self.sequences = sequences
         self.sum: Tensor | None = torch.zeros(width, width, device=device)
         self._factor: tuple[Tensor, Tensor] | None = None
 
@@ -52,21 +59,22 @@ class Gram:
         """Returns `factorise` of the sum, computed once for all matrices that share this input."""
         if self._factor is None:
             assert self.sum is not None
-            self._factor = factorise(self.sum, percdamp)
+            self._factor = factorise(self.sum, percdamp, self.sequences)
             self.sum = None
         return self._factor
 
 
-def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
+def factorise(gram: Tensor, percdamp: float, sequences: int = 2) -> tuple[Tensor, Tensor]:
     """Returns damped H = U·Uᵀ as what the sweep needs.
 
-    An input that was always 0 (dead) gets H_jj = 1 and counts for nothing. The damping is a
-    fraction of the mean diagonal of the others: the reference counts the ones in, which makes the
-    scale of H matter. The damping grows tenfold while the factorisation fails.
+    As published: an input that was always 0 (dead) gets H_jj = 1, and then a fraction of the mean
+    of the whole diagonal is added. H is (2/B)·XᵀX there, so in the units of `gram` that 1 is B/2.
+    The damping grows tenfold while the factorisation fails.
 
     Args:
-        gram: (in, in), any positive multiple of XᵀX.
+        gram: XᵀX, (in, in).
         percdamp: damping as a fraction of the mean diagonal.
+        sequences: B; 2 where `gram` is H itself.
 
     Returns:
         U (in, in), and which inputs are dead (in,), bool.
@@ -75,13 +83,13 @@ def factorise(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
         BenchError: kind `nan`; the inputs are not finite.
     """
     dead = gram.diagonal() == 0
-    mean = gram.diagonal().sum() / (~dead).sum().clamp(min=1)
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    ones = dead * (sequences / 2)
+    mean = (gram.diagonal() + ones).mean()
     if not bool(torch.isfinite(mean)):
         raise BenchError("the calibration inputs of a matrix are not finite", "nan")
     reversed_ = gram.flip(0, 1)
     diagonal = reversed_.diagonal()
-    diagonal += dead.flip(0)
+    diagonal += ones.flip(0)
     damped = 0.0
     while True:
         diagonal += (percdamp - damped) * mean

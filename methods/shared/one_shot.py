@@ -59,6 +59,7 @@ class OneShot(Method):
     Attributes:
         report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
         n_m: (N, M) of the cell's pattern, or None.
+        sequences: how many the budget calibrates with.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
@@ -78,6 +79,9 @@ class OneShot(Method):
             k: zeros of an unstructured matrix.
         """
 
+    def prepare(self, target: Target, statistic: Any) -> None:
+        """Runs before a matrix is pruned, for methods that reorder its inputs."""
+
     def counts(self, model: PreTrainedModel, ctx: Context) -> dict[str, int]:
         """Returns how many weights each matrix loses: by default the cell's sparsity everywhere."""
         return {t.name: pruned_count(t.stored.numel(), ctx.cell.sparsity) for t in ctx.targets}
@@ -86,6 +90,7 @@ class OneShot(Method):
         """Prunes all targets, block by block."""
         self.report = {"forward_s": 0.0, "prune_s": 0.0}
         self.n_m = ctx.cell.pattern.n_m
+        self.sequences = ctx.budget.calib
         if self.n_m:
             for target in ctx.targets:
                 groups_of(target.shape[1], *self.n_m, target.name)
@@ -97,6 +102,7 @@ class OneShot(Method):
             for target in inside:
                 # Popped: a statistic is freed as soon as its last matrix has been pruned.
                 statistic = found.pop(target.name)
+                self.prepare(target, statistic)
                 weight = self.pruned(target.weight.float(), statistic, counts[target.name])
                 target.write(weight)
 

@@ -18,6 +18,8 @@ class SparseUpdate(nn.Module):
     micro-batches of one update are summed before the sum is squared.
     """
 
+    wide_inputs = ("values",)  # each output has a fixed share of its inputs
+
     def __init__(self, target: Target, rows: list[slice], params: Any) -> None:
         super().__init__()
         self.transposed, self.rows = target.transposed, rows

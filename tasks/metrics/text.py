@@ -6,8 +6,9 @@ official script does:
 * **E2E** (tuetschek/e2e-metrics, as LoRA and Prefix-Tuning run it: `measure_scores.py -p`). BLEU
   and NIST as in mteval-v13a: 13a tokens, case ignored, all references at once. METEOR, ROUGE-L and
   CIDEr as in coco-caption: lower-case PTB tokens without punctuation (`tasks.metrics.ptb_tokens`).
-* **WebNLG** (WebNLG's GenerationEval, as LoRA runs it): BLEU, METEOR and TER on lower-case text
-  with spaces around every non-word character (`words_apart`); chrF++ on the text as it is.
+* **WebNLG** (WebNLG's GenerationEval, as LoRA runs it, but for what `tasks/README.md` lists): BLEU,
+  METEOR and TER on lower-case text with spaces around every non-word character (`words_apart`);
+  chrF++ on the text as it is.
 
 Scores are fractions, except NIST (bits) and CIDEr (0 … 10).
 """

@@ -10,9 +10,10 @@ from bench.api import BenchError, Budget, Context
 from bench.costs.parameters import count_trainable
 from bench.planning import registry
 from bench.weights import slicing, targets
-from methods.dsee import DSEE, base
+from methods.dsee import DSEE
 from methods.shared import sparse_support
 from methods.shared.low_rank_sparse import AddUpdate, Update
+from methods.shared.update_parts import base
 from tests import helpers
 from tests.helpers import fit_cell
 from tests.oracles import bilateral
@@ -519,3 +520,75 @@ def test_patterns_and_promises():
     ctx = ctx._replace(targets=[t for t in ctx.targets if "output" in t.name])
     with pytest.raises(BenchError, match="no query and value"):
         DSEE().attach(model, ctx)
+
+
+# What decides
+
+
+def naive_scores(part, by, rows):
+    """|W|, |(α/r)BA| and so on, element by element from the equations."""
+    W = base(part.target)[rows]
+    A, B = part.update.A.detach(), part.update.B.detach()
+    S = torch.zeros_like(W)
+    for place, value in zip(
+        part.update.omega.t().tolist(), part.update.theta.detach(), strict=True
+    ):
+        S[place[0], place[1]] = value
+    scale = 32 / 16
+    terms = {"ABS": scale * (B @ A + S), "AB": scale * B @ A, "WABS": W + scale * (B @ A + S)}
+    terms |= {"WAB": W + scale * B @ A, "W": W}
+    return terms[by].abs()
+
+
+@every
+@pytest.mark.parametrize("by", ["ABS", "AB", "WABS", "WAB", "W"])
+def test_q_and_v_go_by_the_named_terms_and_the_others_by_their_weights(model, by):
+    sparse, method, _ = attached(model, 0.3, score=by)
+    trained(method)
+    expected = [naive_scores(part, by, part.rows) for part in updates(method)]
+    others = [p for p in method.parts if p.update is None]
+    plain = [base(p.target)[p.rows].abs().clone() for p in others]
+    method.step(sparse, THIRD)
+    for parts, scores in ((updates(method), expected), (others, plain)):
+        keep = torch.cat([(base(p.target)[p.rows] != 0).flatten() for p in parts])
+        flat = torch.cat([score.flatten() for score in scores])
+        assert int((~keep).sum()) == round(0.3 * keep.numel())
+        assert flat[~keep].max() <= flat[keep].min() + 1e-6
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.2, 0.6), (0.6, 0.0), (None, 0.1), (0.1, None)])
+def test_each_pool_has_its_ratio(first, second):
+    params = {"others_sparsity": first, "qv_sparsity": second}
+    given = {name: value for name, value in params.items() if value is not None}
+    sparse, method, ctx = attached("tiny-gpt2", 0.5, **given)
+    trained(method)
+    method.step(sparse, THIRD)
+    for updated, share in ((False, first), (True, second)):
+        parts = [p for p in method.parts if (p.update is not None) == updated]
+        weights = [base(p.target)[p.rows] for p in parts]
+        n, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
+        assert zeros == round((0.5 if share is None else share) * n)
+        if not updated:
+            assert method.expected(ctx).zeros == zeros
+
+
+@every
+@pytest.mark.parametrize("by", ["ABS", "AB", "WABS", "WAB", "W"])
+def test_heads_go_by_sizes_that_are_added_and_not_scaled(model, by):
+    sparse, method, _ = attached(model, 0.5, "heads", score=by, alpha=64.0)
+    trained(method)
+    expected = []
+    for heads in heads_of(method):
+        modules = [target.module for target, _ in heads.rows]
+        parts = [p for p in updates(method) if any(p.target.module is m for m in modules)]
+        scores = torch.zeros(heads.count)
+        for part in parts:
+            W, S = base(part.target)[part.rows], torch.zeros_like(base(part.target)[part.rows])
+            S[part.update.omega[0], part.update.omega[1]] = part.update.theta.detach()
+            low = (part.update.B @ part.update.A).detach()
+            size = {"ABS": low + S, "WABS": low + S, "AB": low, "WAB": low, "W": 0 * W}[by].abs()
+            size = size + W.abs() if "W" in by else size
+            scores += torch.stack([rows.sum() for rows in size.chunk(heads.count)])
+        expected.append(sorted(scores.argsort()[: heads.count // 2].tolist()))
+    method.step(sparse, THIRD)
+    assert [removed(heads) for heads in heads_of(method)] == expected

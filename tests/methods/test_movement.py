@@ -7,9 +7,10 @@ import torch
 
 from bench.api import BenchError
 from bench.core.pattern import Pattern
+from bench.costs.parameters import count_sparsity
 from bench.planning.job import Job
 from bench.weights import targets
-from bench.weights.patterns import holds
+from bench.weights.patterns import holds, local
 from methods.movement import Movement
 from methods.shared.distill import kd_loss
 from methods.shared.masks import pruned_count
@@ -22,6 +23,11 @@ from tests.oracles.topk import keep_by_sort
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
 HYBRID = "block:16x16+neurons"
+OUTPUTS = {
+    "tiny-bert": "attention.output.dense",
+    "tiny-gpt2": "attn.c_proj",
+    "tiny-llama": "self_attn.o_proj",
+}
 
 
 def attached(model="tiny-bert", sparsity=0.5, pattern="unstructured", seed=7, **params):
@@ -182,6 +188,8 @@ def test_block_masks_are_constant_within_blocks(model, mode):
     method.finish(sparse)
     for target in targets.prunable(sparse):
         alive = target.weight != 0
+        if target.name.endswith(OUTPUTS[model]):
+            alive = alive.t()
         rows, columns = alive.shape
         kept = 0
         for i in range(0, rows, 16):
@@ -275,15 +283,16 @@ def test_a_mask_stands_for_one_update_and_then_follows_the_scores():
 
 def test_scores_have_a_group_of_their_own_without_decay():
     model, method, _ = attached(weight_decay=0.3)
-    *rest, last = method.param_groups(model)
+    *rest, last = method.param_groups(model)  # tables, vectors, hidden matrices; scores
     ids = {id(g.scores) for kind in method.kinds for g in kind}
     assert {id(p) for p in last["params"]} == ids
     assert last["weight_decay"] == 0.0
-    assert last["lr"] == 1000 * rest[0]["lr"]
+    assert last["lr"] == method.params.score_lr
+    assert [g["lr"] / method.params.lr for g in rest] == [1.0, 1.0, 768 / 64]
     others = [id(p) for group in rest for p in group["params"]]
     assert not ids & set(others)
     assert len(others) == len(set(others)) == len(list(model.parameters())) - len(ids)
-    assert [g["weight_decay"] for g in rest] == [0.3, 0.0]
+    assert [g["weight_decay"] for g in rest] == [0.3, 0.0, 0.3]
 
 
 @pytest.mark.parametrize(("freeze", "total"), [(False, 194_418_434), (True, 170_581_250)])
@@ -329,7 +338,7 @@ def test_distillation_mixes_the_teachers_loss_in_and_needs_the_dense_cell():
     [("block:16x16", "hard"), (HYBRID, "hard"), (HYBRID, "soft"), ("unstructured", "soft")],
 )
 def test_every_kind_of_cell_keeps_its_contract(pattern, mode):
-    more = {"budget__steps": 12, "budget__batch": 4, "mode": mode, "score_lr": 0.4}
+    more = {"budget__steps": 12, "budget__batch": 4, "mode": mode, "score_lr": 4.8}
     cell = helpers.cell("movement", "tiny-bert", 0.5, pattern, **more)
     record = run_cell(cell, lambda *_: None)
     assert record.sparsity.pattern_ok
@@ -357,3 +366,51 @@ def test_holds_knows_blocks_and_neurons():
     assert not holds(weight, Pattern("block:4x4"))
     weight[5, 1:] = 0.0
     assert not holds(weight, Pattern("block:4x4+neurons"))
+
+
+@every
+@pytest.mark.parametrize("pattern", ["block:8x16", "block:4x32", "block:8x16+neurons"])
+def test_blocks_of_the_attention_output_are_transposed(model, pattern):
+    sparse, method, _ = attached(model, 0.5, pattern)
+    r, c = Pattern(pattern).block
+    method.step(sparse, 1.0)
+    method.finish(sparse)
+    paired = {t.name for f in feed_forward(targets.prunable(sparse)) for t in (*f.ins, f.out)}
+    seen = 0
+    for target in targets.prunable(sparse):
+        if "neurons" in pattern and target.name in paired:
+            continue
+        output = target.name.endswith(OUTPUTS[model])
+        rows, columns = (c, r) if output else (r, c)
+        tiles = (target.weight != 0).unfold(0, rows, rows).unfold(1, columns, columns)
+        kept = tiles.float().mean(dim=(-1, -2))
+        assert set(kept.unique().tolist()) == {0.0, 1.0}
+        assert int((kept == 0).sum()) == kept.numel() // 2
+        # In the other orientation the tiles are no tiles: the test can fail.
+        turned = (target.weight != 0).unfold(0, columns, columns).unfold(1, rows, rows)
+        assert not set(turned.float().mean(dim=(-1, -2)).unique().tolist()) <= {0.0, 1.0}
+        seen += output
+    assert seen == 2
+    assert count_sparsity(sparse, Pattern(pattern)).pattern_ok
+    assert not count_sparsity(sparse, Pattern(f"block:{c}x{r}")).pattern_ok
+
+
+@pytest.mark.parametrize(
+    ("name", "turned"),
+    [
+        ("bert.encoder.layer.0.attention.output.dense", True),
+        ("bert.encoder.layer.0.output.dense", False),
+        ("transformer.h.0.attn.c_proj", True),
+        ("transformer.h.0.mlp.c_proj", False),
+        ("model.layers.1.self_attn.o_proj", True),
+        ("model.decoder.layers.1.self_attn.out_proj", True),
+        ("transformer.layer.0.attention.out_lin", True),
+        ("transformer.h.0.self_attention.dense", True),
+        ("gpt_neox.layers.0.attention.dense", True),
+        ("encoder.block.0.layer.0.SelfAttention.o", True),
+        ("backbone.layers.0.mixer.out_proj", False),
+    ],
+)
+def test_attention_outputs_are_known_by_name(name, turned):
+    found = local(Pattern("block:4x8"), targets.Target(name, torch.nn.Linear(8, 8)))
+    assert found.block == ((8, 4) if turned else (4, 8))

@@ -18,19 +18,21 @@ BERT_BASE = 2_820_096
 MOVEMENT_BERT_BASE = 194_418_434
 
 
-def factors(o, i, r, seed=0):
+def factors(o, i, r, r2=None, seed=0):
+    r2 = r2 or r
     g = torch.Generator().manual_seed(seed)
-    shapes = {"W": (o, i), "U": (o, r), "V": (r, i), "A": (o, r), "B": (r, i)}
+    shapes = {"W": (o, i), "U": (o, r), "V": (r, i), "A": (o, r2), "B": (r2, i)}
     shapes |= {"R": (o, 1), "C": (1, i)}
     return {n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()}
 
 
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-def test_gradients_equal_autograd_through_the_equations(detach, sparsity):
-    o, i, r = 13, 22, 3
+@pytest.mark.parametrize(("r1", "r2"), [(3, 3), (2, 5), (6, 1)])
+def test_gradients_equal_autograd_through_the_equations(detach, sparsity, r1, r2):
+    o, i = 13, 22
     scales = (0.7, 1.3, 0.4)
-    parts = factors(o, i, r)
+    parts = factors(o, i, r1, r2)
     G = torch.randn(o, i, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     k = pruned_count(o * i, sparsity)
 
@@ -198,3 +200,63 @@ def test_bert_base_count_is_the_papers():
 )
 def test_gpt2_counts(config, split, expected):
     assert count(meta("gpt2", **config), PST.Params(split_qkv=split)) == expected
+
+
+@pytest.mark.parametrize(("r1", "r2"), [(4, 16), (16, 4)])
+def test_both_ranks_are_parameters(r1, r2):
+    model, method, ctx = helpers.attached(helpers.cell("pst", rank=r1, score_rank=r2))
+    for target, layer in zip(ctx.targets, method.layers, strict=True):
+        o, i = target.shape
+        shapes = {n: tuple(p.shape[1:]) for n, p in layer.named_parameters()}
+        assert shapes == {"U": (o, r1), "V": (r1, i), "A": (o, r2), "B": (r2, i),
+                          "R": (o, 1), "C": (1, i)}  # fmt: skip
+    plain = helpers.attached(helpers.cell("dense"))[0]
+    held = count_trainable(model, method.param_groups(model)).body
+    assert (
+        held == method.closed_form(plain) == sum((r1 + r2 + 1) * sum(t.shape) for t in ctx.targets)
+    )
+
+
+def adamw(p, grads, lr, eps):
+    """AdamW without decay, written out: β = (0.9, 0.999)."""
+    m = v = torch.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        p = p - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + eps)
+    return p
+
+
+def test_epsilon_of_adamw_is_the_references():
+    # Gradients of 1e-6: with ε = 1e-6 a first step is half of lr, with 1e-8 all of it.
+    p = torch.nn.Parameter(torch.ones(50))
+    g = torch.Generator().manual_seed(0)
+    grads = [1e-6 * torch.randn(50, generator=g) for _ in range(5)]
+    optimizer = PST().optimizer([{"params": [p], "lr": 1e-3, "weight_decay": 0.0}])
+    for grad in grads:
+        p.grad = grad
+        optimizer.step()
+    moved = {eps: adamw(torch.ones(50), grads, 1e-3, eps) - 1 for eps in (1e-6, 1e-8)}
+    assert torch.allclose(p.detach() - 1, moved[1e-6], rtol=1e-3, atol=1e-7)
+    assert (moved[1e-6] - moved[1e-8]).abs().max() > 1e-4
+    assert PST.Params().eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "warmup", "clip"),
+    [("tiny-bert", "tiny/reviews", 0.0, 1.0), ("tiny-gpt2", "tiny/nlg", 0.02, 0.0)],
+)
+def test_language_models_warm_up_and_are_not_clipped(model, task, warmup, clip):
+    _, method, _ = helpers.attached(helpers.cell("pst", model, task=task))
+    assert method.max_grad_norm == clip
+    assert (method.params.warmup, method.params.clip) == (warmup, clip)
+    if warmup:
+        assert [method.lr_factor(x * warmup) for x in (0, 0.5, 1)] == [0.0, 0.5, 1.0]
+    else:
+        assert [method.lr_factor(x) for x in (0, 0.25, 1)] == [1.0, 0.75, 0.0]
+    told = helpers.cell("pst", model, task=task, warmup=0.1, clip=3.0)
+    _, method, _ = helpers.attached(told)
+    assert (method.max_grad_norm, method.lr_factor(0.05)) == (3.0, 0.5)
+
+
+def test_the_warm_up_is_the_papers_500_of_26289_updates():
+    assert round(500 / 26_289, 2) == 0.02

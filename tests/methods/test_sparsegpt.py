@@ -29,7 +29,7 @@ def solve(W, H, select, group=128, blocksize=128, **more):
 
 def method(W, X, sparsity=0.5, n_m=None, kind=SparseGPT, **params):
     made = kind(kind.Params(**params))
-    made.n_m, made.sparsity = n_m, sparsity
+    made.n_m, made.sparsity, made.sequences = n_m, sparsity, 16
     statistic = made.statistic(X.shape[1], X.device)
     statistic.add(X)
     return made.pruned(W, statistic, pruned_count(W.numel(), sparsity))
@@ -116,20 +116,56 @@ def test_kept_weights_are_the_least_squares_answer_of_a_single_group():
     assert torch.allclose(ours[:, 12:], best, atol=1e-8)
 
 
-def test_dead_inputs_are_pruned_first_and_disturb_nothing():
+def with_dead_inputs(sequences):
+    """Weights, XᵀX and the published H = (2/B)·XᵀX of inputs three of which are always 0."""
     W, H = problem()
     dead = [5, 130, 319]
     H[dead], H[:, dead] = 0, 0
-    live = [j for j in range(320) if j not in dead]
-    H /= H.diagonal()[live].mean()  # at this scale the published 1 is our mean diagonal
+    return W, H * sequences / 2, H, dead
+
+
+@pytest.mark.parametrize("sequences", [1, 7, 128])
+def test_dead_inputs_are_pruned_first_and_damp_as_published(sequences):
+    # H_jj = 1 comes before the mean, which is over all columns; in units of XᵀX the 1 is B/2.
+    W, gram, H, dead = with_dead_inputs(sequences)
     k = pruned_count(W.numel(), 0.5)
-    ours = solve(W, H, obs.exactly(k, 320))
+    factor = obs.factorise(gram.clone(), 0.01, sequences)
+    ours = obs.sweep(W, factor, obs.exactly(k, 320), 128)
     theirs = sparsegpt(W, H, k_of=lambda a, b: k * b // 320 - k * a // 320)
     assert not ours[:, dead].any()
     assert int((ours == 0).sum()) == k
+    assert torch.equal(ours == 0, theirs == 0)
     assert torch.allclose(ours, theirs, atol=1e-10)
-    scaled = solve(W, 1e-6 * H, obs.exactly(k, 320))
-    assert torch.allclose(scaled, ours, atol=1e-10)
+
+
+def test_damping_of_dead_inputs_in_closed_form():
+    # (U·Uᵀ)_jj − (XᵀX)_jj is 1 % of (Σ gram_jj + n_dead·B/2)/in for every living column.
+    _, gram, _, dead = with_dead_inputs(32)
+    upper, found = obs.factorise(gram.clone(), 0.01, 32)
+    damping = 0.01 * (gram.diagonal().sum() + len(dead) * 16) / 320
+    added = (upper @ upper.t()).diagonal() - gram.diagonal()
+    assert found.nonzero()[:, 0].tolist() == dead
+    assert torch.allclose(added[~found], damping.expand(317), atol=1e-9)
+    assert torch.allclose(added[found], damping.expand(3) + 16, atol=1e-9)
+
+
+@pytest.mark.parametrize("compat", ["paper", "reference"])
+def test_the_method_takes_b_from_the_budget(compat):
+    g = torch.Generator().manual_seed(0)
+    X, W = 0.05 * torch.randn(96, 16, generator=g), torch.randn(8, 16, generator=g)
+    X[:, [2, 9]] = 0
+    made = SparseGPT(SparseGPT.Params(compat=compat, blocksize=16))
+    made.n_m, made.sparsity, made.sequences = None, 0.5, 12
+    statistic = made.statistic(16, X.device)
+    statistic.add(X)
+    ours = made.pruned(W, statistic, 64)
+    H = ((2 / 12) * X.t() @ X).double()
+    rule = {"sparsity": 0.5} if compat == "reference" else {"k_of": lambda a, b: 64}
+    theirs = sparsegpt(W.double(), H, **rule)
+    assert torch.equal(ours == 0, theirs == 0)
+    assert torch.allclose(ours.double(), theirs, atol=1e-4)
+    _, method_, _ = helpers.attached(helpers.cell("sparsegpt", budget__calib=8))
+    assert method_.sequences == 8
 
 
 def test_more_dead_inputs_than_may_go_keep_the_count():

@@ -16,7 +16,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores, k):
-        return keep_by_sort(scores, k).float()
+        return keep_by_sort(scores, k).to(scores.dtype)
 
     @staticmethod
     def backward(ctx, grad):
