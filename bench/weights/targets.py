@@ -128,15 +128,14 @@ def _collect(model: nn.Module) -> tuple[list[Target], list[nn.Parameter]]:
                 raise BenchError(f"{name} and {first.name} share one weight; prune no such model")
             continue
         for leaf, parameter in module.named_parameters(recurse=False):
-            if _is_no_matrix(module, leaf, parameter):
-                continue
-            if not _routes(name, module):
+            if leaf == "weight" and parameter.ndim == 2 and _routes(name, module):
+                routers.append(parameter)
+            elif not _is_no_matrix(module, leaf, parameter):
                 shape = tuple(parameter.shape)
                 raise BenchError(
                     f"{type(model).__name__}: {name}.{leaf} {shape} is a weight of "
                     f"{type(module).__name__} that no method can prune; the model is not supported"
                 )
-            routers.append(parameter)
     return list(targets.values()), routers
 
 
