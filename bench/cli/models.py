@@ -139,7 +139,7 @@ def prune_model(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     say(
-        f"{options.out}: sparsity {found.overall:.4f} overall, "
+        f"{options.out}: sparsity {found.overall:.4f} of all matrices in the blocks, "
         f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
     )
     return 0
@@ -188,7 +188,7 @@ def load_model(options: argparse.Namespace) -> int:
     found = count_sparsity(model, DENSE)
     say(
         f"{folder}: {type(model).__name__}, {str(model.dtype).removeprefix('torch.')}, "
-        f"sparsity {found.overall:.4f}"
+        f"sparsity {found.overall:.4f} of all matrices in the blocks"
     )
     return 0
 

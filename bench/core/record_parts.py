@@ -78,22 +78,25 @@ class Params(Part):
 
     `total` counts the whole model, `prunable` the target set, `nonzero` its elements that are not
     zero. `stored` is nonzero + all elements outside the target set (embeddings, biases, norms,
-    heads). `trainable` counts what the optimizer held. `published` is absent where the paper prints
-    no trained share.
+    heads). `matrices` counts all matrices of the blocks, where some are not prunable (routers of
+    experts), and is absent elsewhere. `trainable` counts what the optimizer held. `published` is
+    absent where the paper prints no trained share.
     """
 
     total: Count
     prunable: Count
     nonzero: Count
     stored: Count
+    matrices: Count | None = None
     trainable: Trainable
     published: PublishedPart | None = None
 
 
 class Sparsity(Part):
-    """Fractions of exact zeros in the target set of the exported, reloaded model.
+    """Fractions of exact zeros in the exported, reloaded model.
 
-    `overall` is that of all targets, `min_layer` and `max_layer` are the extremes of one target.
+    `overall` is over all matrices of the blocks: the targets, and the routers of experts, which no
+    method prunes. `min_layer` and `max_layer` are the extremes of one target.
     `pattern_ok` tells whether every target holds the cell's pattern.
     """
 

@@ -104,14 +104,16 @@ def account(
         state = moments + sum(t.numel() * t.element_size() for t in parts)
         # Not `finish`, which may report on the weights' values.
         merge(model)
-    dense = without_weights.forward_macs(model, length)[""]
+    macs = without_weights.forward_macs(model, length)
+    dense = macs[""]
     total = sum(p.numel() for p in model.parameters())
     branches = sum(
         p.numel() for m in model.modules() if isinstance(m, Branch) for p in m.parameters()
     )
     claim, zeros, realizable = method.published, None, None
     if expected is not None:
-        zeros, realizable = outcome(model, expected, cell.pattern, dense, length, kernel)
+        zeros, realizable = outcome(model, expected, cell.pattern, macs, length, kernel)
+    matrices = prunable(model)
     return Account(
         method=cell.method,
         pattern=cell.pattern.text,
@@ -121,8 +123,10 @@ def account(
         share=held.body / (total - branches),
         stored=None if zeros is None else total - zeros,
         dense=dense,
-        # Each weight of the target set is multiplied once a token.
-        effective=None if zeros is None else dense - zeros * length,
+        # The zeros are taken to be spread evenly, as a token meets some of the experts only.
+        effective=None
+        if zeros is None
+        else dense - zeros * _products(matrices, macs) // _elements(matrices),
         realizable=realizable,
         train=train,
         state_bytes=state,
@@ -133,7 +137,7 @@ def outcome(
     model: PreTrainedModel,
     expected: Expected,
     pattern: Pattern,
-    dense: int,
+    macs: Mapping[str, int],
     length: int,
     kernel: bool,
 ) -> tuple[int, int]:
@@ -143,13 +147,13 @@ def outcome(
         model: a finished model without weights.
         expected: what the method promises.
         pattern: the cell's pattern.
-        dense: multiply-adds of a forward pass, zeros included.
+        macs: multiply-adds of a forward pass by module, zeros included.
         length: tokens of the sequence.
         kernel: whether the device has kernels for 2:4 matrices.
     """
-    zeros, realizable = expected.zeros or 0, dense
+    zeros, realizable = expected.zeros or 0, macs[""]
     if kernel:
-        realizable -= length * _elements(halved(model, pattern)) // 2
+        realizable -= _products(halved(model, pattern), macs) // 2
     if expected.heads or expected.neurons:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
@@ -176,6 +180,11 @@ def _check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
 
 def _elements(targets: Sequence[Target]) -> int:
     return sum(t.shape[0] * t.shape[1] for t in targets)
+
+
+def _products(targets: Sequence[Target], macs: Mapping[str, int]) -> int:
+    """Counts the multiply-adds of the targets in a forward pass, without those of branches."""
+    return sum(macs.get(t.name, 0) - macs.get(f"{t.name}.branch", 0) for t in targets)
 
 
 def cost_report(

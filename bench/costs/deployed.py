@@ -18,6 +18,7 @@ from bench.core.pattern import Pattern
 from bench.weights import slicing
 from bench.weights.patterns import halved, has_kernel, holds
 from bench.weights.targets import prunable
+from bench.weights.unstacked import unstack
 
 DENSE, SLICED, KERNEL = "dense", "sliced", "2:4 kernel"
 _KERNEL_PATTERN = Pattern("2:4")
@@ -72,5 +73,6 @@ def dense_twin(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if getattr(config, "sliced", None):
         del config.sliced
     made: Any = type(model)(config)
+    unstack(made)
     twin: PreTrainedModel = made.to(device=model.device, dtype=dtype).eval()
     return twin

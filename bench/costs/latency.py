@@ -21,6 +21,7 @@ from bench.core.tables import plain
 from bench.costs import deployed, measure
 from bench.sources import catalog, loading
 from bench.sources.architectures import saved_config
+from bench.sources.saving import save_model
 from bench.weights.precision import dtype_of
 from bench.weights.side_branch import Branch
 
@@ -144,7 +145,7 @@ def of_cell(model: PreTrainedModel, length: int) -> list[Speed]:
 def _save_deployed(source: Path, folder: Path) -> str:
     model = loading.load_model(source)
     form = deployed.slice_dead_units(model)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     return form
 
 

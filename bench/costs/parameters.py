@@ -14,7 +14,7 @@ from bench.core.pattern import Pattern
 from bench.core.record_parts import Params, PublishedPart, Sparsity, Trainable
 from bench.weights.patterns import density, holds, local
 from bench.weights.side_branch import Branch
-from bench.weights.targets import head_parameters, prunable
+from bench.weights.targets import block_elements, head_parameters, prunable
 
 
 def count_params(
@@ -36,6 +36,7 @@ def count_params(
         prunable=pruned,
         nonzero=nonzero,
         stored=total - pruned + nonzero,
+        matrices=None if (whole := block_elements(model)) == pruned else whole,
         trainable=trainable,
         published=None if published is None else compared(model, trainable, published),
     )
@@ -63,7 +64,9 @@ def compared(model: PreTrainedModel, trainable: Trainable, published: Published)
 
 
 def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
-    """Measures the fractions of exact zeros in the target set, and checks the pattern.
+    """Measures the fractions of exact zeros, and checks the pattern.
+
+    `overall` is over all matrices of the blocks; the routers among them count as dense.
 
     Raises:
         BenchError: kind `contract`: a module is still parametrized.
@@ -73,9 +76,9 @@ def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
     targets = prunable(model)
     levels = [1.0 - density(t) for t in targets]
     sizes = [t.shape[0] * t.shape[1] for t in targets]
-    overall = sum(v * n for v, n in zip(levels, sizes, strict=True)) / sum(sizes)
+    zeros = sum(v * n for v, n in zip(levels, sizes, strict=True))
     return Sparsity(
-        overall=overall,
+        overall=zeros / block_elements(model),
         min_layer=min(levels),
         max_layer=max(levels),
         pattern_ok=all(holds(t.weight, local(pattern, t)) for t in targets),

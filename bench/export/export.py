@@ -29,6 +29,7 @@ from bench.pipeline.run import run_cell
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.sources.architectures import saved_class, saved_config
+from bench.sources.saving import save_model
 from bench.weights import slicing
 from bench.weights.targets import embedding_tables, prunable
 
@@ -127,7 +128,7 @@ def export(
         if source.tok is not None:
             source.tok.save_pretrained(scratch)
         if form == PLAIN:
-            model.save_pretrained(scratch)
+            save_model(model, scratch)
         else:
             packed_folder.save(model, every, scratch, around, source.fetch)
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
@@ -170,7 +171,7 @@ def unpack_folder(folder: Path, out: Path) -> None:
         tok = loading.load_tokenizer(folder)
         if tok is not None:
             tok.save_pretrained(scratch)
-        model.save_pretrained(scratch)
+        save_model(model, scratch)
 
 
 def _source(name: str, stream: bool) -> Source:

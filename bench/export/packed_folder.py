@@ -36,6 +36,7 @@ from bench.formats.safetensors_file import (
 from bench.sources.architectures import saved_class, saved_config
 from bench.weights import side_branch, slicing
 from bench.weights.targets import Target, embedding_tables, normal_form, prunable
+from bench.weights.unstacked import unstack
 
 FILE = "packed.safetensors"
 
@@ -200,6 +201,7 @@ def skeleton(
         with no_init_weights(), torch.device(device):
             model: PreTrainedModel = kind._from_config(config, dtype=dtype)
             model.tie_weights()
+            unstack(model)
             if getattr(config, "sliced", None) and sliced:
                 slicing.shrink(model)
             for owner, shapes in (branches or {}).items():

@@ -31,6 +31,7 @@ from bench.planning.setups import one_shot_setup
 from bench.sources import catalog, loading, token_windows
 from bench.sources.architectures import saved_class, saved_config
 from bench.sources.loading import load_model, load_tokenizer
+from bench.sources.saving import save_model
 from bench.weights import targets
 from bench.weights.precision import default_device
 
@@ -95,7 +96,7 @@ def prune(
         made.attach(model, _context(cell, budget, model, batches, folder, name))
         made.finish(model)
         model.to(dtype)  # type: ignore[arg-type]
-        model.save_pretrained(scratch)
+        save_model(model, scratch)
         written = load_model(scratch)
         found = count_sparsity(written, cell.pattern)
         check_contract(cell, made, found, written)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from bench.core.errors import BenchError
 from bench.core.files import cache_dir, write_folder_atomically
 from bench.planning.job import Job
+from bench.sources.saving import save_model
 
 
 def clear_scratch(job: Job) -> None:
@@ -44,5 +45,5 @@ def _folder_name(job: Job) -> str:
 def keep_weights(model: PreTrainedModel, place: Path, seconds: float) -> None:
     """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
     with write_folder_atomically(place, existing="replace") as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         (folder / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))

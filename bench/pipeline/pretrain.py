@@ -26,6 +26,7 @@ from bench.core.files import cache_dir, write_folder_atomically
 from bench.core.parameters import parameters
 from bench.planning import registry
 from bench.sources import catalog, token_windows
+from bench.sources.saving import save_model
 from bench.training import train
 from bench.training.cell_trainer import Progress
 
@@ -149,7 +150,7 @@ def _tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 def _keep(model: GPT2LMHeadModel, tok: PreTrainedTokenizerFast, recipe: dict[str, Any]) -> Path:
     place = cache_dir() / "hub" / catalog.PLACES[SLUG].repo
     with write_folder_atomically(place, existing="replace") as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tok.save_pretrained(folder)
         (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     return place

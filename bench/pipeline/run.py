@@ -23,6 +23,7 @@ from bench.pipeline.contract import check_contract
 from bench.pipeline.fit import Emit, Fitted, fit_cell
 from bench.planning.job import Job
 from bench.sources import loading
+from bench.sources.saving import save_model
 from bench.weights.patterns import has_kernel
 from bench.weights.precision import autocast, default_device, for_scoring
 
@@ -45,7 +46,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     fitted = fit_cell(job, emit, True, settings)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
-        fitted.model.save_pretrained(folder)
+        save_model(fitted.model, folder)
         fitted.model.to("meta")  # type: ignore[arg-type]
         model = loading.load_model(Path(folder), type(fitted.model))
     sparsity = count_sparsity(model, cell.pattern)

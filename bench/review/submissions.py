@@ -147,10 +147,13 @@ def _counts(record: Record) -> Iterator[str]:
     elif params.stored != params.total - params.prunable + params.nonzero:
         yield "params.stored is not nonzero + all that is not prunable"
     if params.prunable:
-        zeros = 1 - params.nonzero / params.prunable
+        whole = params.matrices or params.prunable
+        zeros = (params.prunable - params.nonzero) / whole
         if abs(sparsity.overall - zeros) > _ROUNDING:
-            yield f"sparsity.overall {sparsity.overall:g} is not 1 − nonzero / prunable = {zeros:g}"
-    if not (sparsity.min_layer - _ROUNDING <= sparsity.overall <= sparsity.max_layer + _ROUNDING):
+            formula = "1 − nonzero / prunable" if whole == params.prunable else "zeros / matrices"
+            yield f"sparsity.overall {sparsity.overall:g} is not {formula} = {zeros:g}"
+    level = sparsity.overall * (params.matrices or params.prunable) / (params.prunable or 1)
+    if not (sparsity.min_layer - _ROUNDING <= level <= sparsity.max_layer + _ROUNDING):
         yield "sparsity: min_layer <= overall <= max_layer does not hold"
     if not sparsity.pattern_ok:
         yield f"pattern {record.cell.pattern} does not hold"

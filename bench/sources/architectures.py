@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from bench.core.errors import BenchError, one_line
 from bench.sources import catalog, hub
+from bench.weights.unstacked import unstack
 
 CLASSES = {
     "classification": AutoModelForSequenceClassification,
@@ -171,5 +172,6 @@ def empty(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
         config.pad_token_id = 0
     with torch.device("meta"):
         model: PreTrainedModel = kind(config)
+        unstack(model)
     model.set_attn_implementation("eager")
     return model

@@ -21,6 +21,7 @@ from bench.sources.architectures import class_of, quiet, saved_class, saved_conf
 from bench.sources.catalog import Place, folder_of
 from bench.sources.tiny_models import tiny_model, tiny_tokenizer
 from bench.weights import side_branch, slicing
+from bench.weights.unstacked import unstack
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def _read(
                 output_loading_info=True,
             )
             missing = sorted(report["missing_keys"])
+            unstack(model)
             side_branch.restore(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         # Want of memory is a failure of its own kind.
@@ -183,6 +185,7 @@ def _read_sliced(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Returns a sliced model in its stored dtype, and what the folder has no weights for."""
     model: Any = kind(config)
+    unstack(model)
     slicing.shrink(model)
     state = {
         key: tensor

@@ -15,6 +15,7 @@ from transformers import (
 from bench.api import Task
 from bench.sources.architectures import CLASSES
 from bench.sources.catalog import Place
+from bench.weights.unstacked import unstack
 
 
 def tiny_tokenizer(architecture: str = "bert") -> PreTrainedTokenizerFast:
@@ -45,4 +46,5 @@ def tiny_model(
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, token, tok.pad_token_id)
     model: PreTrainedModel = CLASSES[task.head].from_config(config, dtype=torch.float32)
+    unstack(model)
     return model

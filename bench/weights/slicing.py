@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError
+from bench.weights.blocks import blocks
 from bench.weights.side_branch import Branch
-from bench.weights.targets import Target, blocks, prunable
+from bench.weights.targets import Target, prunable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

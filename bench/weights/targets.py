@@ -1,12 +1,13 @@
 """The prunable set (methods/README.md, "Prunable set"), each weight seen as (out, in).
 
-The set holds all linear weights inside the transformer blocks, of nn.Linear and Conv1D alike. It
-never holds embeddings, heads, poolers, norms or biases. This module also lists the embeddings,
-which no method prunes but a quantizer may round.
+The set holds all linear weights inside the transformer blocks, of nn.Linear and Conv1D alike,
+except the routers of mixtures of experts. It never holds embeddings, heads, poolers, norms or
+biases. This module also lists the embeddings, which no method prunes but a quantizer may round.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.core.errors import BenchError
+from bench.weights.blocks import blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,14 +50,18 @@ class Target:
         return weight.detach()
 
     @property
+    def held(self) -> Tensor:
+        """The parameter itself, whatever a parametrization makes of it."""
+        module: Any = self.module
+        if parametrize.is_parametrized(self.module, "weight"):
+            module = module.parametrizations.weight
+            return module.original  # type: ignore[no-any-return]
+        return module.weight  # type: ignore[no-any-return]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Shape of the weight, (out, in)."""
-        held: Any = self.module
-        if parametrize.is_parametrized(self.module, "weight"):
-            held = held.parametrizations.weight  # read the shape without computing the weight
-            rows, columns = held.original.shape
-        else:
-            rows, columns = held.weight.shape
+        rows, columns = self.held.shape
         return (columns, rows) if self.transposed else (rows, columns)
 
     @property
@@ -82,29 +88,77 @@ def normal_form(stored: Tensor, transposed: bool) -> Tensor:
     return stored.t().contiguous() if transposed else stored
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Returns the transformer blocks in order: the first ModuleList of `num_hidden_layers` modules.
+def prunable(model: nn.Module) -> list[Target]:
+    """Returns all prunable weights inside the blocks, in the order of their definition.
 
     Raises:
-        BenchError: the model has no such list.
+        BenchError: the blocks hold a matrix that is neither prunable nor known to stay dense.
     """
-    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return list(module)
-    raise BenchError(f"{type(model).__name__} has no list of num_hidden_layers={depth} blocks")
+    return _collect(model)[0]
 
 
-def prunable(model: nn.Module) -> list[Target]:
-    """Returns all linear weights inside the blocks, in the order of their definition."""
+def block_elements(model: nn.Module) -> int:
+    """Counts the elements of all matrices inside the blocks: the prunable ones and the routers.
+
+    Raises:
+        BenchError: as `prunable`.
+    """
+    targets, routers = _collect(model)
+    return sum(math.prod(t.shape) for t in targets) + sum(p.numel() for p in routers)
+
+
+def _collect(model: nn.Module) -> tuple[list[Target], list[nn.Parameter]]:
+    """Returns the prunable weights and those of routers: together all matrices of the blocks."""
     from transformers.pytorch_utils import Conv1D  # here, so that `plan` starts without it
 
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    targets = []
+    targets: dict[int, Target] = {}
+    routers: list[nn.Parameter] = []
+    last = ""
     for name, module in model.named_modules():
-        if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
-            targets.append(Target(name, module, _parts(name, module)))
-    return targets
+        if id(module) not in inside or (last and name.startswith(f"{last}.")):
+            continue  # what lies under a linear layer was added by a method
+        linear = isinstance(module, (nn.Linear, Conv1D))
+        if linear:
+            last = name
+        if linear and not _routes(name, module):
+            target = Target(name, module, _parts(name, module))
+            first = targets.setdefault(id(target.held), target)
+            if first is not target:
+                raise BenchError(f"{name} and {first.name} share one weight; prune no such model")
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if leaf == "weight" and parameter.ndim == 2 and _routes(name, module):
+                routers.append(parameter)
+            elif not _is_no_matrix(module, leaf, parameter):
+                shape = tuple(parameter.shape)
+                raise BenchError(
+                    f"{type(model).__name__}: {name}.{leaf} {shape} is a weight of "
+                    f"{type(module).__name__} that no method can prune; the model is not supported"
+                )
+    return list(targets.values()), routers
+
+
+def _routes(name: str, module: nn.Module) -> bool:
+    """Tells whether a module belongs to a router, which everybody leaves dense.
+
+    A router has a row for each expert. Pruning it saves next to nothing and sends tokens astray.
+    """
+    named = {"router", "gate", "shared_expert_gate"} & set(name.split("."))
+    return bool(named) or "Router" in type(module).__name__
+
+
+def _is_no_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Tells whether a parameter of a block multiplies no vector of hidden states as a matrix does.
+
+    Such are vectors, tables of positions, norms, biases, the numbers of a state-space layer, and
+    convolutions that see each channel alone.
+    """
+    if sum(size > 1 for size in parameter.shape) < 2 or isinstance(module, nn.Embedding):
+        return True
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return module.groups == module.in_channels
+    return "Norm" in type(module).__name__ or "bias" in name or name in ("A_log", "D")
 
 
 def embedding_tables(model: PreTrainedModel) -> list[Target]:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError, Context
-from bench.weights.targets import Target, blocks
+from bench.weights.blocks import blocks
+from bench.weights.targets import Target
+from bench.weights.unstacked import tokens_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,9 +132,10 @@ class _Taps(Generic[S]):
         self.seen = (x, self.found[name])
         rows = x.reshape(-1, x.shape[-1])
         if self.tokens is not None:
-            if len(rows) != len(self.tokens):
+            real = tokens_given(module, self.tokens)
+            if len(rows) != len(real):
                 raise BenchError(f"{name} is given {len(rows)} tokens of {len(self.tokens)}")
-            rows = rows[self.tokens]
+            rows = rows[real]
         self.found[name].add(rows)
 
     def close(self) -> dict[str, S]:
@@ -164,6 +167,12 @@ def _first_inputs(
     calls: list[list[_Call]] = []
     tokens: list[Tensor | None] = []
     layers = blocks(model)
+    depth = getattr(model.config, "num_hidden_layers", len(layers))
+    if getattr(model.config, "is_encoder_decoder", False) or depth != len(layers):
+        raise BenchError(
+            f"{type(model).__name__} does not call its {len(layers)} blocks one after another, "
+            "each once; use a method without calibration"
+        )
 
     def stub(*args: Any, **kwargs: Any) -> Tensor:
         x: Tensor = args[0] if args else kwargs.pop("hidden_states")
