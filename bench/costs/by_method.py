@@ -183,8 +183,8 @@ def _elements(targets: Sequence[Target]) -> int:
 
 
 def _products(targets: Sequence[Target], macs: Mapping[str, int]) -> int:
-    """Counts the multiply-adds of the targets in a forward pass, without those of branches."""
-    return sum(macs.get(t.name, 0) - macs.get(f"{t.name}.branch", 0) for t in targets)
+    """Counts the multiply-adds of the targets in a forward pass; those of branches are apart."""
+    return sum(macs.get(target.name, 0) for target in targets)
 
 
 def cost_report(
