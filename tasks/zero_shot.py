@@ -139,7 +139,7 @@ class ZeroShot(Language):
             rows = folder / f"{wanted.task}.parquet"
             load(wanted).rows.to_parquet(rows)
             definition = {
-                "include": manager.task_index[wanted.task].yaml_path,
+                "include": str(manager.task_index[wanted.task].yaml_path),
                 **rows_of(wanted.split, "parquet", rows),
                 "training_split": None,
                 "validation_split": None,

@@ -173,7 +173,7 @@ class HubRows:
     def _column(self, split: str, column: str) -> Iterable[object]:
         try:
             values: Iterable[object] = self.rows[split][column]
-        except KeyError:
+        except (KeyError, ValueError):
             raise BenchError(f"{self.task} {split}: there is no column {column!r}") from None
         return values
 
