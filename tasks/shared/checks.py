@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeGuard
 
 from bench.api import BenchError
 
@@ -60,7 +60,7 @@ def labels(where: str, column: str, values: Iterable[object], classes: int) -> l
     return found
 
 
-def is_label(value: Any, classes: int) -> bool:
+def is_label(value: object, classes: int) -> TypeGuard[float]:
     """Returns whether the value is a class number, or a finite number if `classes` is 1."""
     if classes == 1:
         return isinstance(value, (int, float)) and math.isfinite(value)
