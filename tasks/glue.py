@@ -75,14 +75,14 @@ class Glue(Classification):
     def _load(self) -> Splits[Rows]:
         spec = self.spec
         official = dict(zip(("train", spec.validation), spec.rows, strict=True))
-        found = load_splits(_REPO, self.config, official, _REVISION)
+        found = load_splits(self.name, _REPO, self.config, official, _REVISION)
         parts = {
             split: Rows(
-                first=list(rows[spec.first]),
-                second=None if spec.second is None else list(rows[spec.second]),
-                labels=list(rows["label"]),
+                first=found.texts(split, spec.first),
+                second=None if spec.second is None else found.texts(split, spec.second),
+                labels=found.labels(split, "label", spec.labels),
             )
-            for split, rows in found.rows.items()
+            for split in official
         }
         fraction = min(_SELECT, _SELECT_ROWS / len(parts["train"]))
         train, select = carve(parts["train"], fraction)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.api import Budget
+from bench.api import BenchError, Budget
 from tasks.metrics.ngram import Cider, Nist, RougeL
 from tasks.metrics.text import Bleu, ChrF, Meteor, Ter, TextMetric, words_apart
 from tasks.shared.base import HubRows, Splits, carve, load_splits
@@ -88,13 +88,18 @@ class E2e(DataToText):
         return Bleu(), Nist(), Meteor(), RougeL(), Cider()
 
     def _load(self) -> Splits[Items]:
-        found = load_splits(self.repo, self.config, self.official, _REVISION)
+        found = load_splits(self.name, self.repo, self.config, self.official, _REVISION)
         parts = {
             split: group(
-                (linearise_mr(row["meaning_representation"]), _line(row["human_reference"]))
-                for row in rows
+                found.parsed(
+                    split,
+                    lambda row: (
+                        linearise_mr(row["meaning_representation"]),
+                        _line(row["human_reference"]),
+                    ),
+                )
             )
-            for split, rows in found.rows.items()
+            for split in self.official
         }
         return _splits(parts, f"{self.repo}:{self.config}", found)
 
@@ -132,10 +137,12 @@ class Webnlg(DataToText):
         return Bleu(words_apart), Meteor(words_apart), Ter(words_apart), ChrF()
 
     def _load(self) -> Splits[Items]:
-        found = load_splits(self.repo, self.config, self.official, _REVISION)
+        found = load_splits(self.name, self.repo, self.config, self.official, _REVISION)
         # Of the other two test files, one has no texts and one repeats the unseen entries.
-        test = (r for r in found.rows["test"] if r["test_category"] == "testdata_with_lex")
-        parts = {"train": _entries(found.rows["train"]), "test": _entries(test)}
+        parts = {
+            "train": _items(found.parsed("train", _entry)),
+            "test": _items(entry for entry in found.parsed("test", _test_entry) if entry),
+        }
         return _splits(parts, f"{self.repo}:{self.config}", found)
 
 
@@ -159,14 +166,10 @@ class Dart(DataToText):
     metrics = Webnlg.metrics
 
     def _load(self) -> Splits[Items]:
-        found = load_splits(self.repo, self.config, self.official, _REVISION)
+        found = load_splits(self.name, self.repo, self.config, self.official, _REVISION)
         parts = {
-            split: group(
-                (linearise_triples(_lower_relations(row["tripleset"])), _line(text))
-                for row in rows
-                for text in row["annotations"]["text"]
-            )
-            for split, rows in found.rows.items()
+            split: group(pair for pairs in found.parsed(split, _dart_pairs) for pair in pairs)
+            for split in self.official
         }
         return _splits(parts, f"{self.repo}:{self.config}", found)
 
@@ -175,22 +178,48 @@ def _lower_relations(triples: Sequence[Sequence[str]]) -> list[str]:
     return [f"{subject} | {relation.lower()} | {object_}" for subject, relation, object_ in triples]
 
 
-def _entries(rows: Iterable[Mapping[str, Any]]) -> Items:
-    """Returns WebNLG's entries; entries with equal triples become one item."""
+def _dart_pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    input_ = linearise_triples(_lower_relations(row["tripleset"]))
+    return [(input_, _line(text)) for text in row["annotations"]["text"]]
+
+
+class _Entry(NamedTuple):
+    """WebNLG's entry: its triples in a line, its good texts, and its category."""
+
+    input_: str
+    texts: list[str]
+    category: str
+
+
+def _entry(row: Mapping[str, Any]) -> _Entry:
+    lex = row["lex"]
+    pairs = zip(lex["text"], lex["comment"], strict=True)
+    return _Entry(
+        input_=linearise_triples(row["modified_triple_sets"]["mtriple_set"][0]),
+        texts=[_line(text) for text, comment in pairs if comment == "good"],
+        category=row["category"],
+    )
+
+
+def _test_entry(row: Mapping[str, Any]) -> _Entry | None:
+    return _entry(row) if row["test_category"] == "testdata_with_lex" else None
+
+
+def _items(entries: Iterable[_Entry]) -> Items:
+    """Returns WebNLG's items; entries with equal triples become one."""
     groups: dict[str, str] = {}
     pairs = []
-    for row in rows:
-        input_ = linearise_triples(row["modified_triple_sets"]["mtriple_set"][0])
-        groups[input_] = "seen" if row["category"] in SEEN_CATEGORIES else "unseen"
-        lex = row["lex"]
-        for text, comment in zip(lex["text"], lex["comment"], strict=True):
-            if comment == "good":
-                pairs.append((input_, _line(text)))
+    for entry in entries:
+        groups[entry.input_] = "seen" if entry.category in SEEN_CATEGORIES else "unseen"
+        pairs += [(entry.input_, text) for text in entry.texts]
     items = group(pairs)
     return Items(items.inputs, items.texts, [groups[input_] for input_ in items.inputs])
 
 
 def _splits(parts: dict[str, Items], repo: str, found: HubRows) -> Splits[Items]:
+    for split, items in parts.items():
+        if not len(items):
+            raise BenchError(f"{found.task} {split}: no row has a text to learn or to compare with")
     fraction = min(_SELECT, _SELECT_ITEMS / len(parts["train"]))
     train, select = carve(parts["train"], fraction)
     return Splits(
@@ -204,5 +233,7 @@ def _splits(parts: dict[str, Items], repo: str, found: HubRows) -> Splits[Items]
     )
 
 
-def _line(text: str) -> str:
+def _line(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
     return " ".join(text.split())

@@ -27,7 +27,7 @@ from tasks.shared.classification import Classification, Rows
 from tasks.shared.data_to_text import DataToText, Items, group
 from tasks.shared.language import Language
 from tasks.shared.zero_shot_sets import ZeroShotSet
-from tasks.zero_shot import ZeroShot, import_lm_eval
+from tasks.zero_shot import ZeroShot, import_lm_eval, rows_of
 
 WORDS = 256
 """Number of words."""
@@ -180,17 +180,14 @@ class TinyNlg(DataToText):
         )
 
 
-_DEFINITION = """\
-task: {task}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{context}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{label}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
+_DEFINITION = {
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{context}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{label}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
 
 
 class TinyZeroShot(ZeroShot):
@@ -227,5 +224,6 @@ class TinyZeroShot(ZeroShot):
         (only,) = self.sets
         rows, path = folder / "rows.jsonl", folder / f"{only.task}.yaml"
         rows.write_text("".join(json.dumps(row) + "\n" for row in questions()))
-        path.write_text(_DEFINITION.format(task=only.task, file=rows))
+        definition = {"task": only.task, **rows_of(only.split, "json", rows), **_DEFINITION}
+        path.write_text(json.dumps(definition))  # JSON is YAML
         return TaskManager(include_defaults=False), [str(path)]

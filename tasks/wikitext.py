@@ -44,12 +44,12 @@ class Wikitext(Language):
     }
 
     def _load(self) -> Splits[list[str]]:
-        found = load_splits(_REPO, _CONFIG, _OFFICIAL_ROWS, _REVISION)
-        train, select = carve_articles(list(found.rows["train"]["text"]), _SELECT)
+        found = load_splits(self.name, _REPO, _CONFIG, _OFFICIAL_ROWS, _REVISION)
+        train, select = carve_articles(found.texts("train", "text"), _SELECT)
         return Splits(
             train=train,
             select=select,
-            test=list(found.rows["test"]["text"]),
+            test=found.texts("test", "text"),
             repo=f"{_REPO}:{_CONFIG}",
             revision=found.revision,
             select_rule=f"train articles that start in the last {_SELECT:g} of the rows",
@@ -61,11 +61,11 @@ class WikitextC4(Wikitext):
     """Perplexity on WikiText-2 raw; calibration and retraining text from C4, as in the papers."""
 
     def _load(self) -> Splits[list[str]]:
-        found = load_splits(_REPO, _CONFIG, {"test": _OFFICIAL_ROWS["test"]}, _REVISION)
+        found = load_splits(self.name, _REPO, _CONFIG, {"test": _OFFICIAL_ROWS["test"]}, _REVISION)
         c4 = c4_sample()
         return replace(
             c4,
-            test=list(found.rows["test"]["text"]),
+            test=found.texts("test", "text"),
             repo=f"{_REPO}:{_CONFIG} {c4.repo}",
             revision=f"{found.revision} {c4.revision}",
             select_rule=f"of {c4.repo}: {c4.select_rule}",

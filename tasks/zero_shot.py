@@ -11,9 +11,10 @@ Methods may not see training data of these sets. Calibration and retraining take
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ from bench.core import provenance
 from tasks.shared.base import Splits
 from tasks.shared.c4 import C4_SAMPLE, c4_sample
 from tasks.shared.language import Language
-from tasks.shared.zero_shot_sets import SETS, RowsFolder, ZeroShotSet, locate
+from tasks.shared.zero_shot_sets import SETS, ZeroShotSet, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,28 +62,29 @@ class ZeroShot(Language):
         self.limit = max(s.rows for s in self.sets)
 
     def prepare(self) -> None:
-        """Fetches the rows.
+        """Fetches and checks the rows.
 
         Raises:
-            BenchError: lm-eval is not installed, or kind `offline` when no source has the rows.
+            BenchError: lm-eval is not installed, a row is wrong, or kind `offline` when no source
+                has the rows.
         """
         import_lm_eval()
         for wanted in self.sets:
-            locate(wanted)
+            load(wanted)
 
     def _load(self) -> Splits[list[str]]:
         return c4_sample()
 
     def source(self) -> Source:
         """Returns where the scored rows came from, with a sha256 over all of them."""
-        folders = {wanted: locate(wanted) for wanted in self.sets}
-        rows = ({"set": s.task, **row} for s, at in folders.items() for row in _load_rows(s, at))
+        loaded = {wanted.task: load(wanted) for wanted in self.sets}
+        rows = ({"set": task, **row} for task, found in loaded.items() for row in found.rows)
         return Source(
             repo=" ".join(f"{s.repo}:{s.config}" for s in self.sets),
-            revision=" ".join(sorted({at.revision for at in folders.values()})),
+            revision=" ".join(sorted({found.revision for found in loaded.values()})),
             fingerprint=provenance.rows_sha256(rows),
             select=f"none; calibration and retraining text: {C4_SAMPLE}",
-            subset=", ".join(f"{s.task}: {at.altered}" for s, at in folders.items() if at.altered),
+            subset=", ".join(found.subset for found in loaded.values() if found.subset),
         )
 
     @torch.no_grad()
@@ -134,17 +136,18 @@ class ZeroShot(Language):
         manager = TaskManager()
         paths = []
         for wanted in self.sets:
-            at = locate(wanted)
-            lines = {
-                "include": manager.task_index[wanted.task].yaml_path,
-                "dataset_path": at.path,
-                "dataset_name": at.config or "null",
-                "training_split": "null",
-                "validation_split": wanted.split if wanted.split == "validation" else "null",
-                "test_split": wanted.split if wanted.split == "test" else "null",
+            rows = folder / f"{wanted.task}.parquet"
+            load(wanted).rows.to_parquet(rows)
+            definition = {
+                "include": str(manager.task_index[wanted.task].yaml_path),
+                **rows_of(wanted.split, "parquet", rows),
+                "training_split": None,
+                "validation_split": None,
+                "test_split": None,
+                f"{wanted.split}_split": wanted.split,
             }
             path = folder / f"{wanted.task}.yaml"
-            path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+            path.write_text(json.dumps(definition))  # JSON is YAML
             paths.append(str(path))
         return manager, paths
 
@@ -164,12 +167,13 @@ class ZeroShot(Language):
         return Scores(values={"accuracy": mean, **values}, n=len(items), items=items)
 
 
-def _load_rows(wanted: ZeroShotSet, at: RowsFolder) -> Iterable[dict[str, Any]]:
-    import datasets
+def rows_of(split: str, kind: str, file: Path) -> dict[str, Any]:
+    """Returns the part of a task definition that says where the rows of a split lie.
 
-    datasets.disable_progress_bars()
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(at.path, at.config, split=wanted.split)
-    return rows
+    lm-eval copies them into a cache. It is beside the file, so that no later run finds it.
+    """
+    files = {"data_files": {split: str(file)}, "cache_dir": str(file.parent / "cache")}
+    return {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": files}
 
 
 def import_lm_eval() -> Any:

@@ -8,13 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.sources.tiny_models import tiny_tokenizer
 from tasks.shared import shared_prefix_lm
-from tasks.shared.shared_prefix_lm import (
-    PrefixGroup,
-    SharedPrefixLM,
-    batches,
-    group_by_prefix,
-    pack,
-)
+from tasks.shared.prefix_groups import PrefixGroup, batches, group_by_prefix, pack
+from tasks.shared.shared_prefix_lm import SharedPrefixLM
 
 pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 
@@ -70,7 +65,7 @@ def questions():
 def test_equals_one_request_at_a_time(kind, attention, monkeypatch):
     monkeypatch.setattr(shared_prefix_lm, "BATCH_TOKENS", 100)
     lm, requests = made(kind, attention), questions()
-    assert lm._supports_packing()
+    assert lm._packing_agrees([5, 9, 3, 8, 6], 9)
     found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     for (value, greedy), (_, context, continuation) in zip(found, requests, strict=True):
         expected = alone(lm, context, continuation)
@@ -92,7 +87,7 @@ def test_a_greedy_continuation_is_recognised():
 @torch.no_grad()
 def test_a_model_that_takes_no_such_masks_is_run_as_lm_eval_does():
     lm = made("bloom", "eager")  # ALiBi: positions come from the mask
-    assert not lm._supports_packing()
+    assert not lm._packing_agrees([5, 9, 3, 8, 6], 9)
     requests = [(("", ""), [5, 6, 7, 8, 9, 10, 11, 12, 13], [c]) for c in (20, 21)]
     for (value, _), (_, context, continuation) in zip(
         lm._loglikelihood_tokens(requests, True), requests, strict=True
@@ -120,6 +115,17 @@ def test_choices_share_their_question_and_equal_inputs_a_rest():
     assert row.members == [[0, 2], [1], [3]]
     other = [9, *question]
     assert len(group_by_prefix([[*question, 1], other])) == 2
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=12))
+@settings(deadline=None)
+def test_no_row_is_longer_than_the_longest_allowed(inputs):
+    longest = max(map(len, inputs))
+    rows = group_by_prefix(inputs, longest)
+    assert max(map(len, rows)) <= longest
+    assert sorted(i for row in rows for inside in row.members for i in inside) == list(
+        range(len(inputs))
+    )
 
 
 def test_a_mask_lets_a_rest_see_the_prefix_and_itself():

@@ -10,12 +10,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError, unknown
 from bench.core.files import cache_dir, write_folder_atomically
 from bench.sources import hub, pypi_assets
+
+MODEL_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.codes",
+    "*.spm",
+    "*.tokenizer",
+    "*.tiktoken",
+)
+"""Files of a model that transformers reads: weights, configs, and every kind of tokenizer file.
+
+They are what is fetched from the hub, and what identifies a folder.
+"""
+
+
+_LOCAL = "local/"
 
 
 @dataclass(frozen=True)
@@ -105,18 +125,32 @@ def adopt(name: str) -> str:
         return name
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
-        for file in sorted(folder.glob("*.safetensors")):
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
         stem = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
-        slug = f"local/{stem[:40] or 'model'}-{digest.hexdigest()[:8]}"
+        slug = f"{_LOCAL}{stem[:40] or 'model'}-{content_sha256(folder)[:8]}"
         link = cache_dir() / "hub" / slug
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(folder.resolve(), target_is_directory=True)
         return slug
     return place_of(name).name
+
+
+def content_sha256(folder: Path) -> str:
+    """Computes the sha256 over names and bytes of all files of a model's folder (`MODEL_FILES`)."""
+    digest = hashlib.sha256()
+    for file in sorted({file for kind in MODEL_FILES for file in folder.glob(kind)}):
+        if file.is_file():
+            stat = file.stat()
+            digest.update(hashlib.sha256(file.name.encode()).digest())
+            digest.update(_file_sha256(file, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@cache
+def _file_sha256(file: Path, size: int, mtime_ns: int) -> bytes:
+    """Hashes a file, once a process while size and time stay the same."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def locate(name: str) -> Path:
@@ -143,7 +177,8 @@ def folder_of(place: Place) -> Path | None:
     None for a tiny model, which has no files.
 
     Raises:
-        BenchError: `offline` with the repository id, or another one-line reason.
+        BenchError: `offline` with the repository id; a local folder's files have changed since it
+            was adopted; or another one-line reason.
     """
     if place.tiny is not None:
         return None
@@ -151,15 +186,17 @@ def folder_of(place: Place) -> Path | None:
         folder = hub.fetch(place.repo)
         return _dequantised(folder, place.gguf) if place.gguf else folder
     if found := hub.find(place.repo):
+        if place.repo.startswith(_LOCAL) and not place.repo.endswith(content_sha256(found)[:8]):
+            raise BenchError(f"{found.resolve()} is no longer {place.name}; name the folder again")
         return found
     if place.command:
         raise BenchError(f"{place.name} is not on this machine yet; run: {place.command}")
     from huggingface_hub import snapshot_download
 
     hub.give_up_early()
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
     try:
         revision = place.revision or "main"
+        wanted = list(MODEL_FILES)
         return Path(snapshot_download(place.repo, revision=revision, allow_patterns=wanted))
     except (OSError, RuntimeError, ValueError):
         raise hub.offline(place.repo) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import socket
@@ -25,6 +26,9 @@ from urllib.parse import urlsplit
 from bench.core.errors import BenchError, one_line
 from bench.core.files import cache_dir, write_folder_atomically
 from bench.sources.pypi_assets import ASSETS, Asset
+
+READ_ROWS = 10_000
+"""Rows of a folder's data set that are read at once."""
 
 
 def search_path() -> list[Path]:
@@ -131,21 +135,49 @@ def load_split(repo: str, config: str, split: str, revision: str) -> tuple[Any, 
             when it is in one that lacks this split.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
-    folder = find(repo)
-    if folder is None:
-        give_up_early()
+    if folder := find(repo):
+        return read_folder(folder, config, split), "mirror"
+    give_up_early()
     try:
-        if folder is not None:
-            return datasets.load_dataset(str(folder), config, split=split), "mirror"
         return datasets.load_dataset(repo, config, split=split, revision=revision), revision
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, DatasetsError):
         # datasets and huggingface_hub signal a missing network with several unrelated classes.
-        if folder is not None:
-            line = f"{folder}: cannot load {config}/{split}: {one_line(error)}"
-            raise BenchError(line, "offline") from None
         raise offline(repo) from None
+
+
+def read_folder(folder: Path, config: str | None, split: str) -> Any:
+    """One split of a data set in a folder as a `datasets.Dataset`, as its files are now.
+
+    `datasets` finds the files: those that the README names, or all of a split's name. It is asked
+    for a stream, because its cache of whole data sets knows a folder by its name alone, and because
+    a stream has as many rows as the files, whatever the README says.
+
+    Raises:
+        BenchError: `offline`; the folder has no such split, or files that cannot be read.
+    """
+    import datasets
+    import pyarrow as pa
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it prints an error before it raises it
+    try:
+        builder = datasets.load_dataset_builder(str(folder), config)
+        if hasattr(builder.config, "batch_size"):  # by default a row group's, which may be empty
+            builder.config.batch_size = READ_ROWS
+        stream = builder.as_streaming_dataset(split)
+        tables = list(stream.with_format("arrow").iter(batch_size=READ_ROWS))
+        if not tables:
+            return datasets.Dataset.from_dict({})
+        table = pa.concat_tables(tables)
+        features = stream.features or datasets.Features.from_arrow_schema(table.schema)
+        return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, DatasetsError) as error:
+        line = f"{folder}: cannot load {config or 'rows'}/{split}: {one_line(error)}"
+        raise BenchError(line, "offline") from None
 
 
 @cache

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-from bench.api import Source, Split, Task
+from bench.api import BenchError, Source, Split, Task
 from bench.core import provenance
+from bench.core.errors import one_line
 from bench.sources import hub
+from tasks.shared import checks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound=Sized)
 """What one split is: `Rows`, `Items` or a list of texts."""
 
 
@@ -58,14 +60,21 @@ class Base(Task, Generic[Part]):
     def _load(self) -> Splits[Part]:
         """Returns the splits; called once."""
 
+    def _check(self, splits: Splits[Part]) -> None:
+        """Raises BenchError where a row is not what the task's head and metric take."""
+
     @abstractmethod
     def _rows(self) -> Iterable[Mapping[str, object]]:
         """Yields all rows in a fixed order, for the fingerprint."""
 
     @cached_property
     def data(self) -> Splits[Part]:
-        """The splits, loaded once a process."""
-        return self._load()
+        """The splits, loaded and checked once a process."""
+        splits = self._load()
+        if not len(splits.train):
+            raise BenchError(f"{self.name} train: there are no rows")
+        self._check(splits)
+        return splits
 
     def prepare(self) -> None:
         """Fetches the rows.
@@ -102,6 +111,7 @@ class Carvable(Protocol):
         """Returns the rows at `indices`."""
 
 
+Parsed = TypeVar("Parsed")
 CarvedPart = TypeVar("CarvedPart", bound=Carvable)
 
 
@@ -112,29 +122,76 @@ def carve(rows: CarvedPart, fraction: float) -> tuple[CarvedPart, CarvedPart]:
     return train, rows.take(i for i, inside in enumerate(below) if inside)
 
 
-class HubRows(NamedTuple):
+@dataclass(frozen=True)
+class HubRows:
     """Splits as the hub has them.
 
     Attributes:
+        task: the task that reads them, for messages.
         rows: the data set of each split.
         revision: how a record names it.
-        missing: what is missing against the official numbers of rows, empty when complete.
+        missing: how the numbers of rows differ from the official ones; empty when they are equal.
     """
 
+    task: str
     rows: dict[str, Dataset]
     revision: str
     missing: str
 
+    def texts(self, split: str, column: str) -> list[str]:
+        """Returns a column of texts.
 
-def load_splits(repo: str, config: str, official: Mapping[str, int], revision: str) -> HubRows:
+        Raises:
+            BenchError: there is no such column, or a row's value is no text.
+        """
+        return checks.texts(f"{self.task} {split}", column, self._column(split, column))
+
+    def labels(self, split: str, column: str, classes: int) -> list[float]:
+        """Returns a column of labels, 0 to `classes` − 1, or of numbers if `classes` is 1.
+
+        Raises:
+            BenchError: there is no such column, or a row's value is no label.
+        """
+        return checks.labels(f"{self.task} {split}", column, self._column(split, column), classes)
+
+    def parsed(self, split: str, parse: Callable[[Mapping[str, Any]], Parsed]) -> list[Parsed]:
+        """Returns what `parse` makes of each row.
+
+        Raises:
+            BenchError: a row has not the columns or types that `parse` expects.
+        """
+        found = []
+        for i, row in enumerate(self.rows[split]):
+            try:
+                found.append(parse(row))
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise BenchError(
+                    f"{self.task} {split} row {i}: not in the data set's form: {one_line(error)}"
+                ) from None
+        return found
+
+    def _column(self, split: str, column: str) -> Iterable[object]:
+        try:
+            values: Iterable[object] = self.rows[split][column]
+        except (KeyError, ValueError):
+            raise BenchError(f"{self.task} {split}: there is no column {column!r}") from None
+        return values
+
+
+def load_splits(
+    task: str, repo: str, config: str, official: Mapping[str, int], revision: str
+) -> HubRows:
     """Loads the splits that `official` names, and compares them with its numbers of rows.
 
     Raises:
-        BenchError: kind `offline` when no source has them.
+        BenchError: a split has no rows; kind `offline` when no source has one.
     """
     rows, missing, found_revision = {}, [], ""
     for split, expected in official.items():
         rows[split], found_revision = hub.load_split(repo, config, split, revision)
-        if len(rows[split]) < expected:
-            missing.append(f"{split} {len(rows[split])} of {expected} rows")
-    return HubRows(rows, found_revision, ", ".join(missing))
+        n = len(rows[split])
+        if not n:
+            raise BenchError(f"{task} {split}: there are no rows in {repo}")
+        if n != expected:
+            missing.append(f"{split} {n} of {expected} rows")
+    return HubRows(task, rows, found_revision, ", ".join(missing))

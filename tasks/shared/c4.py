@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import islice
 
 from bench.sources import hub
+from tasks.shared import checks
 from tasks.shared.base import Splits
 
 C4_SAMPLE = "calibration/c4_sample"
@@ -27,7 +28,7 @@ def c4_sample() -> Splits[list[str]]:
     """
     if hub.find(C4_SAMPLE):
         found, revision = hub.load_split(C4_SAMPLE, "default", "train", "")
-        rows, repo = list(found["text"]), C4_SAMPLE
+        rows, repo = checks.texts(f"{C4_SAMPLE} train", "text", found["text"]), C4_SAMPLE
     else:
         rows, repo, revision = _streamed(), f"{_REPO}:{_SHARD}", _REVISION
     cut = round(len(rows) * (1 - _SELECT))

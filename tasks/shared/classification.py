@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.api import BenchError, Budget, Scores, Split
+from tasks.shared import checks
 from tasks.shared.base import Base, Splits
 
 EVAL_BATCH = 64
@@ -65,6 +66,15 @@ class Classification(Base[Rows]):
     @abstractmethod
     def _load(self) -> Splits[Rows]:
         """Returns the splits; called once."""
+
+    def _check(self, splits: Splits[Rows]) -> None:
+        for split in ("train", "select", "test"):
+            rows, where = splits[split], f"{self.name} {split}"
+            checks.labels(where, "label", rows.labels, self.labels)
+            for column in (rows.first, rows.second or ()):
+                checks.texts(where, "text", column)
+        if not len(splits.test):
+            raise BenchError(f"{self.name} test: there are no rows")
 
     def _rows(self) -> Iterator[dict[str, object]]:
         data = self.data

@@ -2,130 +2,67 @@
 
 lm-eval runs every (context, continuation) as a row of its own and computes the vocabulary's logits
 at every position. Here, requests that begin alike (the choices of a question, the questions about a
-passage) become one row: the shared prefix, then every rest, which sees the prefix and itself.
-
-    tokens      p p p p  a a a  b b       positions   0 1 2 3  4 5 6  4 5
-    a sees      p p p p  a a a            b sees      p p p p  b b
+passage) become one row, whose prefix is computed once (`tasks.shared.prefix_groups`).
 
 Logits are computed only where a continuation is scored. The numbers are those of lm-eval, up to
-the order of additions. A model that does not take such masks (`_supports_packing`) is scored by
-lm-eval's own code.
+the order of additions, because a row is packed only where that is shown to change nothing:
+
+* An input is packed only if it is no longer than every window that the config names (`reach`). The
+  mask given here would switch a window off.
+* The longest input to be packed is first run both ways (`_packing_agrees`). Its logits must be
+  equal at every place. Then they are equal for shorter inputs, too, because the model is causal.
+
+lm-eval's own code scores the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-MIN_SHARED = 8
-"""Shorter prefixes are not shared: the mask would cost more than it saves."""
+from tasks.shared.prefix_groups import PrefixGroup, batches, group_by_prefix, pack
+
 BATCH_TOKENS = 2048
 """Tokens of a batch, padding included: enough to keep two CPU cores busy. A GPU takes 16 ×."""
+TOLERANCE = {torch.float32: 3e-4, torch.float64: 3e-4}
+"""Largest difference of packed logits, as a fraction of the logits' standard deviation."""
+HALF_TOLERANCE = 5e-2
+"""The same where weights have half precision."""
+
+log = logging.getLogger(__name__)
+
+_REACH = re.compile(
+    r"(window|window_size|chunk_size|local_attention|original_max_position_embeddings)$"
+)
 
 
-@dataclass
-class PrefixGroup:
-    """Inputs with a common prefix, which become one row of a batch.
+def reach(config: Any) -> int | None:
+    """Returns the longest input within every window that a model's config names, if any.
 
-    Attributes:
-        shared: the token ids of the prefix.
-        rests: the token ids that follow it, without duplicates; some may be empty.
-        members: for each rest, the numbers of the inputs that end with it.
+    Windows are sizes of sliding windows, of chunks and of local attention, and the length from
+    which rotary frequencies change.
     """
+    sizes: list[int] = []
 
-    shared: list[int]
-    rests: list[list[int]]
-    members: list[list[int]]
+    def collect(value: object, name: str = "") -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(inner, str(key))
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                collect(inner, name)
+        elif type(value) is int and value > 0 and _REACH.search(name):
+            sizes.append(value)
 
-    def __len__(self) -> int:
-        return len(self.shared) + sum(map(len, self.rests))
-
-
-def group_by_prefix(inputs: Sequence[Sequence[int]]) -> list[PrefixGroup]:
-    """Groups inputs by their prefixes.
-
-    The inputs are sorted, so that those with equal starts are adjacent. An input joins the group
-    before it unless the group's prefix would lose more than a quarter.
-    """
-    order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]))
-    groups: list[PrefixGroup] = []
-    group: list[int] = []
-    shared = 0
-    for i in order:
-        if group:
-            common = _common(inputs[group[0]], inputs[i], shared)
-            alone = len(group) == 1
-            if common >= MIN_SHARED and (alone or common >= 0.75 * shared):
-                shared = common
-                group.append(i)
-                continue
-            if tuple(inputs[group[-1]]) == tuple(inputs[i]):
-                group.append(i)
-                continue
-            groups.append(_group(inputs, group, shared))
-        group, shared = [i], len(inputs[i])
-    if group:
-        groups.append(_group(inputs, group, shared))
-    return groups
-
-
-def _common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    """Returns the length of the common prefix, at most `limit`."""
-    n = min(len(a), len(b), limit)
-    return next((i for i in range(n) if a[i] != b[i]), n)
-
-
-def _group(inputs: Sequence[Sequence[int]], members: list[int], shared: int) -> PrefixGroup:
-    by_rest: dict[tuple[int, ...], list[int]] = {}
-    for i in members:
-        by_rest.setdefault(tuple(inputs[i][shared:]), []).append(i)
-    prefix = list(inputs[members[0]][:shared])
-    return PrefixGroup(prefix, [list(rest) for rest in by_rest], list(by_rest.values()))
-
-
-def pack(rows: Sequence[PrefixGroup], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns token ids and positions, (rows, length), and the mask, (rows, 1, length, length).
-
-    The mask is True where the third axis's token sees the last axis's token. Padding sees itself,
-    because a softmax over nothing is not a number.
-    """
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    sees = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    for r, row in enumerate(rows):
-        p = len(row.shared)
-        ids[r, :p] = torch.tensor(row.shared)
-        positions[r, :p] = torch.arange(p)
-        sees[r, :p, :p] = causal[:p, :p]
-        start = p
-        for rest in row.rests:
-            n = len(rest)
-            inside = slice(start, start + n)
-            ids[r, inside] = torch.tensor(rest, dtype=torch.long)
-            positions[r, inside] = torch.arange(p, p + n)
-            sees[r, inside, :p] = True
-            sees[r, inside, inside] = causal[:n, :n]
-            start += n
-    return ids, positions, sees[:, None]
-
-
-def batches(rows: list[PrefixGroup], tokens: int) -> Iterator[list[PrefixGroup]]:
-    """Yields batches of at most `tokens` tokens, the longest rows first.
-
-    Rows of a batch are then of similar length, and too large a batch runs out of memory at once.
-    """
-    rows = sorted(rows, key=len, reverse=True)
-    while rows:
-        n = max(1, tokens // max(1, len(rows[0])))
-        yield rows[:n]
-        rows = rows[n:]
+    collect(config.get_text_config(decoder=True).to_dict())
+    return min(sizes, default=None)
 
 
 class SharedPrefixLM(HFLM):  # type: ignore[misc]  # lm-eval is not typed
@@ -138,20 +75,30 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]  # lm-eval is not typed
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Returns each continuation's (log-likelihood, whether greedy decoding would give it)."""
-        if not self._supports_packing():
-            answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-                requests, disable_tqdm, override_bs
-            )
-            return answers
         # Like lm-eval, cut too long a text on the left; the last token is never an input.
         inputs = [(c + t)[-(self.max_length + 1) :][:-1] for _, c, t in requests]
-        golds = [t for _, _, t in requests]
+        longest = min(self.max_length, reach(self.model.config) or self.max_length)
+        packed = [i for i, ids in enumerate(inputs) if len(ids) <= longest]
+        groups = group_by_prefix([inputs[i] for i in packed], longest)
+        if not packed or not self._packing_agrees(
+            max((inputs[i] for i in packed), key=len), max(map(len, groups))
+        ):
+            packed, groups = [], []
+        chosen = set(packed)
+        plain = [i for i in range(len(requests)) if i not in chosen]
         answers = [(0.0, False)] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood requests")
-        many = BATCH_TOKENS * (1 if self.device.type == "cpu" else 16)
-        for batch in batches(group_by_prefix(inputs), many):
-            for i, answer in self._score(batch, golds):
+        if plain:
+            alone = super()._loglikelihood_tokens(
+                [requests[i] for i in plain], disable_tqdm, override_bs
+            )
+            for i, answer in zip(plain, alone, strict=True):
                 answers[i] = answer
+        bar = tqdm(total=len(packed), disable=disable_tqdm or not packed, desc="shared prefixes")
+        many = BATCH_TOKENS * (1 if self.device.type == "cpu" else 16)
+        golds = [requests[i][2] for i in packed]
+        for batch in batches(groups, many):
+            for i, answer in self._score(batch, golds):
+                answers[packed[i]] = answer
                 bar.update(1)
         bar.close()
         return answers
@@ -209,20 +156,36 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]  # lm-eval is not typed
         return hidden
 
     @torch.no_grad()
-    def _supports_packing(self) -> bool:
-        """Returns whether a small packed row has the logits of its inputs run one by one."""
-        if not hasattr(self, "_packs"):
-            texts = [5, 9, 3, 8, 6], [5, 9, 3, 4]
-            row = PrefixGroup([5, 9, 3], [[8, 6], [4]], [[0], [1]])
-            head = self.model.get_output_embeddings()
-            try:
-                packed = head(self._hidden(*(t.to(self.device) for t in pack([row], 0))))[0]
-                ids = [torch.tensor([text], device=self.device) for text in texts]
-                alone = [self.model(x).logits[0] for x in ids]
-            except (TypeError, ValueError, RuntimeError):
-                self._packs = False
-                return False
-            expected = torch.cat([alone[0], alone[1][3:]]).float()
-            error = (packed.float() - expected).abs().max()
-            self._packs = bool(error <= 1e-2 * expected.std())
-        return self._packs
+    def _packing_agrees(self, text: list[int], length: int) -> bool:
+        """Returns whether packed rows have the logits of their inputs run one by one.
+
+        The first row is `text`, its second half again until `length` is filled, and its start. The
+        second row is that start: no number may depend on the longest row of a batch.
+        """
+        half, rest, start = text[: len(text) // 2], text[len(text) // 2 :], text[:4]
+        filling = [rest] * max(0, -(-(length - len(text) - len(start)) // len(rest)))
+        rows = [
+            PrefixGroup(half, [rest, *filling, start], []),
+            PrefixGroup(start, [[]], []),
+        ]
+        alone = [text, half + start, start]
+        end = len(rows[0])
+        places = [slice(0, len(text)), slice(end - len(start), end), slice(0, len(start))]
+        tolerance = TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
+        head = self.model.get_output_embeddings()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                hidden = self._hidden(*(t.to(self.device) for t in pack(rows, 0)))
+                for ids, row, at in zip(alone, (0, 0, 1), places, strict=True):
+                    packed = hidden[row, at]
+                    wanted = self.model(torch.tensor([ids], device=self.device)).logits[0]
+                    wanted = wanted[-len(packed) :]
+                    allowed = tolerance * float(wanted.float().std())
+                    for some, expected in zip(packed.split(128), wanted.split(128), strict=True):
+                        error = (head(some).float() - expected.float()).abs().max()
+                        if not error <= allowed:  # NaN is an error, too
+                            return False
+        except Exception as reason:  # whatever a model raises, it does not take packed rows
+            log.info("rows are not packed: %s", reason)
+            return False
+        return True

