@@ -20,11 +20,21 @@ def clear_scratch(job: Job) -> None:
     shutil.rmtree(scratch_dir(job), ignore_errors=True)
 
 
-def dense_seconds(place: Path) -> float:
-    """Returns the training seconds of the dense cell whose weights are in `place`."""
+def dense_seconds(place: Path, job: Job) -> float:
+    """Returns the training seconds of the dense cell whose weights are in `place`.
+
+    Raises:
+        BenchError: there are none, or they were trained on other rows than the cell's task has.
+    """
     if not place.is_dir():
         raise BenchError("the dense cell's weights are missing; run the dense cell first")
     stored: dict[str, Any] = json.loads((place / "sparsebench.json").read_text())
+    rows = job.task.source().fingerprint
+    if stored.get("rows", rows) != rows:
+        raise BenchError(
+            f"the dense cell was trained on other rows of {job.task.name} than those in its folder "
+            "now; run the dense cell again (--rerun)"
+        )
     return float(stored["train_s"])
 
 
@@ -42,8 +52,9 @@ def _folder_name(job: Job) -> str:
     return f"{job.cell.key[:16]}-{job.versions.method}.{job.versions.task}"
 
 
-def keep_weights(model: PreTrainedModel, place: Path, seconds: float) -> None:
+def keep_weights(model: PreTrainedModel, job: Job, seconds: float) -> None:
     """Leaves a dense cell's weights where one-shot methods find them, whole or not at all."""
-    with write_folder_atomically(place, existing="replace") as folder:
+    told = {"train_s": seconds, "rows": job.task.source().fingerprint}
+    with write_folder_atomically(trained_dir(job), existing="replace") as folder:
         save_model(model, folder)
-        (folder / "sparsebench.json").write_text(json.dumps({"train_s": seconds}))
+        (folder / "sparsebench.json").write_text(json.dumps(told))

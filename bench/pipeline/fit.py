@@ -128,7 +128,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
     if quantization := cell.quantization:
         quantize.apply(loaded.model, quantization)
     prune_s += time.perf_counter() - start
-    dense_s = dense_seconds(weights) if weights else 0.0
+    dense_s = dense_seconds(weights, job) if weights else 0.0
     return Fitted(loaded, loaded.model, trained, method, train_s, prune_s, dense_s)
 
 
@@ -138,7 +138,7 @@ def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loade
     emit("load", 0, 1)
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
     if weights is not None:
-        dense_seconds(weights)
+        dense_seconds(weights, job)
     loaded = loading.load_for_task(job.place, job.task, job.cell.seed, weights)
     loaded.tok.model_max_length = job.budget.length
     model = loaded.model.to(device)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from bench.costs import latency, measure, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
 from bench.formats import file_sizes
-from bench.pipeline.cache import clear_scratch, keep_weights, trained_dir
+from bench.pipeline.cache import clear_scratch, keep_weights
 from bench.pipeline.contract import check_contract
 from bench.pipeline.fit import Emit, Fitted, fit_cell
 from bench.planning.job import Job
@@ -104,7 +104,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
         time=provenance.now(),
     )
     if cell.method == REFERENCE and task.finetunes and cell.quantization is None:
-        keep_weights(model, trained_dir(job), fitted.train_s)
+        keep_weights(model, job, fitted.train_s)
     clear_scratch(job)
     return record
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import torch
 
 from bench.api import BenchError, Budget
 from bench.cli.main import main
+from bench.pipeline import cache
+from bench.planning.job import Job
 from bench.sources import hub
 from tasks import glue, nlg, wikitext
 from tasks.shared import zero_shot_sets
@@ -20,6 +23,7 @@ from tasks.shared.c4 import c4_sample
 from tasks.shared.classification import Classification, Rows
 from tasks.shared.zero_shot_sets import SETS
 from tests import helpers
+from tests.field.families import build
 
 RTE = {"sentence1": "a", "sentence2": "b", "label": 1, "idx": 0}
 
@@ -336,3 +340,18 @@ def test_a_task_of_ones_own_is_checked_too(rows, line):
     with pytest.raises(BenchError) as error:
         Own("own").prepare()
     assert str(error.value).startswith(line)
+
+
+def test_dense_weights_of_other_rows_are_refused(tmp_path, at):
+    def job():
+        cell = helpers.cell("dense", task="glue/rte", pattern="dense")
+        return replace(Job.resolve(cell), task=glue.Glue("glue/rte"))
+
+    glue_mirror(tmp_path / "A", rte_rows(20))
+    glue_mirror(tmp_path / "B", rte_rows(21))
+    at(tmp_path / "A")
+    cache.keep_weights(build("bert", "SequenceClassification"), job(), 1.5)
+    assert cache.dense_seconds(cache.trained_dir(job()), job()) == 1.5
+    at(tmp_path / "B")
+    with pytest.raises(BenchError, match="other rows of glue/rte"):
+        cache.dense_seconds(cache.trained_dir(job()), job())
