@@ -13,8 +13,9 @@ from bench.core.pattern import DENSE, Pattern
 from bench.core.record_parts import Macs
 from bench.costs.products import forward_macs
 from bench.weights import slicing
+from bench.weights.blocks import blocks
 from bench.weights.patterns import density, halved
-from bench.weights.targets import blocks, head_modules, prunable
+from bench.weights.targets import head_modules, prunable
 
 
 def count_macs(
