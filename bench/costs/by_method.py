@@ -23,12 +23,13 @@ from bench.core.pattern import Pattern
 from bench.core.record_parts import PublishedPart, Trainable
 from bench.core.tables import gib, human, percent, plain
 from bench.costs import without_weights
+from bench.costs.macs import by_target, head_macs, spared_macs
 from bench.costs.parameters import compared, count_trainable
+from bench.costs.products import forward_macs
 from bench.planning.setups import Setup, setups
 from bench.sources import loading
 from bench.sources.architectures import class_of, config_of, empty
-from bench.weights import slicing, targets
-from bench.weights.patterns import halved
+from bench.weights import slicing
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, merge, prunable
 
@@ -104,16 +105,18 @@ def account(
         state = moments + sum(t.numel() * t.element_size() for t in parts)
         # Not `finish`, which may report on the weights' values.
         merge(model)
-    macs = without_weights.forward_macs(model, length)
+    macs = forward_macs(model, length)
     dense = macs[""]
     total = sum(p.numel() for p in model.parameters())
     branches = sum(
         p.numel() for m in model.modules() if isinstance(m, Branch) for p in m.parameters()
     )
-    claim, zeros, realizable = method.published, None, None
+    claim, zeros, effective, realizable = method.published, None, None, None
     if expected is not None:
         zeros, realizable = outcome(model, expected, cell.pattern, macs, length, kernel)
-    matrices = prunable(model)
+        # Zeros lie evenly in the target set.
+        products = sum(by_target(model, macs).values())
+        effective = round(dense - zeros * products / _elements(prunable(model)))
     return Account(
         method=cell.method,
         pattern=cell.pattern.text,
@@ -123,10 +126,7 @@ def account(
         share=held.body / (total - branches),
         stored=None if zeros is None else total - zeros,
         dense=dense,
-        # The zeros are taken to be spread evenly, as a token meets some of the experts only.
-        effective=None
-        if zeros is None
-        else dense - zeros * _products(matrices, macs) // _elements(matrices),
+        effective=effective,
         realizable=realizable,
         train=train,
         state_bytes=state,
@@ -153,12 +153,12 @@ def outcome(
     """
     zeros, realizable = expected.zeros or 0, macs[""]
     if kernel:
-        realizable -= _products(halved(model, pattern), macs) // 2
+        realizable -= spared_macs(model, macs, pattern)
     if expected.heads or expected.neurons:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
             slicing.take_shares(sliced, expected.heads, expected.neurons)
-        realizable = without_weights.forward_macs(sliced, length)[""]
+        realizable = forward_macs(sliced, length)[""]
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))
     return zeros, realizable
@@ -180,11 +180,6 @@ def _check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
 
 def _elements(targets: Sequence[Target]) -> int:
     return sum(t.shape[0] * t.shape[1] for t in targets)
-
-
-def _products(targets: Sequence[Target], macs: Mapping[str, int]) -> int:
-    """Counts the multiply-adds of the targets in a forward pass; those of branches are apart."""
-    return sum(macs.get(target.name, 0) for target in targets)
 
 
 def cost_report(
@@ -218,6 +213,8 @@ def cost_report(
     loading.check_length(config, length, name)
     kind = class_of(config)
     budget = Budget(steps=STEPS, batch=batch, length=length)
+    blank = empty(kind, config)
+    about = _about(name, blank, length, batch, kernel)  # first, as it refuses what cannot run
     rows, notes = [], []
     for setup in chosen:
         try:
@@ -228,15 +225,13 @@ def cost_report(
             notes.append(f"{setup.cell.method}: {error}")
     if any(row.stored is None for row in rows):
         notes.append("–: training decides this number; a record counts it in the finished model")
-    blank = empty(kind, config)
-    about = _about(name, blank, length, batch, kernel)
     return "\n".join([*about, "", _table(rows, length), *notes])
 
 
 def _about(name: str, model: PreTrainedModel, length: int, batch: int, kernel: bool) -> list[str]:
     total = sum(p.numel() for p in model.parameters())
-    macs = without_weights.forward_macs(model, length)
-    head = sum(macs[part] for part in targets.head_modules(model))
+    macs = forward_macs(model, length)
+    head = head_macs(model, macs)
     has = "2:4 kernels" if kernel else "no 2:4 kernels"
     return [
         f"{name}: {total:,} parameters, {_elements(prunable(model)):,} of them prunable",

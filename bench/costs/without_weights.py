@@ -7,27 +7,26 @@ and `loss`, so there is no formula to keep in step with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bench.api import Context, Method
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, one_line
+from bench.costs.products import counting, sequences
 from bench.sources.architectures import empty
 from bench.weights.targets import head_parameters, prunable
 
 
 @dataclass(frozen=True)
 class Attached:
-    """A method attached to a model without weights, and a batch, all on the meta device."""
+    """A method attached to a model on the meta device, and a batch on the CPU."""
 
     model: PreTrainedModel
     method: Method
@@ -46,13 +45,13 @@ def attach(
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
     """
     model = empty(kind, config)
+    inputs = batch(model, budget.batch, budget.length)
     with torch.device("meta"):
-        inputs = batch(model, budget.batch, budget.length)
         ctx = Context(
             cell=cell,
             budget=budget,
             targets=prunable(model),
-            calibration=lambda: [inputs],
+            calibration=lambda: [{name: t.to("meta") for name, t in inputs.items()}],
             teacher=lambda: empty(kind, config).eval().requires_grad_(False),
             rng=torch.Generator(device="cpu"),
             device=torch.device("meta"),
@@ -65,11 +64,11 @@ def attach(
 
 def batch(model: PreTrainedModel, size: int, length: int) -> dict[str, Tensor]:
     """Makes the inputs of one update: (size, length) tokens without padding, and labels."""
-    ids = torch.ones(size, length, dtype=torch.long, device="meta")
-    classifies = any(True for _ in head_parameters(model))
-    dtype = torch.float32 if model.config.num_labels == 1 else torch.long
-    labels = torch.zeros(size, dtype=dtype, device="meta") if classifies else ids
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    inputs = sequences(model, size, length)
+    if any(True for _ in head_parameters(model)):
+        dtype = torch.float32 if model.config.num_labels == 1 else torch.long
+        return inputs | {"labels": torch.zeros(size, dtype=dtype)}
+    return inputs | {"labels": inputs["input_ids"]}
 
 
 def update_macs(cell: Attached) -> int:
@@ -83,27 +82,13 @@ def update_macs(cell: Attached) -> int:
     """
     model, method, inputs = cell.model, cell.method, cell.inputs
     model.train()
-    with torch.device("meta"), _values_refused(method):
-        method.step(model, 1.0)
-        with _NothingIsPadding(), _counter() as counter:
+    with _values_refused(method):
+        with torch.device("meta"):
+            method.step(model, 1.0)
+        with counting() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
     flops: int = counter.get_total_flops()
     return round(flops / 2 / len(inputs["input_ids"]))
-
-
-def forward_macs(model: PreTrainedModel, length: int) -> dict[str, int]:
-    """Counts the multiply-adds of one sequence's forward pass by module; the sum is under `""`."""
-    inputs = batch(model, 1, length)
-    model.eval()
-    counter = _counter()
-    with torch.device("meta"), torch.no_grad(), _NothingIsPadding(), counter:
-        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    prefix = f"{type(model).__name__}."
-    macs = {
-        name.removeprefix(prefix): sum(flops.values()) // 2
-        for name, flops in counter.get_flop_counts().items()
-    }
-    return macs | {"": counter.get_total_flops() // 2}
 
 
 def tensors(*things: Any) -> Iterator[Tensor]:
@@ -126,41 +111,13 @@ def tensors(*things: Any) -> Iterator[Tensor]:
             left.extend(vars(thing).values())
 
 
-def _counter() -> FlopCounterMode:
-    """Makes a FlopCounterMode that also counts products in place and with a vector, 2 FLOPs a MAC.
-
-    Each formula takes the shapes of the operands.
-    """
-    aten = torch.ops.aten
-    mapping = {
-        aten.addmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * b[1],
-        aten.baddbmm_: lambda c, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2],
-        aten.mv: lambda a, x, **_: 2 * a[0] * a[1],
-        aten.addmv: lambda y, a, x, **_: 2 * a[0] * a[1],
-        aten.addmv_: lambda y, a, x, **_: 2 * a[0] * a[1],
-    }
-    return FlopCounterMode(display=False, custom_mapping=mapping)
-
-
 @contextmanager
 def _values_refused(method: Method) -> Iterator[None]:
     """Turns torch's errors about missing values into a BenchError of one line."""
     try:
         yield
-    except (RuntimeError, TypeError, ValueError) as error:
+    except BenchError:
+        raise
+    except Exception as error:  # of a method or a model of somebody else
         line = one_line(error)
         raise BenchError(f"{method.name} needs weights to be counted: {line}") from error
-
-
-class _NothingIsPadding(TorchDispatchMode):
-    """Answers yes when transformers asks whether no token is padding.
-
-    transformers asks in order to skip the mask. Its models ask for no other value.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[Any], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return True
-        return func(*args, **(kwargs or {}))

@@ -13,7 +13,7 @@ from bench.core.errors import BenchError
 from bench.core.record import Record
 from bench.costs import without_weights
 from bench.planning.job import Job
-from bench.sources.architectures import class_of, config_of
+from bench.sources.architectures import config_of, for_task
 
 
 class Estimator:
@@ -63,10 +63,7 @@ class Estimator:
 
 def _update_macs(job: Job) -> int | None:
     try:
-        config = config_of(job.place.name)
-        if job.task.head == "classification":
-            config.num_labels = job.task.labels
-        model = class_of(config, job.task.head)
+        model, config = for_task(config_of(job.place.name), job.task)
         attached = without_weights.attach(job.make_method(), job.cell, job.budget, model, config)
         return without_weights.update_macs(attached)
     except BenchError:

@@ -17,12 +17,15 @@ from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.costs import latency, measure, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
+from bench.costs.products import forward_macs
 from bench.formats import file_sizes
 from bench.pipeline.cache import clear_scratch, keep_weights
 from bench.pipeline.contract import check_contract
 from bench.pipeline.fit import Emit, Fitted, fit_cell
 from bench.planning.job import Job
 from bench.sources import loading
+from bench.sources.architectures import config_at, empty, for_task
+from bench.sources.loading import check_model
 from bench.sources.saving import save_model
 from bench.weights.patterns import has_kernel
 from bench.weights.precision import autocast, default_device, for_scoring
@@ -43,6 +46,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     """
     cell, task, budget = job.cell, job.task, job.budget
     device = default_device()
+    check_countable(job)
     fitted = fit_cell(job, emit, True, settings)
     emit("count", 0, 1)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as folder:
@@ -116,6 +120,17 @@ def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]
     with autocast(for_scoring(job.task.head, device), device):
         tok = fitted.loaded.tok
         return dict(job.task.evaluate(fitted.model, tok, device, split, job.budget).values)
+
+
+def check_countable(job: Job) -> None:
+    """Counts the cell's model from its config, so that nothing is trained that has no count.
+
+    Raises:
+        BenchError: the model cannot do the task, or cannot be counted.
+    """
+    config = config_at(job.place)
+    check_model(config, job.task, job.budget.length, job.place.name)
+    forward_macs(empty(*for_task(config, job.task)), job.budget.length)
 
 
 def train_macs(job: Job, fitted: Fitted) -> int | None:

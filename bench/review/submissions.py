@@ -229,11 +229,8 @@ def _closed_forms(record: Record, job: Job) -> Iterator[str]:
     if not architectures.ships(cell.model):
         return
     task = job.task
-    config = architectures.config_of(cell.model)
-    if task.head == "classification":
-        config.num_labels = task.labels
     try:
-        kind = architectures.class_of(config, task.head)
+        kind, config = architectures.for_task(architectures.config_of(cell.model), task)
         setup = Setup(job.make_method(), cell)
         row = by_method.account(setup, budget, kind, config, kernel=False)
     except BenchError as error:

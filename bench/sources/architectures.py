@@ -12,6 +12,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,13 +20,15 @@ from transformers import (
 from transformers import logging as hf_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from bench.api import Task
 from bench.core.errors import BenchError, one_line
 from bench.sources import catalog, hub
 from bench.weights.unstacked import unstack
 
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
 }
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -110,14 +113,35 @@ def class_of(config: PreTrainedConfig, head: str | None = None) -> type[PreTrain
     Raises:
         BenchError: the architecture has no such head.
     """
-    if head is None:
-        encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        head = "classification" if encoder and not config.is_decoder else "causal-lm"
-    try:
-        with torch.device("meta"):
-            return type(CLASSES[head].from_config(config))
-    except ValueError:
-        raise BenchError(f"architecture {config.model_type} has no {head} model") from None
+    head = head or _usual_head(config)
+    kind: type[PreTrainedModel] | None = CLASSES[head]._model_mapping.get(type(config), None)
+    if kind is None:
+        raise BenchError(f"architecture {config.model_type} has no {head} model")
+    return kind
+
+
+def _usual_head(config: PreTrainedConfig) -> str:
+    # Many configs have no such attribute.
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq-lm"
+    sees_ahead = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if sees_ahead and not getattr(config, "is_decoder", False):
+        return "classification"
+    return "causal-lm"
+
+
+def for_task(
+    config: PreTrainedConfig, task: Task
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Returns the class and the config of a model with the task's head.
+
+    Raises:
+        BenchError: the architecture has no such head.
+    """
+    config = copy.deepcopy(config)
+    if task.head == "classification":
+        config.num_labels = task.labels
+    return class_of(config, task.head), config
 
 
 def saved_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
@@ -164,14 +188,32 @@ def quiet() -> None:
 
 
 def empty(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of class `kind` in float32 on the meta device, with attention that can be counted."""
+    """A model of class `kind` in float32 on the meta device, with attention that can be counted.
+
+    Raises:
+        BenchError: the config makes no model.
+    """
     quiet()
+    if kind.config_class is config.sub_configs.get("text_config"):  # the writer of a larger model
+        config = config.get_text_config()
     config = copy.deepcopy(config)
     config.use_cache = False
-    if config.pad_token_id is None:  # classifiers on decoders look for the last token that is none
+    # Classifiers on decoders look for the last token that is none.
+    if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
-    with torch.device("meta"):
-        model: PreTrainedModel = kind(config)
-        unstack(model)
-    model.set_attn_implementation("eager")
+    model: PreTrainedModel
+    try:
+        with torch.device("meta"):
+            model = kind(config)
+            unstack(model)
+    except Exception as error:  # transformers raises anything on a foreign config
+        raise BenchError(f"{kind.__name__}: unusable config: {one_line(error)}") from None
+    fix_shapes(model)
     return model
+
+
+def fix_shapes(model: PreTrainedModel) -> None:
+    """Chooses forms of attention and experts whose products have shapes that no value decides."""
+    model.set_attn_implementation("eager")
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("batched_mm")
