@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -19,6 +18,7 @@ from bench.core.record_parts import Model
 from bench.sources import pypi_assets
 from bench.sources.architectures import class_of, quiet, saved_class, saved_config
 from bench.sources.catalog import Place, folder_of
+from bench.sources.checkpoints import weight_files
 from bench.sources.tiny_models import tiny_model, tiny_tokenizer
 from bench.weights import side_branch, slicing
 from bench.weights.unstacked import unstack
@@ -154,24 +154,25 @@ def _read(
     folder: Path, kind: Any, config: Any, stored_dtype: bool, name: str
 ) -> tuple[PreTrainedModel, list[str]]:
     """Returns the model, and what the folder has no weights for: that is drawn at random."""
-    if not any(folder.glob("*.safetensors")):
+    files = weight_files(folder)
+    if not files:
         raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
     model: Any
     try:
-        if getattr(config, "sliced", None):
-            model, missing = _read_sliced(folder, kind, config, name)
-        else:
-            model, report = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype="auto" if stored_dtype else torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            missing = sorted(report["missing_keys"])
-            unstack(model)
-            side_branch.restore(model, folder)
+        model, report = (
+            _shrunk(kind) if getattr(config, "sliced", None) else kind
+        ).from_pretrained(
+            folder,
+            config=config,
+            dtype="auto" if stored_dtype else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model.__class__ = kind
+        missing = sorted(report["missing_keys"])
+        unstack(model)
+        side_branch.restore(model, files)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         # Want of memory is a failure of its own kind.
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -180,26 +181,14 @@ def _read(
     return (model if stored_dtype else model.float()).eval(), missing
 
 
-def _read_sliced(
-    folder: Path, kind: Any, config: Any, name: str
-) -> tuple[PreTrainedModel, list[str]]:
-    """Returns a sliced model in its stored dtype, and what the folder has no weights for."""
-    model: Any = kind(config)
-    unstack(model)
-    slicing.shrink(model)
-    state = {
-        key: tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for key, tensor in load_file(file).items()
-    }
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise BenchError(f"{name}: {str(error).splitlines()[-1].strip()}") from None
-    if unexpected:
-        raise BenchError(f"{name}: no place for {unexpected[0]} ({len(unexpected)} unexpected)")
-    # Tied tensors are saved once: what is missing may be another name of what is there.
-    addresses = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
-    read = {addresses[key] for key in state}
-    lacking = sorted(key for key in missing if addresses[key] not in read)
-    return model.to(config.dtype or torch.float32), lacking
+def _shrunk(kind: Any) -> Any:
+    """Returns a class that makes models with the shapes that `config.sliced` states.
+
+    So transformers itself reads a sliced folder: names, ties and dtypes are as in any other.
+    """
+
+    def init(self: Any, config: Any, *more: Any, **named: Any) -> None:
+        kind.__init__(self, config, *more, **named)
+        slicing.shrink(self)
+
+    return type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__})
