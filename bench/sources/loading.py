@@ -168,7 +168,15 @@ def _read(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
+        if report["mismatched_keys"]:
+            key, *sizes = sorted(report["mismatched_keys"])[0]
+            stored, made = (tuple(size) for size in sizes)
+            raise BenchError(
+                f"{name}: cannot be loaded: size mismatch: {key} is {stored} in the file and "
+                f"{made} by the config"
+            )
         model.__class__ = kind
         missing = sorted(report["missing_keys"])
         unstack(model)
