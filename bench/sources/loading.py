@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     return _read_tokenizer(folder)
 
 
+_SENTENCEPIECE = ("sentencepiece", "google.protobuf")
+"""What transformers reads a sentencepiece model with."""
+
+
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    needs = not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+    if needs and not all(map(_installed, _SENTENCEPIECE)):
+        raise BenchError(
+            f"{folder}: its tokenizer is a sentencepiece model; "
+            "run: pip install 'sparsebench[sentencepiece]'"
+        )
     try:
         tok: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise BenchError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
     return tok
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # of the package around it
+        return False
 
 
 def _read(
@@ -159,9 +177,8 @@ def _read(
         raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
     model: Any
     try:
-        model, report = (
-            _shrunk(kind) if getattr(config, "sliced", None) else kind
-        ).from_pretrained(
+        sliceable = _shrunk(kind) if getattr(config, "sliced", None) else kind
+        model, report = sliceable.from_pretrained(
             folder,
             config=config,
             dtype="auto" if stored_dtype else torch.float32,
