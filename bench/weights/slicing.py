@@ -185,7 +185,7 @@ def _check(model: PreTrainedModel, kept: Kept) -> None:
     """
     name = type(model).__name__
     twin: Any = copy.deepcopy(model).float().eval()
-    size = model.get_input_embeddings().weight.shape[0]
+    size = twin.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 1 + _TOKENS)[None].mul(size // (_TOKENS + 2)).to(twin.device)
     try:
         with torch.no_grad():
