@@ -23,6 +23,7 @@ from bench.formats.file_sizes import rest
 from bench.formats.safetensors_file import DTYPES, Entry, File, dtype_name, read_header, write
 from bench.sources import checkpoints
 from bench.sources.architectures import saved_config
+from bench.sources.saving import saved_form
 from bench.weights import side_branch
 
 log = logging.getLogger(__name__)
@@ -78,22 +79,26 @@ def write_weights(model: PreTrainedModel, source: Path | None, out: Path) -> Non
         out: a folder.
 
     Raises:
-        BenchError: the model has a parameter that the source has no name for.
+        BenchError: the model has a parameter that the source has no name for; or as `saved_form`.
     """
-    files = [read_header(file) for file in checkpoints.weight_files(source)] if source else []
-    if not files:
-        once = {name for name, _ in rest(model)}
-        aliases = model.state_dict().keys() - once
-        tensors = {n: t for n, t in checkpoints.stored_tensors(model).items() if n not in aliases}
-        entries = {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in tensors.items()}
-        write(out / checkpoints.SINGLE, entries, {"format": "pt"}, tensors.items())
-        return
-    shards = _shards(model, files)
-    for file, shard in zip(files, shards, strict=True):
-        write(out / file.path.name, _entries(file, shard), file.metadata, _tensors(file, shard))
-    assert source is not None
-    if files[0].path.name != checkpoints.SINGLE:
-        _write_index(model, source, out, files, shards)
+    with saved_form(model):
+        files = [read_header(file) for file in checkpoints.weight_files(source)] if source else []
+        if source is None or not files:
+            _write_anew(model, out)
+            return
+        shards = _shards(model, files)
+        for file, shard in zip(files, shards, strict=True):
+            write(out / file.path.name, _entries(file, shard), file.metadata, _tensors(file, shard))
+        if files[0].path.name != checkpoints.SINGLE:
+            _write_index(model, source, out, files, shards)
+
+
+def _write_anew(model: PreTrainedModel, out: Path) -> None:
+    """Writes all weights to one file, tied ones once."""
+    aliases = model.state_dict().keys() - {name for name, _ in rest(model)}
+    tensors = {n: t for n, t in checkpoints.stored_tensors(model).items() if n not in aliases}
+    entries = {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in tensors.items()}
+    write(out / checkpoints.SINGLE, entries, {"format": "pt"}, tensors.items())
 
 
 def _small_files(source: Path) -> Iterator[Path]:
