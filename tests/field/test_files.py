@@ -65,7 +65,7 @@ KINDS = {
 
 
 def saved(folder, kind="llama", **config):
-    head, more = KINDS[kind]
+    head, more = (KINDS | MIXTURES)[kind]
     return as_old(families.save(folder, kind, head, **more), **config)
 
 
@@ -86,7 +86,14 @@ def test_prune_changes_weights_alone(kind, tmp_path):
         assert torch.equal(after[name][~zero], before[name][~zero])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+MIXTURES = {
+    "mixtral": ("CausalLM", {"num_local_experts": 4, "num_key_value_heads": 2}),
+    "qwen2_moe": ("CausalLM", {"num_experts": 4, "moe_intermediate_size": 16}),
+    "olmoe": ("CausalLM", {"num_experts": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *MIXTURES])
 def test_export_and_load_keep_all_files(kind, tmp_path):
     folder = saved(tmp_path / "m", kind)
     export.export(str(folder), "hf", tmp_path / "plain")
@@ -375,7 +382,7 @@ REAL = ["llama", "mistral", "gpt2", "gpt_neox", "bert", "mixtral", "qwen2_moe"]
 @pytest.mark.real
 @pytest.mark.parametrize("kind", REAL)
 def test_transformers_4_loads_what_was_written(kind, old_transformers, tmp_path):
-    head, more = KINDS.get(kind, ("CausalLM", {}))
+    head, more = (KINDS | MIXTURES)[kind]
     folder = families.save(tmp_path / "m", kind, head, **more)
     as_old(folder, rope_theta=500000.0)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

@@ -27,11 +27,10 @@ FAMILIES = {
     "olmo2": ("CausalLM", {"num_key_value_heads": 2}),
     "cohere": ("CausalLM", {"num_key_value_heads": 2, "use_qk_norm": True}),
     "diffllama": ("CausalLM", {"num_key_value_heads": 2}),
-    "convbert": ("MaskedLM", {"embedding_size": 32, "head_ratio": 2}),
     "longformer": ("MaskedLM", {"attention_window": 8, "max_position_embeddings": 64}),
     "bitnet": ("CausalLM", {"num_key_value_heads": 2}),
 }
-REFUSED_HEADS = {"olmo2", "cohere", "diffllama", "convbert", "longformer", "bitnet"}
+REFUSED_HEADS = {"olmo2", "cohere", "diffllama", "longformer", "bitnet"}
 REFUSED_NEURONS = {"bitnet"}  # it norms all neurons of a block together
 
 
@@ -147,3 +146,10 @@ def test_a_refused_slice_leaves_the_model_as_it_was():
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_heads_with_convolutions_are_refused_by_name(tmp_path):
+    families.save(tmp_path / "m", "convbert", "MaskedLM", embedding_size=32, head_ratio=2)
+    with pytest.raises(BenchError, match="ConvBertForMaskedLM.*not supported"):
+        export.export(str(tmp_path / "m"), "hf", tmp_path / "o", sliced=True)
+    assert not (tmp_path / "o").exists()
