@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from bench.api import BenchError
 from bench.cli import main
-from bench.export import export
+from bench.export import export, folders
 from bench.export.prune import prune
 from bench.sources import loading
+from bench.sources.tiny_models import tiny_tokenizer
 from bench.weights import targets
 from tests.field import families
 
@@ -127,6 +128,34 @@ def test_a_slice_adds_its_sizes_and_no_more(tmp_path):
     sizes = {"sliced": {"heads": [2, 2, 2], "neurons": [61, 64, 64]}}
     assert new == old | sizes
     assert list(new) == [*old, "sliced"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_trained_head_changes_no_more_than_it_must(kind, tmp_path, monkeypatch):
+    from bench.planning import registry
+    from bench.sources.catalog import Place
+
+    folder, out = saved(tmp_path / "m", kind, torch_dtype="float16"), tmp_path / "o"
+    tiny_tokenizer("bert" if kind == "bert" else "gpt2").save_pretrained(folder)
+    state = {name: t.half() for name, t in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(loading, "folder_of", lambda place: folder)
+    model = loading.load_for_task(Place("a/b", "a/b"), registry.task("tiny/reviews"), 1).model
+    out.mkdir()
+    folders.write_settings(model, None, folder, out)
+    folders.write_weights(model, None, out)
+    before, after = small(folder), small(out)
+    old, new = (json.loads(files.pop("config.json")) for files in (before, after))
+    assert before == after
+    changed = {key for key in new if key not in old or new[key] != old[key]}
+    assert changed - {"pad_token_id"} == {"architectures", "torch_dtype"}
+    assert new["architectures"] == [type(model).__name__]
+    assert new["torch_dtype"] == "float32"
+    assert list(new)[: len(old)] == list(old)
+    again = loading.load_model(out)
+    first, second = model.state_dict(), again.state_dict()
+    assert type(again) is type(model)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def shard(folder, parts=3):
