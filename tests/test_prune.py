@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from bench.api import BenchError, Method, parameters
 from bench.cli import main
+from bench.export import folders
 from bench.planning import registry
 from bench.sources.tiny_models import tiny_tokenizer
 from bench.weights import targets
@@ -246,7 +247,7 @@ def test_a_failure_on_the_way_leaves_nothing(monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transformers.GPT2LMHeadModel, "save_pretrained", full)
+    monkeypatch.setattr(folders, "write", full)
     from bench.export.prune import prune
 
     out = tmp_path / "deep" / "er" / "o"

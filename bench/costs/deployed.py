@@ -38,11 +38,10 @@ def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedMode
 def slice_dead_units(model: PreTrainedModel) -> str:
     """Takes dead heads and neurons out, if there are any, and returns the form: sliced or dense."""
     try:
-        groups = [group for pair in slicing.units(model) for group in pair]
-    except BenchError:  # unknown makes, and low-rank branches, are left as they are
+        if slicing.removable(model):
+            slicing.slice_units(model)
+    except BenchError:  # makes that cannot be sliced, and low-rank branches, are left as they are
         return DENSE
-    if any(len(group.alive()) < group.count for group in groups):
-        slicing.slice_units(model)
     return SLICED if getattr(model.config, "sliced", None) else DENSE
 
 

@@ -19,6 +19,7 @@ from bench.core.record_parts import Trainable
 from bench.costs import measure
 from bench.costs.parameters import count_params
 from bench.export import packed_folder
+from bench.export.folders import write_settings, write_weights
 from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
 from bench.formats.layouts import Matrix, lay_out
 from bench.formats.safetensors_file import Entry, dtype_name, read_header
@@ -27,9 +28,8 @@ from bench.pipeline.cache import trained_dir
 from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell
 from bench.planning.job import Job
-from bench.sources import loading
+from bench.sources import catalog, checkpoints, loading
 from bench.sources.architectures import saved_class, saved_config
-from bench.sources.saving import save_model
 from bench.weights import slicing
 from bench.weights.targets import embedding_tables, prunable
 
@@ -45,14 +45,18 @@ class Source:
         quantization: what it was rounded to, if it was.
         notes: where it differs from its record.
         fetch: where the weights come from, for a model on the meta device.
+        settings: the folder that config and tokenizer come from, if there is one.
+        names: the folder whose files name the weights, if it has the same.
     """
 
     model: PreTrainedModel
-    tok: PreTrainedTokenizerBase | None
+    tok: PreTrainedTokenizerBase | None = None
     pattern: Pattern | None = None
     quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
     fetch: packed_folder.Fetch = packed_folder.own
+    settings: Path | None = None
+    names: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,9 @@ def export(
     every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
     with write_folder_atomically(out) as scratch:
-        if source.tok is not None:
-            source.tok.save_pretrained(scratch)
+        write_settings(model, source.tok, source.settings, scratch)
         if form == PLAIN:
-            save_model(model, scratch)
+            write_weights(model, source.names, scratch)
         else:
             packed_folder.save(model, every, scratch, around, source.fetch)
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
@@ -168,10 +171,8 @@ def unpack_folder(folder: Path, out: Path) -> None:
     check_free(out)
     model = load_folder(folder)
     with write_folder_atomically(out) as scratch:
-        tok = loading.load_tokenizer(folder)
-        if tok is not None:
-            tok.save_pretrained(scratch)
-        save_model(model, scratch)
+        write_settings(model, None, folder, scratch)
+        write_weights(model, folder, scratch)
 
 
 def _source(name: str, stream: bool) -> Source:
@@ -185,10 +186,9 @@ def _source(name: str, stream: bool) -> Source:
         return _of_record(parse(text, name), name)
     if not (path / "config.json").is_file():
         raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
-    tok = loading.load_tokenizer(path)
     if stream and (found := _streamed(path)):
-        return Source(found[0], tok, fetch=found[1])
-    return Source(load_folder(path), tok)
+        return Source(found[0], fetch=found[1], settings=path)
+    return Source(load_folder(path), settings=path, names=path)
 
 
 def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | None:
@@ -198,7 +198,7 @@ def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | Non
     """
     if (folder / packed_folder.FILE).is_file():
         return None
-    files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    files = [read_header(path) for path in checkpoints.weight_files(folder)]
     entries = {name: entry for file in files for name, entry in file.entries.items()}
     config = saved_config(folder, str(folder))
     kind = saved_class(config, str(folder))
@@ -236,7 +236,14 @@ def _of_record(record: Record, name: str) -> Source:
     if found != record.params.nonzero:
         notes.append(f"{found} weights are not zero, the record counted {record.params.nonzero}")
     cell = job.cell
-    return Source(model, loaded.tok, cell.pattern, cell.quantization, tuple(notes))
+    return Source(
+        model,
+        loaded.tok,
+        cell.pattern,
+        cell.quantization,
+        tuple(notes),
+        settings=catalog.folder_of(job.place),
+    )
 
 
 def _matrices(source: Source, form: Format) -> dict[str, Matrix]:

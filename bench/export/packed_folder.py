@@ -105,7 +105,7 @@ def save(
     dtype: torch.dtype | None = None,
     fetch: Fetch = own,
 ) -> None:
-    """Writes config and weights, of which one at a time is in memory a second time.
+    """Writes the weights, of which one at a time is in memory a second time.
 
     Args:
         model: a finished model.
@@ -117,8 +117,6 @@ def save(
     Raises:
         BenchError: weights that cannot be quantized, or that the config does not tell of.
     """
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = model.dtype
     entries = entries_of(model, matrices, dtype)
     empty = skeleton(type(model), model.config, model.dtype, "meta", branches_of(entries))
     if odd := {n for n, _ in file_sizes.rest(empty)} ^ {n for n, _ in file_sizes.rest(model)}:
@@ -131,9 +129,6 @@ def save(
         for name, tensor in file_sizes.rest(model, matrices):
             yield name, fetch(name, tensor).to(_cast(tensor.dtype, dtype))
 
-    model.config.save_pretrained(folder)
-    if model.can_generate() and model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
     header = Header.model_validate({"dtype": dtype_name(model.dtype), "matrices": matrices})
     metadata = {"format": "pt", _KEY: header.model_dump_json(exclude_defaults=True)}
     write(folder / FILE, entries, metadata, tensors())

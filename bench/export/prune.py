@@ -1,7 +1,7 @@
 """`sparsebench prune`: one model in, one pruned transformers folder out; no task, no record.
 
-The folder holds config, safetensors and tokenizer in the model's own class and dtype, so
-`from_pretrained` loads it where this project is not installed.
+The folder is the model's own but for the pruned weights (`bench.export.folders`), so whatever loads
+the model loads it, too, where this project is not installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from bench.api import Context
 from bench.core import seeds
@@ -25,13 +25,13 @@ from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
 from bench.core.record_parts import Sparsity
 from bench.costs.parameters import count_sparsity
+from bench.export.folders import write_settings, write_weights
 from bench.pipeline.contract import check_contract
 from bench.planning import registry
 from bench.planning.setups import one_shot_setup
 from bench.sources import catalog, loading, token_windows
 from bench.sources.architectures import saved_class, saved_config
 from bench.sources.loading import load_model, load_tokenizer
-from bench.sources.saving import save_model
 from bench.weights import targets
 from bench.weights.precision import default_device
 
@@ -79,15 +79,9 @@ def prune(
     loading.check_length(config, length, name)
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
     with write_folder_atomically(out) as scratch:
-        tok = load_tokenizer(folder)
-        if tok is not None:
-            tok.save_pretrained(scratch)  # before anything is set on it
-            tok.model_max_length = length
-            if tok.pad_token is None:
-                tok.pad_token = tok.eos_token
         batches = None
         if calibration is not None:
-            batches = _calibration(calibration, tok, config, budget, seed)
+            batches = _calibration(calibration, folder, config, budget, seed)
         model = load_model(folder, stored_dtype=True, name=name)
         dtype = model.dtype
         device = default_device()
@@ -96,7 +90,8 @@ def prune(
         made.attach(model, _context(cell, budget, model, batches, folder, name))
         made.finish(model)
         model.to(dtype)  # type: ignore[arg-type]
-        save_model(model, scratch)
+        write_settings(model, None, folder, scratch)
+        write_weights(model, folder, scratch)
         written = load_model(scratch)
         found = count_sparsity(written, cell.pattern)
         check_contract(cell, made, found, written)
@@ -136,12 +131,17 @@ def _context(
 
 
 def _calibration(
-    source: str, tok: PreTrainedTokenizerBase | None, config: Any, budget: Budget, seed: int
+    source: str, folder: Path, config: Any, budget: Budget, seed: int
 ) -> list[dict[str, Tensor]]:
-    """Batches from a task's training data, a text or token ids."""
+    """Batches from a task's training data, a text or token ids; ids need no tokenizer."""
     path = Path(source).expanduser()
     ids = path.suffix in (".json", ".npy")
-    if tok is None and not ids:
+    tok = None if ids else load_tokenizer(folder)
+    if tok is not None:
+        tok.model_max_length = budget.length
+        if tok.pad_token is None:
+            tok.pad_token = tok.eos_token
+    elif not ids:
         raise BenchError(
             f"--calibration {source}: the model has no tokenizer; give token ids (.json, .npy)"
         )

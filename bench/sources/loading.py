@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -19,6 +19,7 @@ from bench.core.record_parts import Model
 from bench.sources import pypi_assets
 from bench.sources.architectures import class_of, quiet, saved_class, saved_config
 from bench.sources.catalog import Place, folder_of
+from bench.sources.checkpoints import weight_files
 from bench.sources.tiny_models import tiny_model, tiny_tokenizer
 from bench.weights import side_branch, slicing
 from bench.weights.unstacked import unstack
@@ -140,38 +141,63 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     return _read_tokenizer(folder)
 
 
+_SENTENCEPIECE = ("sentencepiece", "google.protobuf")
+"""What transformers reads a sentencepiece model with."""
+
+
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    needs = not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+    if needs and not all(map(_installed, _SENTENCEPIECE)):
+        raise BenchError(
+            f"{folder}: its tokenizer is a sentencepiece model; "
+            "run: pip install 'sparsebench[sentencepiece]'"
+        )
     try:
         tok: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise BenchError(f"{folder}: no usable tokenizer: {one_line(error)}") from None
     return tok
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # of the package around it
+        return False
 
 
 def _read(
     folder: Path, kind: Any, config: Any, stored_dtype: bool, name: str
 ) -> tuple[PreTrainedModel, list[str]]:
     """Returns the model, and what the folder has no weights for: that is drawn at random."""
-    if not any(folder.glob("*.safetensors")):
+    files = weight_files(folder)
+    if not files:
         raise BenchError(f"{name} holds no safetensors; pickled weights are refused")
     model: Any
     try:
-        if getattr(config, "sliced", None):
-            model, missing = _read_sliced(folder, kind, config, name)
-        else:
-            model, report = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype="auto" if stored_dtype else torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
+        sliceable = _shrunk(kind) if getattr(config, "sliced", None) else kind
+        model, report = sliceable.from_pretrained(
+            folder,
+            config=config,
+            dtype="auto" if stored_dtype else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+        if report["mismatched_keys"]:
+            key, *sizes = sorted(report["mismatched_keys"])[0]
+            stored, made = (tuple(size) for size in sizes)
+            raise BenchError(
+                f"{name}: cannot be loaded: size mismatch: {key} is {stored} in the file and "
+                f"{made} by the config"
             )
-            missing = sorted(report["missing_keys"])
-            unstack(model)
-            side_branch.restore(model, folder)
+        model.__class__ = kind
+        missing = sorted(report["missing_keys"])
+        unstack(model)
+        side_branch.restore(model, files)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         # Want of memory is a failure of its own kind.
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -180,26 +206,14 @@ def _read(
     return (model if stored_dtype else model.float()).eval(), missing
 
 
-def _read_sliced(
-    folder: Path, kind: Any, config: Any, name: str
-) -> tuple[PreTrainedModel, list[str]]:
-    """Returns a sliced model in its stored dtype, and what the folder has no weights for."""
-    model: Any = kind(config)
-    unstack(model)
-    slicing.shrink(model)
-    state = {
-        key: tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for key, tensor in load_file(file).items()
-    }
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise BenchError(f"{name}: {str(error).splitlines()[-1].strip()}") from None
-    if unexpected:
-        raise BenchError(f"{name}: no place for {unexpected[0]} ({len(unexpected)} unexpected)")
-    # Tied tensors are saved once: what is missing may be another name of what is there.
-    addresses = {key: tensor.data_ptr() for key, tensor in model.state_dict().items()}
-    read = {addresses[key] for key in state}
-    lacking = sorted(key for key in missing if addresses[key] not in read)
-    return model.to(config.dtype or torch.float32), lacking
+def _shrunk(kind: Any) -> Any:
+    """Returns a class that makes models with the shapes that `config.sliced` states.
+
+    So transformers itself reads a sliced folder: names, ties and dtypes are as in any other.
+    """
+
+    def init(self: Any, config: Any, *more: Any, **named: Any) -> None:
+        kind.__init__(self, config, *more, **named)
+        slicing.shrink(self)
+
+    return type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,8 +13,9 @@ from bench.weights.side_branch import Branch
 from bench.weights.unstacked import Unstacked, stacked
 
 
-def save_model(model: PreTrainedModel, folder: Path | str) -> None:
-    """Writes config and weights of a plain model, in the form that the architecture has.
+@contextmanager
+def saved_form(model: PreTrainedModel) -> Iterator[None]:
+    """Gives a plain model the form that the architecture has, inside the context.
 
     Raises:
         BenchError: an expert has a side branch, for which that form has no place.
@@ -21,4 +24,14 @@ def save_model(model: PreTrainedModel, folder: Path | str) -> None:
         if isinstance(module, Unstacked) and any(isinstance(m, Branch) for m in module.modules()):
             raise BenchError(f"{name}: a low-rank branch beside an expert cannot be saved")
     with stacked(model):
+        yield
+
+
+def save_model(model: PreTrainedModel, folder: Path | str) -> None:
+    """Writes config and weights as the installed transformers does, to be read by it alone.
+
+    Raises:
+        BenchError: as `saved_form`.
+    """
+    with saved_form(model):
         model.save_pretrained(folder)

@@ -50,15 +50,20 @@ def add(module: nn.Module, down: Tensor, up: Tensor) -> Branch:
     return module.branch
 
 
-def restore(model: nn.Module, folder: Path) -> None:
-    """Adds the branches that are saved in the model's folder; most methods have none."""
+def restore(model: nn.Module, files: Iterable[Path]) -> None:
+    """Adds the branches that are saved in the model's files; most methods have none."""
     tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         with safe_open(file, "pt") as stored:
-            names = [name for name in stored.keys() if name.endswith((_DOWN, _UP))]  # noqa: SIM118
+            names = [name for name in stored.keys() if is_branch(name)]  # noqa: SIM118
             tensors |= {name: stored.get_tensor(name) for name in names}
     for owner, (down, up) in owners(tensors).items():
         add(model.get_submodule(owner), tensors[down], tensors[up])
+
+
+def is_branch(name: str) -> bool:
+    """Tells whether a saved tensor is a part of a branch."""
+    return name.endswith((_DOWN, _UP))
 
 
 def owners(names: Iterable[str]) -> dict[str, tuple[str, str]]:

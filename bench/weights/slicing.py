@@ -7,6 +7,7 @@ shapes (methods/README.md, "Heads and neurons").
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, one_line
 from bench.weights.blocks import blocks
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, prunable
@@ -45,6 +46,26 @@ _LAYOUTS = (
         "mlp.down_proj",
     ),
 )
+
+# Numbers that an attention module keeps of all its heads, query or key, or of their outputs.
+_OF_ALL_HEADS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "all_head_size",
+    "split_size",
+    "embed_dim",
+)
+
+TOLERANCE = 1e-4
+"""Of the largest output: what rounding in float32 may move when zeros leave a sum."""
+
+_TOKENS = 8
+
+Kept = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""The heads and neurons of each block that remain."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +165,43 @@ def slice_units(model: PreTrainedModel) -> None:
     """Removes dead heads and neurons from the matrices; logits stay the same up to rounding.
 
     `model.config.sliced` then holds the number of heads and neurons that remain in each block.
+
+    Raises:
+        BenchError: as `units`, or the logits would not stay the same; the model is as it was.
     """
-    _keep(model, [(heads.alive(), neurons.alive()) for heads, neurons in units(model)])
+    kept = [(heads.alive(), neurons.alive()) for heads, neurons in units(model)]
+    _check(model, kept)
+    _keep(model, kept)
+
+
+def _check(model: PreTrainedModel, kept: Kept) -> None:
+    """Tries on a copy, in float32, whether a model computes the same with the kept units alone.
+
+    Architectures may hold sizes, or norms over all heads, that this module does not know. Their
+    slice fails, or is another model.
+
+    Raises:
+        BenchError: it fails, or an output moves by more than `TOLERANCE` of the largest.
+    """
+    name = type(model).__name__
+    twin: Any = copy.deepcopy(model).float().eval()
+    size = twin.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 1 + _TOKENS)[None].mul(size // (_TOKENS + 2)).to(twin.device)
+    try:
+        with torch.no_grad():
+            before = twin(input_ids=ids)[0]
+            _keep(twin, kept)
+            after = twin(input_ids=ids)[0]
+    except Exception as error:  # whatever an architecture's code raises on sizes it does not expect
+        raise BenchError(
+            f"{name} cannot be sliced: its forward pass fails: {one_line(error)}"
+        ) from None
+    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
+    if not moved <= TOLERANCE:
+        raise BenchError(
+            f"{name} cannot be sliced: without its dead heads and neurons it computes something "
+            f"else (outputs move by {moved:.1e} of the largest, {TOLERANCE:.0e} is allowed)"
+        )
 
 
 def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
@@ -162,10 +218,22 @@ def _left(group: Units, share: float) -> int:
 
 
 def removable(model: PreTrainedModel) -> int:
-    """Counts the elements that `slice_units` would remove: rows with their biases, and columns."""
+    """Counts the elements that `slice_units` would remove: rows with their biases, and columns.
+
+    Raises:
+        BenchError: as `slice_units`.
+    """
     removed = 0
-    for group in (group for pair in units(model) for group in pair):
-        dead = group.count - len(group.alive())
+    pairs = units(model)
+    kept = [(heads.alive(), neurons.alive()) for heads, neurons in pairs]
+    groups = [
+        (group, group.count - len(some))
+        for pair, lists in zip(pairs, kept, strict=True)
+        for group, some in zip(pair, lists, strict=True)
+    ]
+    if any(dead for _, dead in groups):
+        _check(model, kept)
+    for group, dead in groups:
         for target, area in group.rows:
             width = target.shape[1] + (_bias(target) is not None)
             removed += dead * (area.stop - area.start) // group.count * width
@@ -190,18 +258,14 @@ def shrink(model: PreTrainedModel) -> None:
     _keep(model, [(range(h), range(n)) for h, n in pairs])
 
 
-def _keep(model: PreTrainedModel, kept: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-    size = head_size(model)
+def _keep(model: PreTrainedModel, kept: Kept) -> None:
     for (heads, neurons), (some_heads, some_neurons) in zip(units(model), kept, strict=True):
         _take(heads, some_heads)
         _take(neurons, some_neurons)
         attention = model.get_submodule(heads.rows[0][0].name.rpartition(".")[0])
-        n = len(some_heads)
-        shapes = {"num_attention_heads": n, "num_heads": n}
-        shapes |= {"all_head_size": n * size, "split_size": n * size}
-        for name, value in shapes.items():
-            if hasattr(attention, name):
-                setattr(attention, name, value)
+        for name in _OF_ALL_HEADS:
+            if isinstance(value := getattr(attention, name, None), int):
+                setattr(attention, name, value * len(some_heads) // heads.count)
     model.config.sliced = {
         "heads": [len(heads) for heads, _ in kept],
         "neurons": [len(neurons) for _, neurons in kept],
