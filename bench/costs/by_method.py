@@ -25,7 +25,7 @@ from bench.core.tables import gib, human, percent, plain
 from bench.costs import without_weights
 from bench.costs.parameters import compared, count_trainable
 from bench.planning.setups import Setup, setups
-from bench.sources import loading
+from bench.sources import limits
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing, targets
 from bench.weights.patterns import halved
@@ -215,7 +215,7 @@ def cost_report(
     """
     chosen = setups(methods, pattern, sparsity, overrides or {})
     config = config_of(name)
-    loading.check_length(config, length, name)
+    limits.check_length(config, length, name)
     kind = class_of(config)
     budget = Budget(steps=STEPS, batch=batch, length=length)
     rows, notes = [], []
