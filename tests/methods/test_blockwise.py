@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_targets_with_one_input_share_one_statistic():
         blockwise.walk(
             model,
             context(model, list(batches())),
-            obs.Gram,
+            partial(obs.Gram, sequences=6),
             lambda inside, stats, seen=seen: seen.append(len({id(s) for s in stats.values()})),
             {"forward_s": 0.0, "prune_s": 0.0},
         )
@@ -226,7 +227,7 @@ def test_memory_does_not_grow_with_depth(method):
         data = list(batches())
         outside = live_bytes(model)
         made = method()
-        made.statistic = counted = Counted(method.statistic)
+        made.statistic = counted = Counted(made.statistic)
         last = targets.prunable(model)[-1].module
         original = made.pruned
         at_end = []
