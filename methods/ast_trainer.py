@@ -218,10 +218,13 @@ class AST(Method):
 
 
 def input_norms(model: PreTrainedModel, ctx: Context) -> dict[str, Tensor]:
-    """Returns ‖X_j‖₂ of every target's inputs in the dense model, from one calibration pass."""
+    """Returns ‖X_j‖₂ of every target's inputs in the dense model, from one calibration pass.
+
+    A matrix whose inputs no pass shows gets ones: its mask goes by magnitude.
+    """
+    norms = {t.name: torch.ones(t.shape[1], device=ctx.device) for t in ctx.targets}
     if ctx.device.type == "meta":
-        return {t.name: torch.ones(t.shape[1], device="meta") for t in ctx.targets}
-    norms: dict[str, Tensor] = {}
+        return norms
 
     def visit(inside: list[Target], found: dict[str, ColumnNorms]) -> None:
         norms.update((target.name, found[target.name].norms) for target in inside)

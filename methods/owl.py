@@ -80,9 +80,10 @@ class OWL(OneShot):
         total = pruned_count(sum(sizes), ctx.cell.sparsity)
         counts: dict[str, int] = {}
         wanted, done = 0.0, 0
-        for target in ctx.targets:
+        called = [target for target in ctx.targets if target.name in block_of]
+        for target in called:
             wanted += target.stored.numel() * self.levels[block_of[target.name]]
-            last = target is ctx.targets[-1]
+            last = target is called[-1]
             upto = total if last else int(wanted + 1e-6)
             counts[target.name], done = upto - done, upto
         return counts

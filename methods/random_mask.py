@@ -20,6 +20,6 @@ class Random(ByScores):
     version: ClassVar[int] = 2
 
     def scores(self, target: Target, ctx: Context) -> Tensor:
-        """Returns uniform scores, (out, in)."""
+        """Returns uniform scores, (out, in); a weight that is 0 already goes first."""
         drawn = torch.rand(target.shape, generator=ctx.rng)
-        return drawn.to(ctx.device)
+        return drawn.to(ctx.device).masked_fill_(target.weight == 0, -1.0)

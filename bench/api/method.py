@@ -108,6 +108,7 @@ class Method(ABC):
             method to its declaration.
         published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
+        left_dense: names of the targets that it could not prune, of which it promises nothing.
     """
 
     name: ClassVar[str]
@@ -124,6 +125,7 @@ class Method(ABC):
     max_grad_norm: ClassVar[float] = 1.0
     state: ClassVar[tuple[str, ...] | None] = None
     published: ClassVar[Published | None] = None
+    left_dense: frozenset[str] = frozenset()
 
     @parameters
     class Params:

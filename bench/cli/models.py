@@ -138,8 +138,9 @@ def prune_model(options: argparse.Namespace) -> int:
         length=options.length,
         seed=options.seed,
     )
+    before = "" if found.before is None else f" ({found.before:.4f} before)"
     say(
-        f"{options.out}: sparsity {found.overall:.4f} of all matrices in the blocks, "
+        f"{options.out}: sparsity {found.overall:.4f} of all matrices in the blocks{before}, "
         f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
     )
     return 0

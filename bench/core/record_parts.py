@@ -97,13 +97,15 @@ class Sparsity(Part):
 
     `overall` is over all matrices of the blocks: the targets, and the routers of experts, which no
     method prunes. `min_layer` and `max_layer` are the extremes of one target.
-    `pattern_ok` tells whether every target holds the cell's pattern.
+    `pattern_ok` tells whether every target that could be pruned holds the cell's pattern. `before`
+    is the fraction that the method was given; it is absent where there was no zero.
     """
 
     overall: Fraction
     min_layer: Fraction
     max_layer: Fraction
     pattern_ok: bool
+    before: Fraction | None = None
 
 
 class Macs(Part):

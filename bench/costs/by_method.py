@@ -27,7 +27,7 @@ from bench.costs.macs import by_target, head_macs, spared_macs
 from bench.costs.parameters import compared, count_trainable
 from bench.costs.products import forward_macs
 from bench.planning.setups import Setup, setups
-from bench.sources import loading
+from bench.sources import limits
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing
 from bench.weights.side_branch import Branch
@@ -210,7 +210,7 @@ def cost_report(
     """
     chosen = setups(methods, pattern, sparsity, overrides or {})
     config = config_of(name)
-    loading.check_length(config, length, name)
+    limits.check_length(config, length, name)
     kind = class_of(config)
     budget = Budget(steps=STEPS, batch=batch, length=length)
     blank = empty(kind, config)

@@ -19,7 +19,7 @@ from bench.core import provenance
 from bench.core.record_parts import Speed
 from bench.core.tables import plain
 from bench.costs import deployed, measure
-from bench.sources import catalog, loading
+from bench.sources import catalog, limits, loading
 from bench.sources.architectures import saved_config
 from bench.sources.saving import save_model
 from bench.weights.precision import dtype_of
@@ -69,7 +69,7 @@ def table(
     rows = []
     sources = [catalog.locate(name) for name in names]
     for name, source in zip(names, sources, strict=True):
-        loading.check_length(saved_config(source, name), length, name)
+        limits.check_length(saved_config(source, name), length, name)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
         folders, forms = [], []
         for i, source in enumerate(sources):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from bench.core.record_parts import Params, PublishedPart, Sparsity, Trainable
 from bench.weights.patterns import density, holds, local
 from bench.weights.side_branch import Branch
 from bench.weights.targets import block_elements, head_parameters, prunable
+from bench.weights.zeros_before import ZerosBefore
 
 
 def count_params(
@@ -63,10 +65,21 @@ def compared(model: PreTrainedModel, trainable: Trainable, published: Published)
     )
 
 
-def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
+def count_sparsity(
+    model: PreTrainedModel,
+    pattern: Pattern,
+    before: ZerosBefore | None = None,
+    left_dense: Collection[str] = (),
+) -> Sparsity:
     """Measures the fractions of exact zeros, and checks the pattern.
 
     `overall` is over all matrices of the blocks; the routers among them count as dense.
+
+    Args:
+        model: the exported model.
+        pattern: the cell's.
+        before: the zeros that the method was given.
+        left_dense: names of targets that need not hold the pattern.
 
     Raises:
         BenchError: kind `contract`: a module is still parametrized.
@@ -81,7 +94,10 @@ def count_sparsity(model: PreTrainedModel, pattern: Pattern) -> Sparsity:
         overall=zeros / block_elements(model),
         min_layer=min(levels),
         max_layer=max(levels),
-        pattern_ok=all(holds(t.weight, local(pattern, t)) for t in targets),
+        pattern_ok=all(
+            holds(t.weight, local(pattern, t)) for t in targets if t.name not in left_dense
+        ),
+        before=before.zeros / block_elements(model) if before and before.zeros else None,
     )
 
 

@@ -29,11 +29,13 @@ from bench.export.folders import write_settings, write_weights
 from bench.pipeline.contract import check_contract
 from bench.planning import registry
 from bench.planning.setups import one_shot_setup
-from bench.sources import catalog, loading, token_windows
+from bench.sources import catalog, limits, token_windows
 from bench.sources.architectures import saved_class, saved_config
 from bench.sources.loading import load_model, load_tokenizer
 from bench.weights import targets
+from bench.weights.finite import check_outputs, check_weights
 from bench.weights.precision import default_device
+from bench.weights.zeros_before import ZerosBefore
 
 
 def prune(
@@ -74,27 +76,34 @@ def prune(
     folder = catalog.locate(name)
     config = saved_config(folder, name)
     saved_class(config, name)
-    limit = getattr(config, "max_position_embeddings", None) or 0
-    length = length or (min(512, limit) if limit > 0 else 512)
-    loading.check_length(config, length, name)
+    length = length or min(512, limits.positions(config, 512) or 512)
+    limits.check_length(config, length, name)
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
     with write_folder_atomically(out) as scratch:
         batches = None
         if calibration is not None:
-            batches = _calibration(calibration, folder, config, budget, seed)
+            batches = _calibration(calibration, folder, budget, seed)
         model = load_model(folder, stored_dtype=True, name=name)
+        if batches is not None:
+            limits.check_ids(batches, model, f"--calibration {calibration}")
+        check_weights(model, name)
         dtype = model.dtype
         device = default_device()
         model.float().to(device).eval()
+        ctx = _context(cell, budget, model, batches, folder, name)
+        before = ZerosBefore(ctx.targets)
+        before.check_room(ctx.targets, cell.pattern, cell.sparsity, name)
         seeds.seed_all(seeds.derive("method", seed))
-        made.attach(model, _context(cell, budget, model, batches, folder, name))
+        made.attach(model, ctx)
         made.finish(model)
+        check_outputs(model, method)
         model.to(dtype)  # type: ignore[arg-type]
+        check_weights(model, method)
         write_settings(model, None, folder, scratch)
         write_weights(model, folder, scratch)
         written = load_model(scratch)
-        found = count_sparsity(written, cell.pattern)
-        check_contract(cell, made, found, written)
+        found = count_sparsity(written, cell.pattern, before, made.left_dense)
+        check_contract(cell, made, found, written, before)
     return found
 
 
@@ -130,9 +139,7 @@ def _context(
     )
 
 
-def _calibration(
-    source: str, folder: Path, config: Any, budget: Budget, seed: int
-) -> list[dict[str, Tensor]]:
+def _calibration(source: str, folder: Path, budget: Budget, seed: int) -> list[dict[str, Tensor]]:
     """Batches from a task's training data, a text or token ids; ids need no tokenizer."""
     path = Path(source).expanduser()
     ids = path.suffix in (".json", ".npy")
@@ -159,12 +166,6 @@ def _calibration(
         rows = list(token_windows.draw(found, budget.calib, budget.length, drawn, source))
     else:
         rows = [row[: budget.length] for row in found[: budget.calib]]
-    flat = torch.cat(rows)
-    if int(flat.min()) < 0 or int(flat.max()) >= config.vocab_size:
-        raise BenchError(
-            f"--calibration {source}: token ids from {int(flat.min())} to {int(flat.max())}, "
-            f"the model knows 0 to {config.vocab_size - 1}"
-        )
     return token_windows.batches(rows)
 
 

@@ -13,6 +13,7 @@ from bench.core import seeds
 from bench.pipeline.cache import trained_dir
 from bench.planning.job import Job
 from bench.sources import loading
+from bench.sources.limits import check_ids
 from bench.weights import targets
 
 
@@ -23,6 +24,7 @@ def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Cont
     def calibration() -> Iterable[dict[str, Tensor]]:
         seed = seeds.derive("calibration", cell.task, cell.seed)
         batches = task.calibration(loaded.tok, budget.calib, budget.length, seed)
+        check_ids(batches, loaded.model, f"calibration on {cell.task}")
         for batch in batches:
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 

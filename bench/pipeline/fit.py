@@ -28,7 +28,9 @@ from bench.sources.loading import check_model
 from bench.training import train
 from bench.training.checkpoint import Checkpoints
 from bench.training.state import Unfit
+from bench.weights.finite import check_weights
 from bench.weights.precision import default_device
+from bench.weights.zeros_before import ZerosBefore
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Fitted:
         train_s: seconds of training, those before an interruption included.
         prune_s: seconds of attaching, pruning and finishing.
         dense_s: seconds of training of the dense cell that a one-shot method started from.
+        before: the zeros that the method was given.
     """
 
     loaded: loading.Loaded
@@ -57,6 +60,7 @@ class Fitted:
     train_s: float
     prune_s: float
     dense_s: float
+    before: ZerosBefore
 
 
 def fit_cell(
@@ -92,7 +96,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
     # Quantizing the dense cell needs no second training.
     start_trained = task.finetunes and not job.trains
     weights = trained_dir(job.dense) if start_trained else None
-    loaded, method, prune_s = _attached(job, emit, weights)
+    loaded, method, prune_s, before = _attached(job, emit, weights)
     if settings.sharded and not method.shardable:
         reason = "it works on whole matrices; use [trainer] processes without fsdp"
         raise BenchError(f"method {cell.method} cannot train with fsdp: {reason}")
@@ -118,7 +122,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
         )
         train_s = time.perf_counter() - start + trained.earlier_s
         if settings.sharded:  # each process holds a piece; the first one receives all weights
-            loaded, method, _ = _attached(job, emit, weights)
+            loaded, method, _, before = _attached(job, emit, weights)
             if trained.weights:
                 loaded.model.load_state_dict(trained.weights)
     start = time.perf_counter()
@@ -128,12 +132,15 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
     if quantization := cell.quantization:
         quantize.apply(loaded.model, quantization)
     prune_s += time.perf_counter() - start
+    check_weights(loaded.model, cell.method)
     dense_s = dense_seconds(weights, job) if weights else 0.0
-    return Fitted(loaded, loaded.model, trained, method, train_s, prune_s, dense_s)
+    return Fitted(loaded, loaded.model, trained, method, train_s, prune_s, dense_s, before)
 
 
-def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loaded, Method, float]:
-    """Returns the model on its device, the attached method, and the seconds of attaching."""
+def _attached(
+    job: Job, emit: Emit, weights: Path | None
+) -> tuple[loading.Loaded, Method, float, ZerosBefore]:
+    """Returns the model on its device, the attached method, its seconds, and the zeros before."""
     device, method = default_device(), job.make_method()
     emit("load", 0, 1)
     check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
@@ -141,13 +148,17 @@ def _attached(job: Job, emit: Emit, weights: Path | None) -> tuple[loading.Loade
         dense_seconds(weights, job)
     loaded = loading.load_for_task(job.place, job.task, job.cell.seed, weights)
     loaded.tok.model_max_length = job.budget.length
+    check_weights(loaded.model, job.place.name)
     model = loaded.model.to(device)  # type: ignore[arg-type]
     ctx = make_context(job, loaded, device)
+    before = ZerosBefore(ctx.targets)
+    if not job.trains:
+        before.check_room(ctx.targets, job.cell.pattern, job.cell.sparsity, job.place.name)
     seeds.seed_all(seeds.derive("method", job.cell.seed))
     emit("attach", 0, 1)
     start = time.perf_counter()
     method.attach(model, ctx)
-    return loaded, method, time.perf_counter() - start
+    return loaded, method, time.perf_counter() - start, before
 
 
 def _depends(job: Job, loaded: loading.Loaded) -> dict[str, Any]:

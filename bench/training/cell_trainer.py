@@ -49,6 +49,8 @@ class CellTrainer(Trainer):
         self.epoch_rng: Any = None
         self.held = Trainable(body=0, head=0)
         self.losses: list[Tensor] = []
+        self.newest = 0  # the step of the last of them
+        self.read_every = 1 if self.args.device.type == "cpu" else 10
         # The mean over micro-batches is ours to take: a method's loss knows no item counts.
         self.model_accepts_loss_kwargs = False
 
@@ -115,7 +117,8 @@ class CellTrainer(Trainer):
         if world > 1:
             dist.all_reduce(loss)
         self.losses.append(loss)
-        self._stop_at_nan()
+        self.newest = self.state.global_step + 1
+        self.stop_at_nan(at_once=False)
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -169,8 +172,7 @@ class CellTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         assert self.checkpoints is not None
-        if self.losses:
-            self._stop_at_nan(at_once=True)
+        self.stop_at_nan()
         if self.args.process_index:  # all processes hold the same
             return
         self.checkpoints.save(
@@ -192,15 +194,21 @@ class CellTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         seeds.set_states(self.loaded.pop("rng"))
 
-    def _stop_at_nan(self, at_once: bool = False) -> None:
-        # Reading a loss waits for the device, so accelerators are asked every tenth time only.
-        if self.losses[0].device.type != "cpu" and len(self.losses) < 10 and not at_once:
+    def stop_at_nan(self, at_once: bool = True) -> None:
+        """Reads the losses that were not read yet.
+
+        Reading a loss waits for the device, so accelerators are asked every tenth time only, and
+        once at the end.
+
+        Raises:
+            BenchError: kind `nan` with the step.
+        """
+        if not self.losses or (not at_once and len(self.losses) < self.read_every):
             return
         finite = torch.stack(self.losses).isfinite().tolist()
         if not all(finite):
             late = len(finite) - finite.index(False) - 1
-            step = self.state.global_step + 1 - late
-            raise BenchError(f"the loss is not finite at step {step}", "nan")
+            raise BenchError(f"the loss is not finite at step {self.newest - late}", "nan")
         self.losses.clear()
 
 

@@ -118,6 +118,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         place = checkpoints.latest() if checkpoints else None
         trainer.train(resume_from_checkpoint=str(place) if place else None)
+        trainer.stop_at_nan()
         weights = None
         if settings.sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -127,24 +127,8 @@ def _each_its_own(x: Tensor, numbers: Tensor, linears: list[nn.Linear]) -> Tenso
     for linear, rows in zip(linears, order.split(sizes), strict=True):
         # In training an expert without tokens is called, too: its gradient is then 0, not missing.
         if len(rows) or torch.is_grad_enabled():
-            linear.given = (rows, len(x))  # type: ignore[assignment]
             made.append(linear(x[rows]))
-            del linear.given
     return torch.cat(made)[order.argsort()]
-
-
-def tokens_given(module: nn.Module, real: Tensor) -> Tensor:
-    """Returns which rows of a module's present input are real tokens.
-
-    Args:
-        module: any module; an expert is given some of the tokens only.
-        real: which of all tokens are real, flat.
-    """
-    if (given := getattr(module, "given", None)) is None:
-        return real
-    rows, total = given
-    # A token that goes to k experts has k rows, side by side.
-    return real[rows * len(real) // total]
 
 
 def unstack(model: nn.Module) -> None:

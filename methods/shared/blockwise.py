@@ -3,15 +3,19 @@
 The model is walked block by block. One pass of the unpruned block collects a statistic of every
 target's inputs, the block is pruned, and a second pass gives the inputs of the next block. Alive at
 any time: one set of hidden states and one block's statistics.
+
+A trial of one sequence tells whether a model allows that: it must call each block once, and a block
+that runs again must give the same outputs. Where it does not, the whole model runs for each block.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +23,14 @@ from torch import Tensor, nn
 from bench.api import BenchError, Context
 from bench.weights.blocks import blocks
 from bench.weights.targets import Target
-from bench.weights.unstacked import tokens_given
+from methods.shared.passes import Batch, Call, Pass, run, stops, trial
+from methods.shared.sequences import sequences
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 class Statistic(Protocol):
@@ -30,6 +38,10 @@ class Statistic(Protocol):
 
     def add(self, x: Tensor) -> None:
         """Accumulates `x`: (tokens, in)."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all that was accumulated is finite."""
 
 
 S = TypeVar("S", bound=Statistic)
@@ -44,6 +56,11 @@ class ColumnNorms:
     def add(self, x: Tensor) -> None:
         """Accumulates `x`: (tokens, in)."""
         self.squares += x.float().square().sum(0)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs were finite."""
+        return bool(self.squares.isfinite().all())
 
     @property
     def norms(self) -> Tensor:
@@ -64,63 +81,147 @@ def walk(
     seconds: dict[str, float],
     prunes: bool = True,
 ) -> None:
-    """Walks the blocks in order, collecting the statistics of their inputs.
+    """Walks the blocks in the order of their calls, collecting the statistics of their inputs.
 
     Args:
         model: in place; its training flag is restored.
         ctx: the method's context.
         statistic: (width, device) → an empty statistic.
         visit: called for every block with its targets and their statistics by name; targets with
-            the same input share one statistic.
+            the same input share one statistic. A target that no pass calls is not visited.
         seconds: `forward_s` and `prune_s` are added to.
         prunes: whether `visit` changes weights, so that blocks must be run again.
+
+    Raises:
+        BenchError: the model cannot run on the sequences, or an input is not finite.
     """
-    targets = {id(t.module): t for t in ctx.targets}
     with _inference(model):
-        start = _now(ctx.device)
-        hidden, calls, tokens = _first_inputs(model, ctx)
-        last = len(blocks(model)) - 1
-        for index, block in enumerate(blocks(model)):
-            inside = [targets[id(m)] for m in block.modules() if id(m) in targets]
-            taps = _Taps(statistic, inside)
-            for b, call in enumerate(calls):
-                taps.tokens = tokens[b]
-                out = _run(block, hidden[b], call[index])
-                if not prunes:
-                    hidden[b] = out
-                del out
-            found = taps.close()
-            start = _lap(seconds, "forward_s", start, ctx.device)
-            visit(inside, found)
-            del found, taps
-            start = _lap(seconds, "prune_s", start, ctx.device)
-            if prunes and index < last:
-                for b, call in enumerate(calls):
-                    hidden[b] = _run(block, hidden[b], call[index])
-        _lap(seconds, "forward_s", start, ctx.device)
+        clock = _Clock(seconds, ctx.device)
+        batches = sequences(model, ctx)
+        seen = trial(model, blocks(model), batches[0])
+        order = list(dict.fromkeys(seen.order))
+        inside = _targets_of(order, ctx.targets)
+        distinct = sum(map(len, inside)) == len({t.name for part in inside for t in part})
+        if seen.repeatable and distinct and len(order) == len(seen.order):
+            _walk_once(model, order, inside, batches, _Taps(statistic), visit, clock, prunes)
+        else:
+            log.info("%s cannot be walked block by block: slower", type(model).__name__)
+            _walk_whole(model, inside, batches, _Taps(statistic), visit, clock)
 
 
-class _Call(NamedTuple):
-    """What a block is called with beside its hidden states."""
+def _targets_of(order: list[nn.Module], targets: list[Target]) -> list[list[Target]]:
+    by_module = {t.module: t for t in targets}
+    return [[by_module[m] for m in block.modules() if m in by_module] for block in order]
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+
+def _walk_once(
+    model: PreTrainedModel,
+    order: list[nn.Module],
+    inside: list[list[Target]],
+    batches: list[Batch],
+    taps: _Taps[S],
+    visit: Callable[[list[Target], dict[str, S]], None],
+    clock: _Clock,
+    prunes: bool,
+) -> None:
+    """Runs each block twice on each batch: before it is pruned, and after."""
+    passes: list[Pass] = []
+    with stops(order) as compute:
+
+        def output(stopped: Pass, block: nn.Module) -> Any:
+            if stopped.call is None or stopped.call.block is not block:
+                name = type(model).__name__
+                raise BenchError(f"{name} calls its blocks in an order that depends on the data")
+            taps.enter(stopped.call, stopped.batch)
+            return compute[block](*stopped.call.args, **stopped.call.kwargs)
+
+        try:
+            for batch in batches:
+                passes.append(Pass(model, batch))
+            for block, targets in zip(order, inside, strict=True):
+                last = block is order[-1]
+                taps.open(targets)
+                for stopped in passes:
+                    found = output(stopped, block)
+                    if not prunes and not last:
+                        stopped.resume(found)
+                    del found
+                _visit(taps, targets, visit, clock)
+                if prunes and not last:
+                    for stopped in passes:
+                        stopped.resume(output(stopped, block))
+            clock.lap("forward_s")
+        finally:
+            for stopped in passes:
+                stopped.close()
+
+
+def _walk_whole(
+    model: PreTrainedModel,
+    inside: list[list[Target]],
+    batches: list[Batch],
+    taps: _Taps[S],
+    visit: Callable[[list[Target], dict[str, S]], None],
+    clock: _Clock,
+) -> None:
+    """Runs the whole model for each block: right for all that runs, and L times as slow.
+
+    A matrix that several blocks share belongs to the first, with the inputs of all.
+    """
+    done: set[str] = set()
+    for part in inside:
+        targets = [t for t in part if t.name not in done]
+        done.update(t.name for t in targets)
+        if not targets:
+            continue
+        taps.open(targets)
+        for batch in batches:
+            run(model, batch)
+        _visit(taps, targets, visit, clock)
+
+
+def _visit(
+    taps: _Taps[S],
+    targets: list[Target],
+    visit: Callable[[list[Target], dict[str, S]], None],
+    clock: _Clock,
+) -> None:
+    found = taps.close()
+    clock.lap("forward_s")
+    called = [t for t in targets if t.name in found]
+    if called:
+        visit(called, found)
+    clock.lap("prune_s")
 
 
 class _Taps(Generic[S]):
-    """Hooks that send every target's input to its statistic, padding left out.
+    """Hooks that send every target's input to its statistic.
 
     q, k, v (or gate, up) are given the same tensor: they share one statistic.
     """
 
-    def __init__(self, statistic: Callable[[int, torch.device], S], targets: list[Target]) -> None:
+    def __init__(self, statistic: Callable[[int, torch.device], S]) -> None:
         self.statistic = statistic
+        self.longer: torch.Size | None = None
+        self.length = 0
         self.found: dict[str, S] = {}
-        self.tokens: Tensor | None = None
         self.seen: tuple[Tensor, S] | None = None
+        self.handles: list[RemovableHandle] = []
+
+    def open(self, targets: list[Target]) -> None:
+        """Starts anew with the inputs of `targets`."""
+        self.found = {}
         self.handles = [
             t.module.register_forward_pre_hook(partial(self._add, t.name)) for t in targets
         ]
+
+    def enter(self, call: Call, batch: Batch) -> None:
+        """Looks at what a block is given: local attention fills sequences up, on the right."""
+        rows, self.length = next(iter(batch.values())).shape[:2]
+        given = (v for v in (*call.args, *call.kwargs.values()) if isinstance(v, Tensor))
+        hidden = next((v for v in given if v.ndim == 3), None)
+        longer = hidden is not None and len(hidden) == rows and hidden.shape[1] > self.length
+        self.longer = hidden.shape[:2] if hidden is not None and longer else None
 
     def _add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
@@ -130,113 +231,58 @@ class _Taps(Generic[S]):
         if name not in self.found:
             self.found[name] = self.statistic(x.shape[-1], x.device)
         self.seen = (x, self.found[name])
-        rows = x.reshape(-1, x.shape[-1])
-        if self.tokens is not None:
-            real = tokens_given(module, self.tokens)
-            if len(rows) != len(real):
-                raise BenchError(f"{name} is given {len(rows)} tokens of {len(self.tokens)}")
-            rows = rows[real]
-        self.found[name].add(rows)
+        if x.shape[:2] == self.longer:
+            x = x[:, : self.length]
+        self.found[name].add(x.reshape(-1, x.shape[-1]))
 
     def close(self) -> dict[str, S]:
-        """Removes the hooks and returns the statistics by target."""
+        """Removes the hooks and returns the statistics by target.
+
+        Raises:
+            BenchError: kind `nan`; the inputs of a matrix are not finite.
+        """
         for handle in self.handles:
             handle.remove()
-        self.seen = None
-        return self.found
-
-
-class _Captured(Exception):
-    """All blocks have been called."""
-
-
-def _first_inputs(
-    model: PreTrainedModel, ctx: Context
-) -> tuple[list[Tensor], list[list[_Call]], list[Tensor | None]]:
-    """Runs what lies before the blocks.
-
-    Every block is stubbed while the model calls it, so its own mask, positions and flags are
-    recorded as the architecture passes them, at the price of the embeddings alone.
-
-    Returns:
-        Per calibration batch: the hidden states (batch, tokens, d) that enter the first block, the
-        (args, kwargs) of every block without its hidden states, and which of the tokens are real
-        (flat bool, None for all).
-    """
-    hidden: list[Tensor] = []
-    calls: list[list[_Call]] = []
-    tokens: list[Tensor | None] = []
-    layers = blocks(model)
-    depth = getattr(model.config, "num_hidden_layers", len(layers))
-    if getattr(model.config, "is_encoder_decoder", False) or depth != len(layers):
-        raise BenchError(
-            f"{type(model).__name__} does not call its {len(layers)} blocks one after another, "
-            "each once; use a method without calibration"
-        )
-
-    def stub(*args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0] if args else kwargs.pop("hidden_states")
-        if not calls[-1]:
-            hidden.append(x)
-        calls[-1].append(_Call(args[1:], kwargs))
-        if len(calls[-1]) == len(layers):
-            raise _Captured
-        return x
-
-    originals = [layer.__dict__.get("forward") for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = stub
-        for batch in ctx.calibration():
-            calls.append([])
-            mask = batch.get("attention_mask")
-            real = None if mask is None else mask.bool().reshape(-1)
-            tokens.append(None if real is None or bool(real.all()) else real)
-            try:
-                model(**batch)
-            except _Captured:
-                continue
-            raise BenchError(f"{type(model).__name__} does not call its blocks one by one")
-    finally:
-        for layer, original in zip(layers, originals, strict=True):
-            del layer.forward
-            if original is not None:
-                layer.forward = original
-    if not hidden:
-        raise BenchError("the task gave no calibration batches")
-    return hidden, calls, tokens
-
-
-def _run(block: nn.Module, hidden: Tensor, call: _Call) -> Tensor:
-    out = block(hidden, *call.args, **call.kwargs)
-    states: Tensor = out[0] if isinstance(out, tuple) else out
-    return states
+        found, self.found, self.seen = self.found, {}, None
+        for name, statistic in found.items():
+            if not statistic.finite:
+                raise BenchError(f"the calibration inputs of {name} are not finite", "nan")
+        return found
 
 
 @contextmanager
 def _inference(model: PreTrainedModel) -> Iterator[None]:
     """Sets eval mode, no gradients, and no cache: a block that is run twice would append to it."""
-    training, cache = model.training, getattr(model.config, "use_cache", None)
+    training = model.training
+    # The stacks of an encoder-decoder have configs of their own.
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    caches = [(c, c.use_cache) for c in configs.values() if hasattr(c, "use_cache")]
     model.eval()
-    model.config.use_cache = False
+    for config, _ in caches:
+        config.use_cache = False
     try:
         with torch.no_grad():
             yield
     finally:
         model.train(training)
-        if cache is None:
-            del model.config.use_cache
-        else:
-            model.config.use_cache = cache
+        for config, cache in caches:
+            config.use_cache = cache
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+class _Clock:
+    """Adds the seconds since the last lap to a phase."""
 
+    def __init__(self, seconds: dict[str, float], device: torch.device) -> None:
+        self.seconds, self.device = seconds, device
+        self.start = self._now()
 
-def _lap(seconds: dict[str, float], phase: str, start: float, device: torch.device) -> float:
-    now = _now(device)
-    seconds[phase] += now - start
-    return now
+    def lap(self, phase: str) -> None:
+        """Ends a lap."""
+        now = self._now()
+        self.seconds[phase] += now - self.start
+        self.start = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -55,6 +55,11 @@ class Gram:
         x = x.float()
         self.sum.addmm_(x.t(), x)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs were finite; an infinite or missing number reaches the diagonal."""
+        return self.sum is None or bool(self.sum.diagonal().isfinite().all())
+
     def factor(self, percdamp: float) -> tuple[Tensor, Tensor]:
         """Returns `factorise` of the sum, computed once for all matrices that share this input."""
         if self._factor is None:
@@ -112,6 +117,9 @@ def sweep(
 ) -> Tensor:
     """Prunes left to right; what is kept makes up for what went.
 
+    Weights that are 0 already are pruned first and stay 0, also where that is more than `select`
+    asks for.
+
     Args:
         weight: (out, in).
         factor: of `factorise`.
@@ -127,6 +135,8 @@ def sweep(
     # Columns of W as rows in memory: all below is contiguous.
     columns = weight.t().contiguous()
     moved = torch.empty_like(columns)
+    zeros = columns == 0
+    absent = zeros if bool(zeros.any()) else None
     levels = _levels(group, blocksize)
     for a in range(0, len(columns), levels[0]):
         corner = slice(a, a + levels[0])
@@ -137,17 +147,28 @@ def sweep(
             current.addmm_(R.t(), upper[:a, corner].t() @ moved[:a])
         scale = R.diagonal().square().reciprocal().masked_fill(dead[corner], 0.0)
 
-        choose = partial(_choose, select, current, scale, a)
-
+        choose = partial(_choose, select, current, scale, a, absent)
         _Block(current, R, group, choose, quantize).sweep(0, len(current), levels)
         torch.sub(columns[corner], current, out=moved[corner])
         columns[corner] = current
     return columns.t().contiguous()
 
 
-def _choose(select: Select, current: Tensor, scale: Tensor, a: int, c: int, d: int) -> Tensor:
+def _choose(
+    select: Select,
+    current: Tensor,
+    scale: Tensor,
+    a: int,
+    absent: Tensor | None,
+    c: int,
+    d: int,
+) -> Tensor:
     scores = current[c:d].square().mul_(scale[c:d, None])
-    return select(scores, a + c, a + d)
+    if absent is None:
+        return select(scores, a + c, a + d)
+    # An update may have filled them.
+    before = absent[a + c : a + d]
+    return select(scores.masked_fill_(before, -1.0), a + c, a + d) | before
 
 
 class _Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 class ByScores(Method):
@@ -56,8 +59,12 @@ class OneShot(Method):
     A subclass says which statistic and how a matrix is pruned; it may override `counts`. Blocks are
     pruned one by one (`methods/shared/blockwise.py`).
 
+    A matrix whose inputs no calibration pass shows is left dense and said: one that the model never
+    calls, or an expert that no token reaches.
+
     Attributes:
-        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks.
+        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks, and
+            the number of matrices that were left dense, if there are any.
         n_m: (N, M) of the cell's pattern, or None.
         sequences: how many the budget calibrates with.
     """
@@ -97,16 +104,25 @@ class OneShot(Method):
         if ctx.cell.sparsity == 0:
             return
         counts = self.counts(model, ctx)
+        left = {t.name for t in ctx.targets}
 
         def visit(inside: list[Target], found: dict[str, Statistic]) -> None:
             for target in inside:
+                if target.name not in counts:
+                    continue  # an expert that no token reached when counts were chosen
                 # Popped: a statistic is freed as soon as its last matrix has been pruned.
                 statistic = found.pop(target.name)
                 self.prepare(target, statistic)
                 weight = self.pruned(target.weight.float(), statistic, counts[target.name])
                 target.write(weight)
+                left.discard(target.name)
 
         walk(model, ctx, self.statistic, visit, self.report)
+        if left:
+            self.left_dense = frozenset(left)
+            self.report["left_dense"] = len(left)
+            names = ", ".join(sorted(left)[:3]) + (", …" if len(left) > 3 else "")
+            log.warning("left dense, as no calibration pass calls them: %d (%s)", len(left), names)
 
     def finish(self, model: PreTrainedModel) -> None:
         """Does nothing: the zeros are in the weights already."""

@@ -17,7 +17,9 @@ from bench.sources.loading import load_model
 from bench.sources.saving import save_model
 from bench.weights.targets import block_elements, prunable
 from bench.weights.unstacked import Unstacked, stacked, unstack
+from methods.shared import blockwise
 from tests.field import families
+from tests.methods.test_blockwise import context
 
 MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 MLA |= {"v_head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}
@@ -184,29 +186,31 @@ def test_an_expert_is_scored_by_the_tokens_that_are_routed_to_it(tmp_path):
         assert torch.equal(got != 0, wanted), expert
 
 
-def test_padding_does_not_reach_an_experts_statistic(tmp_path):
-    from methods.shared.blockwise import ColumnNorms, _Taps
-
-    model = made("mixtral")
-    unstack(model)
-    targets = [t for t in prunable(model) if "layers.0.mlp" in t.name]
+def test_padding_does_not_reach_an_experts_statistic():
     ids = torch.tensor(families.ids(4))
     mask = torch.ones_like(ids)
     mask[1, 15:] = mask[3, 4:] = 0
+    alone = [{"input_ids": row[m.bool()][None]} for row, m in zip(ids, mask, strict=True)]
     found = []
-    for inputs, real in (
-        ({"input_ids": ids, "attention_mask": mask}, mask.bool().reshape(-1)),
-        *(({"input_ids": row[m.bool()][None]}, None) for row, m in zip(ids, mask, strict=True)),
-    ):
-        taps = _Taps(ColumnNorms, targets)
-        taps.tokens = real
-        with torch.no_grad():
-            model(**inputs)
-        found.append(taps.close())
+    for data in ([{"input_ids": ids, "attention_mask": mask}], *([batch] for batch in alone)):
+        model = made("mixtral")
+        unstack(model)
+        squares = {}
+        blockwise.walk(
+            model,
+            context(model, data),
+            blockwise.ColumnNorms,
+            lambda inside, stats, squares=squares: squares.update(
+                {t.name: stats[t.name].squares for t in inside if "layers.0.mlp" in t.name}
+            ),
+            {"forward_s": 0.0, "prune_s": 0.0},
+            prunes=False,
+        )
+        found.append(squares)
     padded, *alone = found
-    for target in targets:
-        parts = [one[target.name].squares for one in alone if target.name in one]
-        torch.testing.assert_close(padded[target.name].squares, sum(parts))
+    assert padded
+    for name, squares in padded.items():
+        torch.testing.assert_close(squares, sum(one[name] for one in alone if name in one))
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])

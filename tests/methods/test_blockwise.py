@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -49,12 +50,12 @@ def batches(count=2, size=3, length=10, padded=True, seed=0):
         yield {"input_ids": ids, "attention_mask": mask}
 
 
-def context(model, data, sparsity=0.5, pattern="unstructured"):
+def context(model, data, sparsity=0.5, pattern="unstructured", matrices=None):
     cell = Cell(task="t", model="m", method="m", pattern=pattern, sparsity=sparsity)
     return Context(
         cell=cell,
         budget=Budget(steps=1, batch=1, length=8),
-        targets=targets.prunable(model),
+        targets=targets.prunable(model) if matrices is None else matrices,
         calibration=lambda: iter(data),
         teacher=lambda: None,
         rng=torch.Generator(),
@@ -182,7 +183,7 @@ def test_targets_with_one_input_share_one_statistic():
         blockwise.walk(
             model,
             context(model, list(batches())),
-            obs.Gram,
+            partial(obs.Gram, sequences=6),
             lambda inside, stats, seen=seen: seen.append(len({id(s) for s in stats.values()})),
             {"forward_s": 0.0, "prune_s": 0.0},
         )
@@ -226,7 +227,7 @@ def test_memory_does_not_grow_with_depth(method):
         data = list(batches())
         outside = live_bytes(model)
         made = method()
-        made.statistic = counted = Counted(method.statistic)
+        made.statistic = counted = Counted(made.statistic)
         last = targets.prunable(model)[-1].module
         original = made.pruned
         at_end = []
@@ -258,12 +259,12 @@ def test_seconds_are_recorded():
 def test_a_block_runs_twice_and_the_last_once():
     model, runs = build("llama"), []
     for i, block in enumerate(targets.blocks(model)):
-        block.register_forward_hook(lambda *_, i=i: runs.append(i))
-    data = list(batches(count=2))
+        block.self_attn.register_forward_hook(lambda *_, i=i: runs.append(i))
+    data = list(batches(count=2, padded=False))
     wanda.Wanda().attach(model, context(model, data))
-    # Per batch: the stub that records the arguments (the last one never returns), the pass that
-    # collects, and the pass that feeds the next block.
-    assert [runs.count(i) for i in range(3)] == [2 * 3, 2 * 3, 2 * 1]
+    # The trial calls each block twice. Then, per batch: the pass that collects, and the pass that
+    # feeds the next block.
+    assert [runs.count(i) for i in range(3)] == [2 + 2 * 2, 2 + 2 * 2, 2 + 2 * 1]
 
 
 def test_bfloat16_models_keep_their_type_and_float32_statistics():

@@ -1,0 +1,171 @@
+"""Forward passes that stop at every block, and the trial that tells whether a model allows that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.api import BenchError
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+    from transformers import PreTrainedModel
+
+Batch = dict[str, Tensor]
+Forward = Callable[..., Any]
+
+
+class Call(NamedTuple):
+    """A block that the model calls, with everything that it is given."""
+
+    block: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Pass:
+    """One batch on its way through the model, stopped where the model calls a block.
+
+    The model's own code runs between the blocks, in a greenlet: masks, position biases, states and
+    encoder outputs reach a block as the architecture passes them, whatever their shape. A pass
+    holds what the model itself holds at that place, which is one set of hidden states.
+
+    Attributes:
+        batch: what the model is called with.
+        call: the block where the pass stands; None once the model has returned.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
+        from greenlet import greenlet  # here, so that lists and plans start without it
+
+        self.batch = batch
+        self.call: Call | None = None
+        self._model: greenlet = greenlet(lambda: run(model, batch))
+        self._move()
+
+    def resume(self, output: Any) -> None:
+        """Gives the model the block's output and goes on to the next block."""
+        self.call = None
+        self._move(output)
+
+    def _move(self, *values: Any) -> None:
+        self.call = self._model.switch(*values)
+
+    def close(self) -> None:
+        """Ends the pass where it stands."""
+        self.call = None
+        self._model.throw()
+
+
+@contextmanager
+def stops(blocks: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Forward]]:
+    """Makes passes stop at `blocks`; yields what each block computes."""
+    from greenlet import getcurrent
+
+    walker = getcurrent()
+
+    def stop(block: nn.Module, _: Forward) -> Forward:
+        return lambda *args, **kwargs: walker.switch(Call(block, args, kwargs))
+
+    with _replaced(blocks, stop) as originals:
+        yield originals
+
+
+@contextmanager
+def _replaced(
+    blocks: Iterable[nn.Module], make: Callable[[nn.Module, Forward], Forward]
+) -> Iterator[dict[nn.Module, Forward]]:
+    """Gives each block another `forward`, made from the block and its own; yields its own."""
+    originals = {block: block.forward for block in blocks}
+    held = {block: block.__dict__.get("forward") for block in originals}
+    try:
+        for block, original in originals.items():
+            block.forward = make(block, original)
+        yield originals
+    finally:
+        for block, own in held.items():
+            block.__dict__.pop("forward", None)
+            if own is not None:
+                block.forward = own
+
+
+class Trial(NamedTuple):
+    """What one sequence told.
+
+    Attributes:
+        order: the blocks as the model called them; a shared one stands there more than once.
+        repeatable: whether each block wrote into nothing that it was given and, called again,
+            gave the same outputs.
+    """
+
+    order: list[nn.Module]
+    repeatable: bool
+
+
+def trial(model: PreTrainedModel, blocks: list[nn.Module], batch: Batch) -> Trial:
+    """Runs the first sequence of `batch` to see which blocks the model calls, and how.
+
+    Raises:
+        BenchError: the model cannot run on it.
+    """
+    order: list[nn.Module] = []
+    equal: list[bool] = []
+
+    def twice(block: nn.Module, original: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            order.append(block)
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            versions = [tensor._version for tensor in given]
+            output = original(*args, **kwargs)
+            equal.append(versions == [tensor._version for tensor in given])
+            try:
+                equal.append(_same(output, original(*args, **kwargs)))
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                equal.append(False)
+            return output
+
+        return forward
+
+    with _replaced(blocks, twice):
+        try:
+            run(model, {name: tensor[:1] for name, tensor in batch.items()})
+        except BenchError:
+            if len(set(order)) < len(blocks):
+                raise
+            # All blocks have been called; a head may ask for more than calibration needs.
+    if not order:
+        raise BenchError(f"{type(model).__name__} calls none of its blocks")
+    return Trial(order, all(equal))
+
+
+def run(model: PreTrainedModel, batch: Batch) -> None:
+    """Runs the whole model.
+
+    Raises:
+        BenchError: the model cannot run on it.
+    """
+    try:
+        model(**batch)
+    except (BenchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # an architecture raises anything
+        if "allocate memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        name = type(model).__name__
+        raise BenchError(f"{name} cannot run on the calibration sequences: {reason}") from None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two outputs of a block are equal, tensors up to rounding."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return type(a) is type(b)
