@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from bench.core.pattern import DENSE, Pattern
 from bench.core.record_parts import Macs
+from bench.costs.deployed import SLICED, slice_dead_units
 from bench.costs.products import forward_macs
-from bench.weights import slicing
 from bench.weights.blocks import blocks
 from bench.weights.patterns import density, halved
 from bench.weights.targets import head_modules, prunable
@@ -44,8 +44,8 @@ def count_macs(
         realizable -= spared_macs(model, macs, pattern)
     if pattern.removes_units:
         sliced = copy.deepcopy(model)
-        slicing.slice_units(sliced)
-        realizable = forward_macs(sliced, length)[""]
+        if slice_dead_units(sliced) == SLICED:
+            realizable = forward_macs(sliced, length)[""]
     return Macs(
         dense=macs[""],
         effective=round(macs[""] - saved),

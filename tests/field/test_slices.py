@@ -6,7 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.api import BenchError
 from bench.cli import main
+from bench.core.pattern import Pattern
 from bench.costs import deployed
+from bench.costs.macs import count_macs
 from bench.export import export
 from bench.sources import loading
 from bench.weights import slicing
@@ -89,7 +91,8 @@ def test_a_slice_computes_the_same_or_is_refused(kind, dead, tmp_path):
 def test_what_cannot_be_sliced_is_measured_whole(kind):
     model = made(kind)
     kill(model, [1], [3])
-    expected = logits(model)
+    expected, macs = logits(model), count_macs(model, 6, Pattern("heads+neurons"))
+    assert (macs.realizable == macs.dense) == (kind in REFUSED_HEADS)
     form = deployed.slice_dead_units(model)
     assert (form == deployed.DENSE) == (kind in REFUSED_HEADS)
     moved = (logits(model) - expected).abs().max() / expected.abs().max()
