@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bench.api import BenchError, Context
 from bench.weights.blocks import blocks
 from bench.weights.targets import Target
-from methods.shared.passes import Batch, Call, Pass, run, stops, trial
+from methods.shared.passes import Batch, Call, Pass, explained, run, stops, trial
 from methods.shared.sequences import sequences
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def _walk_once(
                 name = type(model).__name__
                 raise BenchError(f"{name} calls its blocks in an order that depends on the data")
             taps.enter(stopped.call, stopped.batch)
-            return compute[block](*stopped.call.args, **stopped.call.kwargs)
+            with explained(model):
+                return compute[block](*stopped.call.args, **stopped.call.kwargs)
 
         try:
             for batch in batches:

@@ -148,8 +148,19 @@ def run(model: PreTrainedModel, batch: Batch) -> None:
     Raises:
         BenchError: the model cannot run on it.
     """
-    try:
+    with explained(model):
         model(**batch)
+
+
+@contextmanager
+def explained(model: PreTrainedModel) -> Iterator[None]:
+    """Makes one line of whatever an architecture raises; want of memory stays what it is.
+
+    Raises:
+        BenchError: the model cannot run on the sequences.
+    """
+    try:
+        yield
     except (BenchError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an architecture raises anything

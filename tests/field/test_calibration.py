@@ -413,6 +413,17 @@ def test_a_model_that_cannot_run_on_tokens_is_one_line():
         wanda.Wanda().attach(model, context(model, [{"input_ids": torch.ones(2, 4).long()}]))
 
 
+def test_a_sequence_that_a_block_cannot_take_is_one_line():
+    """Nystromformer takes sequences of one length only; the first one tells nothing of that."""
+    model = families.build("nystromformer", "MaskedLM", num_landmarks=8, segment_means_seq_len=24)
+    ids = torch.tensor(families.ids())
+    method = wanda.Wanda()
+    method.attach(model, context(model, [{"input_ids": ids}]))
+    with pytest.raises(BenchError, match="cannot run on the calibration sequences: RuntimeError"):
+        method.attach(model, context(model, [{"input_ids": ids}, {"input_ids": ids[:, :21]}]))
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
 def test_magnitude_needs_no_pass():
     model = families.build("gpt2", **CROSS)
     method = magnitude.Magnitude()
