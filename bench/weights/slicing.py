@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bench.core.errors import BenchError, one_line
 from bench.weights.blocks import blocks
 from bench.weights.side_branch import Branch
+from bench.weights.inputs import some_inputs
 from bench.weights.targets import Target, prunable
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ _OF_ALL_HEADS = (
 TOLERANCE = 1e-4
 """Of the largest output: what rounding in float32 may move when zeros leave a sum."""
 
-_TOKENS = 8
 
 Kept = Sequence[tuple[Sequence[int], Sequence[int]]]
 """The heads and neurons of each block that remain."""
@@ -185,13 +185,12 @@ def _check(model: PreTrainedModel, kept: Kept) -> None:
     """
     name = type(model).__name__
     twin: Any = copy.deepcopy(model).float().eval()
-    size = twin.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 1 + _TOKENS)[None].mul(size // (_TOKENS + 2)).to(twin.device)
+    inputs = some_inputs(twin)
     try:
         with torch.no_grad():
-            before = twin(input_ids=ids)[0]
+            before = twin(**inputs)[0]
             _keep(twin, kept)
-            after = twin(input_ids=ids)[0]
+            after = twin(**inputs)[0]
     except Exception as error:  # whatever an architecture's code raises on sizes it does not expect
         raise BenchError(
             f"{name} cannot be sliced: its forward pass fails: {one_line(error)}"
