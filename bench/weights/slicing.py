@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bench.core.errors import BenchError, one_line
 from bench.weights.blocks import blocks
-from bench.weights.side_branch import Branch
 from bench.weights.inputs import some_inputs
+from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, prunable
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from bench.cli.main import main as sparsebench
 from bench.core.errors import BenchError, one_line
 from bench.costs.products import sequences
 from bench.planning import registry
-from bench.sources.architectures import class_of, quiet
+from bench.sources.architectures import class_of, empty, quiet
 from bench.sources.loading import check_model, load_model
 from bench.sources.tiny_models import tiny_tokenizer
 from tasks.shared.shared_prefix_lm import SharedPrefixLM
@@ -105,9 +105,10 @@ def steps(family: str, place: Path):
     """Yields (step, outcome) of a family."""
     config = config_of(family)
     kind = class_of(config)
+    size = sum(p.numel() for p in empty(kind, config).parameters())
+    assert size < 3e7, f"{size:,} parameters are no tiny model"
     torch.manual_seed(0)
     model = kind._from_config(config).eval()
-    assert sum(p.numel() for p in model.parameters()) < 3e7, "no tiny model"
     source = place / "m"
     model.save_pretrained(source)
     tiny_tokenizer("gpt2").save_pretrained(source)
