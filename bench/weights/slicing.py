@@ -135,18 +135,18 @@ def units(model: PreTrainedModel) -> list[tuple[Units, Units]]:
 def _units(model: PreTrainedModel, block: str, targets: dict[str, Target]) -> tuple[Units, Units]:
     for qkv, reader, makers, output in _LAYOUTS:
         paths = (*qkv, reader, *makers, output)
-        if all(f"{block}.{path}" in targets for path in paths):
-            break
-    else:
-        raise BenchError(f"{type(model).__name__}: cannot find heads and neurons of {block}")
-    heads = tuple(part for path in qkv for part in _parts(targets[f"{block}.{path}"]))
-    neurons = tuple(part for path in makers for part in _parts(targets[f"{block}.{path}"]))
-    keys = heads[1][1]
-    last = targets[f"{block}.{output}"]
-    return (
-        Units((keys.stop - keys.start) // head_size(model), heads, targets[f"{block}.{reader}"]),
-        Units(last.shape[1], neurons, last),
-    )
+        if not all(f"{block}.{path}" in targets for path in paths):
+            continue
+        size = head_size(model)
+        heads = tuple(part for path in qkv for part in _parts(targets[f"{block}.{path}"]))
+        sizes = [area.stop - area.start for _, area in heads]
+        # Multi-query attention has one matrix of unequal parts, linear attention other heads.
+        if len(sizes) == 3 and all(n >= size and n % size == 0 for n in sizes):
+            neurons = tuple(part for path in makers for part in _parts(targets[f"{block}.{path}"]))
+            last = targets[f"{block}.{output}"]
+            reads = targets[f"{block}.{reader}"]
+            return Units(sizes[1] // size, heads, reads), Units(last.shape[1], neurons, last)
+    raise BenchError(f"{type(model).__name__}: cannot find heads and neurons of {block}")
 
 
 def _parts(target: Target) -> list[tuple[Target, slice]]:
