@@ -36,7 +36,7 @@ from tests.field.families import ids
 
 STEPS = ("magnitude", "wanda", "count", "slice", "zero-shot")
 NO_MATRIX = re.compile(
-    r"norm\d?\.(weight|gamma|beta)$|embed|bias|conv(1d)?(\.conv)?\.weight$|relative|a_log$|\.d$|position|scale_table|time_"
+    r"norm\d?\.(weight|gamma|beta)$|(?<!relative_pos_)embed|bias|conv(1d)?(\.conv)?\.weight$|relative_att|a_log$|\.d$|position|scale_table|time_"
 )
 """Tensors of two dimensions in a block that multiply no hidden states."""
 
