@@ -16,6 +16,7 @@ from typing import Any
 from bench.core.cell import REFERENCE
 from bench.core.record import Record
 from bench.core.tables import escape, human, markdown, percent, plain, printable
+from bench.planning import registry
 from bench.reporting import cost_tables, paired
 from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
 
@@ -208,7 +209,18 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
 
 
 def _notes(records: Sequence[Record]) -> set[str]:
-    return {note for r in records if r.scores for note in r.scores.notes or ()}
+    notes = {note for r in records if r.scores for note in r.scores.notes or ()}
+    if old := sorted({r.cell.method for r in records if _is_stale(r)}):
+        notes.add(f"Rows of an earlier version, to be run again: {', '.join(old)}.")
+    return notes
+
+
+def _is_stale(record: Record) -> bool:
+    cell = record.cell
+    if not registry.is_known(cell):
+        return False
+    present = registry.method(cell.method).version, registry.task(cell.task).version
+    return (record.versions.method, record.versions.task) != present
 
 
 def _trained(record: Record) -> bool:
