@@ -6,7 +6,9 @@ import pytest
 from bench.api import BenchError
 from bench.cli import main
 from bench.core.pattern import UNSTRUCTURED
+from bench.core.record_parts import Versions
 from bench.core.store import Store
+from bench.planning import registry
 from bench.reporting.rows import ordered
 from bench.review import paper_claims, published
 from tests.samples import record
@@ -41,14 +43,24 @@ def test_claims_of_scores_without_records_are_not_tested(wanted):
     assert {f.verdict for f in paper_claims.findings(wanted, [])} == {"not tested here"}
 
 
-def cells(a, b, model="bert-base", budget="full", seeds=3):
-    """Records of pst and movement around two accuracies, one thousandth from seed to seed."""
+def cells(a, b, model="bert-base", budget="full", seeds=3, behind=0):
+    """Records of pst and movement around two accuracies, one thousandth from seed to seed.
+
+    Those of pst are `behind` versions old.
+    """
     common = {"model": model, "budget": budget}
-    return [
+    made = [
         record(value + seed * weight / 1000, method=method, seed=seed, **common)
         for method, value, weight in (("pst", a, 1), ("movement", b, 2))
         for seed in range(1, seeds + 1)
     ]
+    return [by_version(r, behind if r.cell.method == "pst" else 0) for r in made]
+
+
+def by_version(made, behind):
+    method, task = registry.method(made.cell.method), registry.task(made.cell.task)
+    versions = Versions(method=method.version - behind, task=task.version)
+    return made.model_copy(update={"versions": versions})
 
 
 def verdict(records, **fields):
@@ -81,6 +93,7 @@ def test_a_gap_is_a_number_within_an_interval():
         ({"model": "minilm-l6"}, "another model"),
         ({"budget": "default"}, "budget default"),
         ({"seeds": 2}, "2 of 3 seeds in common"),
+        ({"behind": 1}, "records of an earlier version"),
     ],
 )
 def test_what_differs_from_the_paper_is_named_and_decides_nothing(changes, why):

@@ -4,7 +4,9 @@ import pytest
 
 from bench.core.record_parts import Speed
 from bench.core.tables import escape, human, markdown, percent, plain
+from bench.planning.job import Job
 from bench.reporting import leaderboard, pages
+from bench.reporting.leaderboard import stale_note
 from tests.samples import record
 
 
@@ -244,3 +246,11 @@ def test_scores_link_to_their_records(tmp_path):
     page = (tmp_path / "reports" / "quick.md").read_text()
     assert "[80.00](../results/reviews/minilm-l6/dense/dense-0.00)" in page
     assert "](" not in leaderboard.table([dense(0.8)])
+
+
+def test_rows_of_an_earlier_version_are_named():
+    old, new = record(method="pst"), record(method="gmp")
+    new = new.model_copy(update={"versions": Job.resolve(new.cell).versions})
+    assert stale_note([old, new]) == ["Rows of an earlier version, to be run again: pst."]
+    assert stale_note([new]) == []
+    assert stale_note([record(method="of-another-package")]) == []

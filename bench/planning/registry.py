@@ -15,6 +15,8 @@ from typing import Any, Literal
 from bench.api import Method, Task
 from bench.core.cell import Cell
 from bench.core.errors import BenchError, unknown
+from bench.core.record import Record
+from bench.core.record_parts import Versions
 
 Kind = Literal["method", "task"]
 
@@ -44,6 +46,15 @@ def builtin(kind: Kind) -> list[str]:
 def is_known(cell: Cell) -> bool:
     """Returns whether the cell's task and method are registered here."""
     return cell.task in _entries("task") and cell.method in _entries("method")
+
+
+def is_stale(record: Record) -> bool:
+    """Returns whether a record was made by another version of its method or task."""
+    cell = record.cell
+    if not is_known(cell):
+        return False
+    present = Versions(method=method(cell.method).version, task=task(cell.task).version)
+    return record.versions != present
 
 
 def training_methods() -> list[type[Method]]:

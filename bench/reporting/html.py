@@ -26,7 +26,7 @@ from bench.core.record import Record, number
 from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
-from bench.reporting.leaderboard import BOARD_LEGEND, Board
+from bench.reporting.leaderboard import BOARD_LEGEND, Board, stale_note
 from bench.reporting.rows import Key, name
 
 Number = float | None
@@ -92,6 +92,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         figures=[_figure(section.drawings) for section in sections],
         rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],
+        notes=stale_note(r for s in sections for _, rs in s.board.rows for r in rs),
         problems=problems,
     ) + "\n"  # fmt: skip
 

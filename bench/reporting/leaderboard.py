@@ -210,17 +210,13 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
 
 def _notes(records: Sequence[Record]) -> set[str]:
     notes = {note for r in records if r.scores for note in r.scores.notes or ()}
-    if old := sorted({r.cell.method for r in records if _is_stale(r)}):
-        notes.add(f"Rows of an earlier version, to be run again: {', '.join(old)}.")
-    return notes
+    return notes | set(stale_note(records))
 
 
-def _is_stale(record: Record) -> bool:
-    cell = record.cell
-    if not registry.is_known(cell):
-        return False
-    present = registry.method(cell.method).version, registry.task(cell.task).version
-    return (record.versions.method, record.versions.task) != present
+def stale_note(records: Iterable[Record]) -> list[str]:
+    """Returns a line with the methods whose records are of an earlier version, or none."""
+    old = sorted({r.cell.method for r in records if registry.is_stale(r)})
+    return [f"Rows of an earlier version, to be run again: {', '.join(old)}."] if old else []
 
 
 def _trained(record: Record) -> bool:

@@ -22,6 +22,7 @@ from bench.core.overrides import Scalar
 from bench.core.pattern import PatternField
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
+from bench.planning import registry
 from bench.planning.setups import setups
 from bench.reporting import compare
 from bench.reporting.compare import Line
@@ -147,6 +148,8 @@ def _measured(claim: Claim, line: Line) -> Finding:
     _, model, budget, *_ = line.point
     differs = [] if model in claim.models else ["another model"]
     differs += [] if budget == FULL else [f"budget {budget}"]
+    if any(registry.is_stale(r) for r in (*line.a, *line.b)):
+        differs.append("records of an earlier version")
     test, rises = line.test, higher(line.a)
     where = "; ".join([compare.place(line.point), *differs])
     if math.isnan(test.p):

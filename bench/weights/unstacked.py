@@ -9,6 +9,7 @@ transformers writes the model.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ _TRANSPOSED = {
 """Whether a class stores (matrices, in, out), where it does not say so in `is_transposed`."""
 
 
-class Product:
+class Product(ABC):
     """Something that torch multiplies by, although it is no tensor."""
 
     transposed: bool
@@ -55,9 +56,9 @@ class Product:
                     return matrices.multiply(args[1]) + args[0]  # type: ignore[no-any-return]
         raise BenchError(f"experts are used in {func.__name__}; only products with them are known")
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """Multiplies the rows of `x` by the matrices: (..., in) → (..., out)."""
-        raise NotImplementedError
 
 
 class Unstacked(Product, nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError
+from bench.core.errors import one_line
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -166,7 +167,7 @@ def explained(model: PreTrainedModel) -> Iterator[None]:
     except Exception as error:  # an architecture raises anything
         if "allocate memory" in str(error):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        reason = f"{type(error).__name__}: {one_line(error)}"
         name = type(model).__name__
         raise BenchError(f"{name} cannot run on the calibration sequences: {reason}") from None
 

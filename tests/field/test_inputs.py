@@ -236,14 +236,19 @@ def test_broken_weights_are_named_before(method, value, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("method", ["wanda", "ria", "owl", "sparsegpt"])
-def test_inputs_that_are_not_finite_are_named(method, tmp_path, capsys):
-    """Finite weights whose products are not: 10²⁰ twice is beyond float32."""
-    folder = families.save(tmp_path / "m", "llama", **TINY["llama"])
+def overflowing(place):
+    """A model with finite weights whose products are not: 10²⁰ twice is beyond float32."""
+    folder = families.save(place, "llama", **TINY["llama"])
     model = load_model(folder)
     for name in ("gate_proj", "up_proj"):
         getattr(model.model.layers[1].mlp, name).weight.data.mul_(1e25)
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["wanda", "ria", "owl", "sparsegpt"])
+def test_inputs_that_are_not_finite_are_named(method, tmp_path, capsys):
+    folder = overflowing(tmp_path / "m")
     code, _, err = prune(capsys, folder, tmp_path / "o", method, "--sparsity", "0.5")
     assert code == 2
     assert "the calibration inputs of model.layers.1.mlp.down_proj are not finite" in err
@@ -252,11 +257,7 @@ def test_inputs_that_are_not_finite_are_named(method, tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["random", "magnitude"])
 def test_outputs_that_are_not_finite_are_named(method, tmp_path, capsys):
-    folder = families.save(tmp_path / "m", "llama", **TINY["llama"])
-    model = load_model(folder)
-    for name in ("gate_proj", "up_proj"):
-        getattr(model.model.layers[1].mlp, name).weight.data.mul_(1e25)
-    model.save_pretrained(folder)
+    folder = overflowing(tmp_path / "m")
     code, _, err = prune(capsys, folder, tmp_path / "o", method, "--sparsity", "0.5")
     assert code == 2
     assert "the outputs of model.layers.1.mlp.down_proj are NaN or infinite" in err
