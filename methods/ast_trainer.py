@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from bench.api import Context, Field, Method, Published, parameters
@@ -28,6 +28,7 @@ from methods.shared.annealed_adamw import AnnealedAdamW
 from methods.shared.blockwise import ColumnNorms, walk
 from methods.shared.counts import all_weights
 from methods.shared.distill import distilled
+from methods.shared.masked_weight import MaskedWeight
 from methods.shared.masks import keep_masks
 from methods.shared.slorb import slorb
 
@@ -142,7 +143,7 @@ class AST(Method):
         p = self.params
         self.cell, self.steps = ctx.cell, ctx.budget.steps
         self.norms = input_norms(model, ctx) if p.metric == "wanda" else {}
-        self.layers: list[tuple[Target, Masked, ParametrizationList]] = []
+        self.layers: list[tuple[Target, MaskedWeight, ParametrizationList]] = []
         self.optimizer_: AnnealedAdamW | None = None
         for target in ctx.targets:
             keep = self._choose(target, target.stored)
@@ -150,7 +151,7 @@ class AST(Method):
                 pruned = target.weight.masked_fill(normal_form(keep, target.transposed), 0.0)
                 X, Q = slorb(pruned, p.slorb_k, p.slorb, ctx.rng, target.name)
                 side_branch.add(target.module, X, Q).down.requires_grad_(p.train_projection)
-            mask = Masked(keep, target.stored.dtype)
+            mask = MaskedWeight(keep, target.stored.dtype)
             target.parametrize(mask)
             held = target.module.get_submodule("parametrizations.weight")
             self.layers.append((target, mask, cast(ParametrizationList, held)))
@@ -231,35 +232,6 @@ def input_norms(model: PreTrainedModel, ctx: Context) -> dict[str, Tensor]:
 
     walk(model, ctx, ColumnNorms, visit, {"forward_s": 0.0, "prune_s": 0.0}, prunes=False)
     return norms
-
-
-class Masked(nn.Module):
-    """Maps a stored weight to m⊙W with the gradient straight through; m is in the state dict.
-
-    m is kept in the weight's dtype: a product with booleans takes six times as long on CPUs.
-    """
-
-    def __init__(self, keep: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.keep: Tensor
-        self.register_buffer("keep", keep.to(dtype))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Maps the stored weight to its kept entries, others exactly 0."""
-        masked: Tensor = _StraightThrough.apply(weight, self.keep)
-        return masked
-
-
-class _StraightThrough(torch.autograd.Function):
-    """m⊙W forward, identity backward (arXiv 1308.3432)."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
-        return weight * keep
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 def annealed(progress: float, strength: float, ramp: float) -> float:

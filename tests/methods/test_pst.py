@@ -8,7 +8,8 @@ from bench.api import BenchError
 from bench.costs.parameters import count_trainable
 from bench.planning.job import Job
 from bench.weights import targets
-from methods.pst import PST, LowRankImportance, _MaskedUpdate
+from methods.pst import PST, LowRankImportance
+from methods.shared.masked_update import MaskedUpdate
 from methods.shared.masks import pruned_count
 from methods.shared.schedules import cubic
 from tests import helpers
@@ -37,7 +38,7 @@ def test_gradients_equal_autograd_through_the_equations(detach, sparsity, r1, r2
     k = pruned_count(o * i, sparsity)
 
     ours = {n: t[None].clone().requires_grad_(n != "W") for n, t in parts.items()}
-    out = _MaskedUpdate.apply(*ours.values(), scales, sparsity, detach, torch.float64)
+    out = MaskedUpdate.apply(*ours.values(), scales, sparsity, detach, torch.float64)
     out.backward(G[None])
 
     torch.set_default_dtype(torch.float64)
@@ -60,7 +61,7 @@ def test_autocast_moves_no_mask_and_rounds_the_rest():
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         leaves = {n: t[None].clone().requires_grad_(n != "W") for n, t in parts.items()}
-        out = _MaskedUpdate.apply(*leaves.values(), (1.0, 1.0, 1.0), 0.7, False, dtype)
+        out = MaskedUpdate.apply(*leaves.values(), (1.0, 1.0, 1.0), 0.7, False, dtype)
         assert out.dtype == dtype
         out.backward(G[None].to(dtype))
         found[dtype] = (out, [leaves[n].grad for n in "UVABRC"])
@@ -79,7 +80,7 @@ def test_weight_gradient_is_g_times_mask_plus_magnitude():
     G = torch.randn(6, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     V = parts["V"][None].clone().requires_grad_()
     rest = [parts[n][None] for n in "ABRC"]
-    out = _MaskedUpdate.apply(
+    out = MaskedUpdate.apply(
         parts["W"][None], parts["U"][None], V, *rest, (1.0, 0.0, 0.0), 0.5, False, torch.float64
     )
     out.backward(G[None])
@@ -89,16 +90,16 @@ def test_weight_gradient_is_g_times_mask_plus_magnitude():
 
 def test_without_importance_the_mask_is_magnitude_of_the_updated_weight():
     parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
-    out = _MaskedUpdate.apply(*parts.values(), (1.0, 0.0, 0.0), 0.6, False, torch.float64)
+    out = MaskedUpdate.apply(*parts.values(), (1.0, 0.0, 0.0), 0.6, False, torch.float64)
     updated = (parts["W"] + parts["U"] @ parts["V"])[0]
     assert torch.equal(out[0] != 0, keep_by_sort(updated.abs(), 360))
 
 
 def test_a_constant_added_to_all_rows_changes_no_mask():
     parts = {n: t.float()[None] for n, t in factors(20, 30, 4).items()}
-    before = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
+    before = MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
     parts["R"] = parts["R"] + 4.0  # a power of two: no rounding moves a tie
-    after = _MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
+    after = MaskedUpdate.apply(*parts.values(), (1.0, 1.0, 1.0), 0.6, False, torch.float64) != 0
     assert torch.equal(before, after)
 
 
