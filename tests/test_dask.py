@@ -16,7 +16,7 @@ from bench.planning.job import Job
 from tests import helpers
 from tests.helpers import trained_dir
 from tests.samples import record
-from tests.test_run import alive, children_of
+from tests.test_run import alive, cells_of, descendants
 
 pytest.importorskip("distributed", reason="needs sparsebench[cluster]")
 
@@ -29,11 +29,6 @@ PATIENCE = 900  # seconds; on a busy machine a start alone may take minutes
 UNHURRIED = ("--timeout", "3600")  # of a cell; the tiny tasks' own is for a machine at rest
 LONG = ("budget.steps=4000", "budget.batch=8")
 SHORT = ("budget.steps=30", "budget.batch=8")
-
-
-def descendants(pid):
-    below = children_of(pid)
-    return below + [p for child in below for p in descendants(child)]
 
 
 class Machines:
@@ -88,10 +83,9 @@ class Machines:
 
         def look():
             for name, process in names:
-                if any((self.place / name).glob("cache/scratch/*/checkpoint-*")):
-                    cells = [p for p in descendants(process.pid) if is_cell(p)]
-                    if cells:
-                        return name, process, cells
+                trains = any((self.place / name).glob("cache/scratch/*/checkpoint-*"))
+                if trains and (cells := cells_of(process.pid)):
+                    return name, process, cells
             return None
 
         return self.until(look)
@@ -107,14 +101,6 @@ class Machines:
         found, problems = Store(self.place / "driver" / "results").records()
         assert problems == []
         return {r.cell.method: r for r in found}
-
-
-def is_cell(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline") as file:
-            return "bench.engine.child" in file.read()
-    except OSError:
-        return False
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from bench.planning.job import Job
 from bench.reporting import leaderboard
 from tests import helpers
 from tests.samples import record
-from tests.test_run import alive, children_of
+from tests.test_run import alive, cells_of
 
 pytestmark = [
     pytest.mark.faults,
@@ -140,7 +140,7 @@ def test_a_cell_and_then_its_driver_are_killed_and_the_table_is_the_same(tmp_pat
 
     running = driver(tmp_path, environment, *long)
     at_checkpoint(running, cache, draw.randrange(1, 40))
-    (cell,) = children_of(running.pid)
+    (cell,) = cells_of(running.pid)
     os.kill(cell, signal.SIGKILL)
     _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 1, err
@@ -149,7 +149,7 @@ def test_a_cell_and_then_its_driver_are_killed_and_the_table_is_the_same(tmp_pat
 
     running = driver(tmp_path, environment, *long)
     at_checkpoint(running, cache, draw.randrange(50, 100))
-    cells = children_of(running.pid)
+    cells = cells_of(running.pid)
     running.kill()
     running.communicate(timeout=PATIENCE)
     deadline = time.monotonic() + 5
@@ -202,7 +202,7 @@ def test_memory_and_disk_that_run_out_cost_their_own_cells_only(tmp_path, enviro
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["bench.pipeline.run", "bench.engine.isolate", "tests.helpers"])
-KILLS = 20
+KILLS = 8
 
 
 def cells():

@@ -46,9 +46,13 @@ METHODS = """
         name = "dying"
         def attach(self, model, ctx):
             print("about to die", flush=True)
-            for fd in os.listdir("/proc/self/fd"):  # while it tells its driver something
-                if int(fd) > 2 and "pipe:" in os.path.realpath(f"/proc/self/fd/{fd}"):
-                    os.write(int(fd), b'{"record": "{')
+            answers = max(  # while it tells its driver something
+                int(fd)
+                for fd in os.listdir("/proc/self/fd")
+                if "pipe:" in os.path.realpath(f"/proc/self/fd/{fd}")
+                and os.lstat(f"/proc/self/fd/{fd}").st_mode & 0o200
+            )
+            os.write(answers, b'{"record": "{')
             os.kill(os.getpid(), 9)
 
     class Half(Magnitude):
@@ -145,12 +149,21 @@ def alive(pid):
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def children_of(pid):
+def descendants(pid):
+    """The processes below this one, and below those."""
     found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children") as file:
-            found += [int(p) for p in file.read().split()]
-    return found
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += [int(p) for p in file.read().split()]
+    except OSError:  # gone in the meantime
+        return []
+    return found + [p for child in found for p in descendants(child)]
+
+
+def cells_of(pid):
+    """The processes of a driver's or worker's cells: each leads a session of its own."""
+    return [p for p in descendants(pid) if os.getsid(p) == p]
 
 
 @pytest.mark.faults
@@ -177,8 +190,8 @@ def test_a_driver_that_goes_takes_its_cells_along(package, how):
         assert time.monotonic() < deadline, "the cell never started"
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.2)
-    children = children_of(driver.pid)
-    assert children
+    children = descendants(driver.pid)
+    assert cells_of(driver.pid)
     driver.send_signal(how)
     _, err = driver.communicate(timeout=300)
     deadline = time.monotonic() + 5

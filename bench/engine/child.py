@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from typing import IO, Any, TypeVar
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import IO, Any, NoReturn, TypeVar
 
 from bench.core.cell import Cell
 from bench.core.errors import BenchError, Outcome
@@ -23,6 +24,31 @@ from bench.planning.job import Job
 from bench.training import devices
 
 T = TypeVar("T")
+
+
+def enter(orders: Connection, answers: Connection, log: str, env: Mapping[str, str]) -> NoReturn:
+    """Makes a fresh process a cell's: with a group and an environment of its own, and a log.
+
+    Args:
+        orders: becomes the standard input.
+        answers: becomes the standard output.
+        log: file that takes what is written to the standard error.
+        env: the whole environment.
+    """
+    import torch
+
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    for end, number in ((orders, 0), (answers, 1)):
+        os.dup2(end.fileno(), number)
+        end.close()
+    with open(log, "ab") as sink:
+        os.dup2(sink.fileno(), 2)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if threads := env.get("OMP_NUM_THREADS"):  # read when torch was imported, perhaps before
+        torch.set_num_threads(int(threads))
+    sys.exit(child_main())
 
 
 def child_main() -> int:

@@ -101,8 +101,11 @@ def serve(
 async def _serve(
     address: str, shares: Sequence[Mapping[str, str]], host: str, security: Security
 ) -> None:
-    # Keep dask from setting one thread a process. It cannot see the memory of the cells' processes.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+    # Keep dask from setting one thread a process, and let a worker start processes. It cannot see
+    # the memory of the cells' processes.
+    with dask.config.set(
+        {"distributed.nanny.pre-spawn-environ": {}, "distributed.worker.daemon": False}
+    ):
         nannies = [
             Nanny(
                 address, nthreads=1, memory_limit=0, env=dict(share), host=host, security=security

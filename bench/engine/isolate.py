@@ -1,31 +1,57 @@
-"""Runs each cell in a subprocess, so that the driver gets an outcome whatever happens there.
+"""Runs each cell in its own process, so that the driver gets an outcome whatever happens there.
 
-The child reads its cell from standard input and answers in JSON lines on standard output. The log
-takes all that libraries print. The driver keeps the child's standard input open. If the driver dies
-in any way, the child reads the end of the input and kills its own process group.
+The cell's process reads its cell from standard input and answers in JSON lines on standard output.
+The log takes all that libraries print. The driver keeps the standard input open. If the driver dies
+in any way, the cell's process reads the end of the input and kills its own process group.
+
+The processes are forked off one that has imported the libraries, which takes longer than a small
+cell. Where there is an accelerator, each starts anew, because a driver's state survives no fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from bench.core.record import Record
 from bench.core.run_settings import DEFAULTS, RunSettings
-from bench.engine.messages import COMMAND, failed, parse_message
+from bench.engine import child
+from bench.engine.messages import failed, parse_message
 from bench.planning.job import Job
 
 OnProgress = Callable[[str, int, int], None]
 
-_live: set[subprocess.Popen[str]] = set()
+_live: set[BaseProcess] = set()
+_kills = 0  # how often all cells have been killed
+
+
+@functools.cache
+def _processes() -> BaseContext:
+    import torch
+
+    if torch.accelerator.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.engine.preload"])
+    return context
+
+
+def warm_up() -> None:
+    """Starts to import the libraries for the first cell, in the background."""
+    if _processes().get_start_method() == "forkserver":
+        forkserver.ensure_running()
 
 
 def run_isolated(
@@ -76,62 +102,63 @@ def _try(
     env: Mapping[str, str] | None,
 ) -> Record:
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w" if settings.accumulate == 1 else "a", encoding="utf-8") as sink:
-        child = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sink,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **(env or {})},
-        )
-    _live.add(child)
+    if settings.accumulate == 1:  # the first try
+        log.write_bytes(b"")
+    kills = _kills
+    orders, our_orders = _processes().Pipe(duplex=False)
+    our_answers, answers = _processes().Pipe(duplex=False)
+    process: BaseProcess = _processes().Process(  # type: ignore[attr-defined]
+        target=child.enter, args=(orders, answers, str(log), {**os.environ, **(env or {})})
+    )
+    process.start()
+    _live.add(process)
+    orders.close()
+    answers.close()
     expired = threading.Event()
 
     def expire() -> None:
         expired.set()
-        _kill(child)
+        _kill(process)
 
     timer = threading.Timer(max(timeout_s, 0.0), expire)
     timer.start()
+    if kills != _kills:  # while it started
+        _kill(process)
     ooms = _kernel_ooms()
     outcome: Record | None = None
+    order = {"cell": job.cell.model_dump(mode="json"), "settings": asdict(settings), "rank": 0}
     try:
-        assert child.stdin is not None
-        assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            order = {
-                "cell": job.cell.model_dump(mode="json"),
-                "settings": asdict(settings),
-                "rank": 0,
-            }
-            child.stdin.write(json.dumps(order) + "\n")
-            child.stdin.flush()
-        for line in child.stdout:
-            message = parse_message(line)
-            if isinstance(message, Record):
-                outcome = message
-                break  # if one of several processes failed, the others still wait for it
-            if message is not None:
-                on_progress(*message)
-        else:
-            child.wait()
+            os.write(our_orders.fileno(), json.dumps(order).encode() + b"\n")
+        with os.fdopen(our_answers.fileno(), encoding="utf-8", closefd=False) as lines:
+            for line in lines:
+                message = parse_message(line)
+                if isinstance(message, Record):
+                    outcome = message
+                    break  # if one of several processes failed, the others still wait for it
+                if message is not None:
+                    on_progress(*message)
+            else:
+                process.join()
     finally:
         timer.cancel()
-        _kill(child)
-        _live.discard(child)
+        _kill(process)
+        _live.discard(process)
+        our_orders.close()
+        our_answers.close()
     if outcome is not None:
         return outcome
     tail = _tail(log)
     if expired.is_set():
         return failed(job, "timeout", f"stopped after {timeout_s:g} s", tail)
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        if child.returncode == -signal.SIGKILL and _kernel_ooms() > ooms:
+    status = process.exitcode
+    assert status is not None
+    if status < 0:
+        name = signal.Signals(-status).name
+        if status == -signal.SIGKILL and _kernel_ooms() > ooms:
             return failed(job, "oom", "the kernel ended the cell's process: no memory", tail)
         return failed(job, "killed", f"the cell's process was ended by {name}", tail)
-    return failed(job, "error", f"the cell's process left with code {child.returncode}", tail)
+    return failed(job, "error", f"the cell's process left with code {status}", tail)
 
 
 def _kernel_ooms() -> int:
@@ -145,14 +172,19 @@ def _kernel_ooms() -> int:
 
 def kill_all() -> None:
     """Kills every running cell with all its processes."""
-    for child in list(_live):
-        _kill(child)
+    global _kills
+    _kills += 1
+    for process in list(_live):
+        _kill(process)
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+def _kill(process: BaseProcess) -> None:
+    assert process.pid is not None
+    # Itself, too: it may not lead its group yet.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def _tail(log: Path, size: int = 4000) -> str:

@@ -49,6 +49,7 @@ class Local(Engine):
         self.shares: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for share in shares(slots, settings.processes):
             self.shares.put(share)
+        isolate.warm_up()
 
     def submit(self, job: Job) -> Future[Record]:
         """Starts a cell as soon as a slot is free; the future holds its record."""
@@ -63,7 +64,7 @@ class Local(Engine):
         share = self.shares.get()
         try:
             return run_here(job, self.on_progress, self.timeout_s, share, self.settings)
-        except (BenchError, OSError) as error:
+        except (BenchError, OSError, EOFError) as error:  # the last: no process could be started
             return failed(job, getattr(error, "kind", "error"), str(error))
         finally:
             self.shares.put(share)

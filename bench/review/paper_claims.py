@@ -7,19 +7,20 @@ another model or in a shorter run is shown beside the claim, without a verdict.
 
 from __future__ import annotations
 
+import functools
 import math
 import tomllib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.core.cell import Budget
 from bench.core.errors import BenchError, one_line
 from bench.core.overrides import Scalar
-from bench.core.pattern import PatternField
+from bench.core.pattern import Pattern, PatternField
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
 from bench.planning import registry
@@ -29,6 +30,9 @@ from bench.reporting.compare import Line
 from bench.reporting.rows import higher, mean, method_name
 from bench.review import published
 from bench.review.published import FULL, NOT, UNTESTED, Finding, Verdict
+
+if TYPE_CHECKING:
+    from bench.costs.by_method import Account
 
 DATA = Path(__file__).with_name("claims.toml")
 
@@ -119,20 +123,15 @@ def claims_page(records: Sequence[Record]) -> str:
 
 def _counted(claim: Claim, model: str) -> Finding:
     """Checks a claim about counts, on the model without weights."""
-    # These load torch.
-    from bench.costs import by_method
-    from bench.sources import architectures
-
-    config = architectures.config_of(model)
-    setup = setups([claim.method], claim.pattern, claim.sparsity, claim.overrides)[0]
-    budget = Budget(steps=by_method.STEPS, batch=32, length=128)
-    kind = architectures.class_of(config)
-    row = by_method.account(setup, budget, kind, config, kernel=False)
+    overrides = tuple(sorted(claim.overrides.items()))
+    account, pattern = _account(claim.method, claim.pattern, claim.sparsity, overrides, model)
     if claim.check == "saved":
-        value = None if row.realizable is None else 100 * (1 - row.realizable / row.dense)
+        value = (
+            None if account.realizable is None else 100 * (1 - account.realizable / account.dense)
+        )
     else:
-        value = None if row.published is None else 100 * row.published.ours
-    where = f"{model}, {setup.cell.pattern}, counted"
+        value = None if account.published is None else 100 * account.published.ours
+    where = f"{model}, {pattern}, counted"
     if value is None:
         return Finding("–", "", f"{where}: training decides", UNTESTED)
     if claim.check == "below":
@@ -141,6 +140,27 @@ def _counted(claim: Claim, model: str) -> Finding:
         digits = len(claim.printed.partition(".")[2])
         holds = f"{value:.{digits}f}" == claim.printed
     return Finding(f"{value:.3f}", "", where, "reproduced" if holds else NOT)
+
+
+@functools.cache
+def _account(
+    method: str,
+    pattern: Pattern | None,
+    sparsity: float,
+    overrides: tuple[tuple[str, Scalar], ...],
+    model: str,
+) -> tuple[Account, Pattern]:
+    """Returns what a method costs on a model without weights, and its pattern there."""
+    # These load torch.
+    from bench.costs import by_method
+    from bench.sources import architectures
+
+    config = architectures.config_of(model)
+    setup = setups([method], pattern, sparsity, dict(overrides))[0]
+    budget = Budget(steps=by_method.STEPS, batch=32, length=128)
+    kind = architectures.class_of(config)
+    account = by_method.account(setup, budget, kind, config, kernel=False)
+    return account, setup.cell.pattern
 
 
 def _measured(claim: Claim, line: Line) -> Finding:
