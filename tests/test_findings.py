@@ -105,6 +105,6 @@ def test_pages_open_with_the_findings(tmp_path):
     for task, page in (("reviews", "quick.md"), ("wikitext", "perplexity.md")):
         text = (tmp_path / page).read_text("utf-8")
         for line in found[task]:
-            assert html.count(f"<p>{line}</p>") == 1
+            assert f"<p>{line}</p>" in html
             assert html.index(line) < html.index("<select") < html.index("<table")
             assert text.index(f"* {escape(line)}\n") < text.index("| method")

@@ -325,9 +325,9 @@ def test_a_folder_is_pushed_as_it_is(hub, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     written = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()}
     assert hub.files == written
-    assert hub.cards == [written["README.md"].decode()]
+    assert set(hub.cards) == {written["README.md"].decode()}
     assert done.stdout.splitlines()[-1] == f"uploaded: http://127.0.0.1:{hub.server_port}/me/pruned"
-    assert hub.asked[0] == "/api/whoami-v2"
+    assert hub.asked.index("/api/whoami-v2") < hub.asked.index("/api/repos/create")
 
 
 def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(hub, folder, tmp_path):
@@ -345,7 +345,8 @@ def test_a_wrong_token_is_refused_before_any_work(hub, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Invalid user token" in done.stderr
-    assert hub.asked == ["/api/whoami-v2"]
+    assert "/api/whoami-v2" in hub.asked
+    assert "/api/repos/create" not in hub.asked
 
 
 @pytest.mark.parametrize("command", [
