@@ -76,6 +76,7 @@ def _add_prune(commands: Any) -> None:
     )
     command.add_argument("--seed", type=int, default=1, metavar="K", help="of all random draws (1)")
     add_settings(command, "a parameter of the method (percdamp=0.05)")
+    _add_push(command)
 
 
 def _add_export(commands: Any) -> None:
@@ -118,12 +119,36 @@ def _add_export(commands: Any) -> None:
     command.add_argument(
         "--slice", action="store_true", help="remove dead heads and neurons from the matrices"
     )
+    _add_push(command)
+
+
+def _add_push(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--push", metavar="REPO", help="also upload the folder to OWNER/NAME on the hub"
+    )
+
+
+def _check_push(repo: str | None) -> None:
+    """Refuses an upload that cannot be, before there is anything to upload."""
+    if repo is not None:
+        from bench.export.push import check_push
+
+        check_push(repo)
+
+
+def _push(folder: Path, repo: str | None) -> None:
+    if repo is not None:
+        from bench.export.push import push
+
+        say(f"uploaded: {push(folder, repo)}")
 
 
 def prune_model(options: argparse.Namespace) -> int:
     """Prunes one model into a folder."""
     from bench.core.overrides import parse_settings
     from bench.core.pattern import parse_pattern
+
+    _check_push(options.push)
     from bench.export.prune import prune
 
     found = prune(
@@ -143,11 +168,13 @@ def prune_model(options: argparse.Namespace) -> int:
         f"{options.out}: sparsity {found.overall:.4f} of all matrices in the blocks{before}, "
         f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
     )
+    _push(options.out.expanduser(), options.push)
     return 0
 
 
 def export_model(options: argparse.Namespace) -> int:
     """Packs one model into a folder."""
+    _check_push(options.push)
     from bench.export.export import export
 
     done = export(
@@ -171,6 +198,7 @@ def export_model(options: argparse.Namespace) -> int:
         f"embeddings: {done.embeddings / 1e6:.3f} MB of {done.size / 1e6:.3f} MB, "
         f"{done.dense_embeddings / 1e6:.3f} MB in FP32"
     )
+    _push(options.out.expanduser(), options.push)
     return 0
 
 

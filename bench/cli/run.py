@@ -117,6 +117,11 @@ def _add_run(commands: Any) -> None:
         dest="fail_fast",
         help="run the other cells after a failure (default)",
     )
+    command.add_argument(
+        "--report-to",
+        choices=("trackio", "wandb", "tensorboard"),
+        help="tracker that watches training; scores and records stay the same (default: none)",
+    )
     _add_retry(command)
     add_folders(command)
 
@@ -153,11 +158,12 @@ def run_cells(options: argparse.Namespace) -> int:
     from bench.reporting import leaderboard
 
     suite, store, jobs = resolve(options)
+    settings = suite.settings.reporting_to(options.report_to)
     items = planned(options, store, jobs)
     if options.dry_run:
         show_plan(items, store)
         return 0
-    engine = partial(_engine, options, suite.settings)
+    engine = partial(_engine, options, settings)
     if _run(items, store, engine, options.fail_fast) == len(jobs):
         return 2  # nothing could be fetched: the lines above say it all
     states = {job.cell: store.state(job.cell, job.versions) for job in jobs}

@@ -25,6 +25,14 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 SOURCES = ("bench", "methods", "tasks", "pyproject.toml", "constraints.txt")
 
 
+def commit() -> str:
+    """Names the commit of the sources: `abc123`, `abc123, changed` or `unknown commit`."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "unknown commit"
+    return f"{head}, changed" if _git("status", "--porcelain", "--", *SOURCES) else head
+
+
 def code(method: type) -> Code:
     """Returns the commit, whether sources differ from it, and the hash of the method's file."""
     source = Path(inspect.getfile(method)).read_bytes()

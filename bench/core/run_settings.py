@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 from bench.core.cell import Budget
@@ -24,6 +25,13 @@ FREE = (
 """Options of transformers' TrainingArguments that a suite may set. They say where work is done and
 do not change its result."""
 
+TRACKERS = {
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+}
+"""Trackers by their name in transformers, and the packages of which each needs one."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -33,11 +41,14 @@ class RunSettings:
         processes: number of processes that train together, with a device each.
         accumulate: number of pieces that each process splits its share of a batch into.
         trainer: options of TrainingArguments, named in `FREE`.
+        report_to: tracker that watches training, named in `TRACKERS`, or `none`. It only watches,
+            so no record names it.
     """
 
     processes: int = 1
     accumulate: int = 1
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    report_to: str = "none"
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> RunSettings:
@@ -59,6 +70,29 @@ class RunSettings:
             raise BenchError("[trainer] fsdp needs processes = 2 or more")
         return cls(processes=processes, trainer=options)
 
+    def reporting_to(self, tracker: str | None) -> RunSettings:
+        """Returns the same settings with a tracker, if one is named.
+
+        Raises:
+            BenchError: the tracker's package is not installed.
+        """
+        found = replace(self, report_to=tracker) if tracker else self
+        found.check_tracker()
+        return found
+
+    def check_tracker(self) -> None:
+        """Checks that the tracker's package is installed.
+
+        Raises:
+            BenchError: it is not; the line names it.
+        """
+        packages = TRACKERS.get(self.report_to, ())
+        if packages and not any(map(find_spec, packages)):
+            raise BenchError(
+                f"--report-to {self.report_to} needs the package {packages[0]}: "
+                f"pip install {packages[0]}"
+            )
+
     @property
     def sharded(self) -> bool:
         """Whether each process holds only a part of the weights."""
@@ -73,11 +107,13 @@ class RunSettings:
         }
 
     def check(self, budget: Budget) -> None:
-        """Checks that all processes can share a batch of the budget.
+        """Checks that a cell of the budget can run here.
 
         Raises:
-            BenchError: a batch has fewer sequences than there are processes.
+            BenchError: a batch has fewer sequences than there are processes; or as
+                `check_tracker`.
         """
+        self.check_tracker()
         if budget.batch < self.processes:
             reason = f"{self.processes} processes cannot share a batch of {budget.batch}"
             raise BenchError(f"[trainer] {reason}")

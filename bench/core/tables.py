@@ -10,7 +10,7 @@ from tabulate import tabulate
 _TEXT = frozenset(
     "method pattern quantized cell metric over better row what verdict".split()
     + "paper claim label model task level source".split()
-    + "parameter default allowed meaning patterns".split()
+    + "parameter default allowed meaning patterns fact".split()
     + ["where, what differs", "what it does"]
 )
 """Names of columns that hold words; all other columns hold numbers."""

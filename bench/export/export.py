@@ -13,13 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bench.core.errors import BenchError
 from bench.core.files import check_free, write_folder_atomically
 from bench.core.overrides import Quantization, Quantizer
-from bench.core.pattern import Pattern
+from bench.core.pattern import DENSE, Pattern
 from bench.core.record import Record, parse
 from bench.core.record_parts import Trainable
 from bench.costs import measure
-from bench.costs.parameters import count_params
+from bench.costs.parameters import count_params, count_sparsity
 from bench.export import packed_folder
+from bench.export.card_facts import command_line, of_format, of_record
 from bench.export.folders import write_settings, write_weights
+from bench.export.model_card import Card, write_card
 from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
 from bench.formats.layouts import Matrix, lay_out
 from bench.formats.safetensors_file import Entry, dtype_name, read_header
@@ -31,7 +33,7 @@ from bench.planning.job import Job
 from bench.sources import catalog, checkpoints, loading
 from bench.sources.architectures import saved_class, saved_config
 from bench.weights import slicing
-from bench.weights.targets import embedding_tables, prunable
+from bench.weights.targets import block_elements, embedding_tables, prunable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -47,6 +49,7 @@ class Source:
         fetch: where the weights come from, for a model on the meta device.
         settings: the folder that config and tokenizer come from, if there is one.
         names: the folder whose files name the weights, if it has the same.
+        record: of the model's scores, if it was made from one.
     """
 
     model: PreTrainedModel
@@ -57,6 +60,7 @@ class Source:
     fetch: packed_folder.Fetch = packed_folder.own
     settings: Path | None = None
     names: Path | None = None
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,13 @@ def export(
         )
     if sliced:
         slicing.slice_units(model)
-    matrices = _matrices(source, chosen)
+    matrices, nonzero = _matrices(source, chosen)
     rounded = chosen.quantization.embeddings if chosen.quantization else None
     every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
+    dense = packed_folder.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
+    flags = {"dtype": dtype, "embeddings": embeddings, "group": group}
+    flags |= {"asymmetric": asymmetric, "slice": sliced}
     with write_folder_atomically(out) as scratch:
         write_settings(model, source.tok, source.settings, scratch)
         if form == PLAIN:
@@ -135,7 +142,18 @@ def export(
         else:
             packed_folder.save(model, every, scratch, around, source.fetch)
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
-    dense = packed_folder.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
+        facts = of_record(source.record) if source.record else {}
+        share = 1 - nonzero / block_elements(model)
+        facts |= of_format(form, share, chosen.quantization, source.notes)
+        card = Card(
+            source.record.cell.model if source.record else name,
+            command_line("export", name, format=form, **flags, out=str(out)),
+            facts | {"bytes_dense_float32": sum(4 * p.numel() for p in dense.parameters())},
+            tags=(form,),
+            record=source.record,
+            rounded=chosen.quantization is not None,
+        )
+        write_card(scratch, model, card)
     entries = packed_folder.entries_of(model, every, around)
     tables = [table.name for table in embedding_tables(model)]
     return Report(
@@ -173,6 +191,9 @@ def unpack_folder(folder: Path, out: Path) -> None:
     with write_folder_atomically(out) as scratch:
         write_settings(model, None, folder, scratch)
         write_weights(model, folder, scratch)
+        found = count_sparsity(model, DENSE)
+        command = command_line("load", str(folder), out=str(out))
+        write_card(scratch, model, Card(str(folder), command, of_format(PLAIN, found.overall)))
 
 
 def _source(name: str, stream: bool) -> Source:
@@ -243,23 +264,27 @@ def _of_record(record: Record, name: str) -> Source:
         cell.quantization,
         tuple(notes),
         settings=catalog.folder_of(job.place),
+        record=record,
     )
 
 
-def _matrices(source: Source, form: Format) -> dict[str, Matrix]:
-    """How each target's weight is stored.
+def _matrices(source: Source, form: Format) -> tuple[dict[str, Matrix], int]:
+    """How each target's weight is stored, and how many of their elements are not zero.
 
     Raises:
         BenchError: nm-packed is asked for and no weight has a pattern N:M.
     """
-    found = {}
+    found, nonzero = {}, 0
     codes = form.quantization.weights if form.quantization else None
     for target in prunable(source.model):
         zeros = zeros_of(packed_folder.weight_of(target, source.fetch), groups_of(source.pattern))
         found[target.name] = lay_out(zeros, form.layout, codes)
+        nonzero += zeros.nonzero
     if form.layout == "nm-packed" and all(m.layout == "dense" for m in found.values()):
         raise BenchError("no weight has an N:M pattern; bitmap stores any zeros")
-    return found
+    # The routers of experts, which nothing packs, count as dense.
+    packed = sum(target.stored.numel() for target in prunable(source.model))
+    return found, nonzero + block_elements(source.model) - packed
 
 
 def _silent(*_: Any) -> None:

@@ -25,7 +25,9 @@ from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern
 from bench.core.record_parts import Sparsity
 from bench.costs.parameters import count_sparsity
+from bench.export.card_facts import command_line, counted, of_calibration, of_method
 from bench.export.folders import write_settings, write_weights
+from bench.export.model_card import Card, write_card
 from bench.pipeline.contract import check_contract
 from bench.planning import registry
 from bench.planning.setups import one_shot_setup
@@ -104,6 +106,20 @@ def prune(
         written = load_model(scratch)
         found = count_sparsity(written, cell.pattern, before, made.left_dense)
         check_contract(cell, made, found, written, before)
+        flags = {"calibration": calibration, "calib": calib, "length": length, "seed": seed}
+        command = command_line(
+            "prune",
+            name,
+            method=method,
+            pattern=cell.pattern.text,
+            sparsity=cell.sparsity,
+            set=[f"{key}={value}" for key, value in (overrides or {}).items()],
+            **(flags if batches is not None else {"seed": seed}),
+            out=str(out),
+        )
+        facts = of_method(cell, made) | of_calibration(calibration, batches) | counted(found)
+        tags = (method, cell.pattern.text)
+        write_card(scratch, written, Card(name, command, facts, tags))
     return found
 
 

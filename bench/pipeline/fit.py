@@ -18,6 +18,7 @@ from bench.core.cell import canonical
 from bench.core.errors import BenchError
 from bench.core.record_parts import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
+from bench.core.store import path_of
 from bench.formats import quantize
 from bench.pipeline.cache import clear_scratch, dense_seconds, scratch_dir, trained_dir
 from bench.pipeline.context import make_context
@@ -119,6 +120,7 @@ def _fit(job: Job, emit: Emit, scratch: Path | None, settings: RunSettings) -> F
             lambda step, steps: emit("train", step, steps),
             checkpoints,
             settings,
+            path_of(cell).with_suffix("").as_posix(),
         )
         train_s = time.perf_counter() - start + trained.earlier_s
         if settings.sharded:  # each process holds a piece; the first one receives all weights

@@ -1,5 +1,6 @@
 """`reports/index.html`: every board in one file that needs no network and no server.
 
+The page opens with the findings of its first board, and shows those of the chosen one.
 Scripts and styles are inline and admitted by their hash; everything else is forbidden. The table is
 plain HTML that DataTables (from the package `itables`) makes sortable; the figures lie compressed
 beside it, a board each, and are drawn when their board is chosen.
@@ -26,6 +27,7 @@ from bench.core.record import Record, number
 from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
+from bench.reporting.findings import findings
 from bench.reporting.leaderboard import BOARD_LEGEND, Board, stale_note
 from bench.reporting.rows import Key, name
 
@@ -88,7 +90,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         style=Markup(style),
         words=_WORDS,
         numbers=[*_NUMBERS],
-        boards=[_label(section) for section in sections],
+        boards=[(_label(section), findings(section.board)) for section in sections],
         figures=[_figure(section.drawings) for section in sections],
         rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],

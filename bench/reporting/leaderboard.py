@@ -78,7 +78,7 @@ class Board:
 
 
 Figure = Callable[[Board], str]
-"""The Markdown of a board's figure."""
+"""The Markdown of a board's figure, or of what its section opens with."""
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
@@ -112,12 +112,14 @@ def tables(
     average: Sequence[str] = (),
     link: Link = lambda text, _: text,
     figure: Figure = lambda _: "",
+    opening: Figure = lambda _: "",
 ) -> str:
-    """Returns boards as text, each with its costs, its figure and all scores."""
+    """Returns boards as text: opening, table, figure, costs and all scores of each."""
     clean = escape if render is markdown else printable
     parts = []
     for board in found:
         parts.append(_title(board.records, render is markdown))
+        parts += [said] if (said := opening(board)) else []
         parts.append(
             render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
         )

@@ -1,4 +1,4 @@
-// The page's own behaviour: choose a table, sort and search its rows, read a figure by pointing.
+// The page's own behaviour: choose a table and its findings, sort and search its rows, read a figure by pointing.
 const get = (id) => document.getElementById(id);
 const board = get("board"), figures = get("figures"), tip = get("tip");
 const WHERE = 2; // the column that says which table a row is of, by its number
@@ -72,6 +72,9 @@ if (board) {
     const number = board.value;
     leave();
     figures.textContent = "";
+    for (const said of document.querySelectorAll(".findings")) {
+      said.hidden = number !== "" && said.dataset.b !== number;
+    }
     table.column(WHERE).visible(number === "", false);
     table.search.fixed("board", number === "" ? null : (_, data, row) =>
       table.row(row).node().dataset.b === number);

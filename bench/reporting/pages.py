@@ -19,6 +19,7 @@ from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
 from bench.planning.suites import Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
+from bench.reporting.findings import findings
 from bench.reporting.leaderboard import BOARD_LEGEND, Board, Group, Link
 
 FIGURES = "figures"
@@ -53,7 +54,7 @@ def write_pages(
             write_atomic(folder / path, figures.sheet(drawings, path.stem))
             images[board.group] = _image(board, path)
         figure = partial(_of_group, images)
-        text = leaderboard.tables(boards, markdown, suite.average, link, figure)
+        text = leaderboard.tables(boards, markdown, suite.average, link, figure, _opening)
         path = folder / f"{suite.name}.md"
         legends = BOARD_LEGEND + pareto.FIGURE_LEGEND + cost_tables.COST_LEGEND
         write_atomic(path, f"# {suite.name}\n\n{suite.description}\n\n{text}\n\n{legends}")
@@ -112,6 +113,11 @@ def _file_of(suite: Suite, group: Group) -> Path:
     if budget != "default" or overrides:
         parts.append(hashlib.sha256(canonical([budget, overrides])).hexdigest()[:6])
     return Path(FIGURES, ".".join(parts) + ".svg")
+
+
+def _opening(board: Board) -> str:
+    """Returns a board's findings as a Markdown list."""
+    return "\n".join(f"* {escape(line)}" for line in findings(board))
 
 
 def _of_group(images: dict[Group, str], board: Board) -> str:

@@ -196,7 +196,7 @@ def folder_of(place: Place) -> Path | None:
     hub.give_up_early()
     try:
         revision = place.revision or "main"
-        wanted = list(MODEL_FILES)
+        wanted = [*MODEL_FILES, "README.md"]  # whose licence the cards of copies name
         return Path(snapshot_download(place.repo, revision=revision, allow_patterns=wanted))
     except (OSError, RuntimeError, ValueError):
         raise hub.offline(place.repo) from None

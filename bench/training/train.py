@@ -19,7 +19,7 @@ from bench.core.cell import Budget
 from bench.core.errors import BenchError
 from bench.core.record_parts import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
-from bench.training import devices
+from bench.training import devices, tracking
 from bench.training.cell_trainer import CellTrainer, Hooks, Progress
 from bench.training.checkpoint import Checkpoints
 from bench.weights.precision import for_training
@@ -55,6 +55,7 @@ def fit(
     progress: Progress,
     checkpoints: Checkpoints | None = None,
     settings: RunSettings = DEFAULTS,
+    name: str = "",
 ) -> Trained:
     """Trains `model` in place for exactly `budget.steps` updates of `budget.batch` sequences.
 
@@ -69,7 +70,9 @@ def fit(
         seed: the cell's.
         progress: called with (updates done, all).
         checkpoints: where to go on from, and where to leave some; None for neither.
-        settings: batches in pieces, to save memory; several processes, which all call this.
+        settings: batches in pieces, to save memory; several processes, which all call this;
+            a tracker.
+        name: of the run, for the tracker.
 
     Raises:
         Unfit: there is a checkpoint, but not of these objects; they are spoilt.
@@ -94,11 +97,11 @@ def fit(
             seed=seeds.derive("train", seed),
             data_seed=seeds.derive("order", task.name, seed),
             save_strategy="no",
-            logging_strategy="no",
             logging_nan_inf_filter=False,
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=not cpu,
+            **tracking.logging_options(settings, name),
             **settings.trainer,
         )
         # One device a cell: transformers would multiply the batch by the GPUs that it sees.
@@ -116,6 +119,7 @@ def fit(
         )
         trainer.add_callback(Hooks(trainer, model, progress))
         trainer.remove_callback(PrinterCallback)
+        tracking.watch(trainer, settings, name)
         place = checkpoints.latest() if checkpoints else None
         trainer.train(resume_from_checkpoint=str(place) if place else None)
         trainer.stop_at_nan()

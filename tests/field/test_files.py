@@ -39,12 +39,20 @@ def as_old(folder, **config):
 
 
 def small(folder):
-    """The bytes of all files but weights and their index, by path."""
-    return {
+    """The bytes of all files but weights and their index, by path.
+
+    A written folder has a card of its own, and keeps its source's under another name.
+    """
+    found = {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not file.name.endswith((".safetensors", ".index.json"))
     }
+    if b"\nsparsebench:\n- command: " in found.get("README.md", b""):
+        del found["README.md"]
+    if "README.source.md" in found:
+        found["README.md"] = found.pop("README.source.md")
+    return found
 
 
 def tensors(folder):

@@ -1,0 +1,110 @@
+"""What a board's first sentences say is what its ranks say, and stands before everything else."""
+
+import re
+
+import pytest
+
+from bench.core.tables import escape
+from bench.reporting import findings, leaderboard, pages
+from tests.samples import record, study
+
+SEEDS = (1, 2, 3)
+
+
+def rows(method, right, seeds=SEEDS, **more):
+    """Records of a method that is right on the first `right` of 100 items, whatever the seed."""
+    items = "1" * right + "0" * (100 - right)
+    return [record(right / 100, method=method, seed=s, items=items, **more) for s in seeds]
+
+
+def dense(right=90):
+    return rows("dense", right, pattern="dense", sparsity=0.0)
+
+
+def said(records):
+    (board,) = leaderboard.boards(records)
+    return findings.findings(board)
+
+
+def test_one_row_that_all_others_are_worse_than():
+    text = said([*rows("pst", 90), *rows("gmp", 50), *rows("random", 10)])[0]
+    assert text.endswith("unstructured 0.5, only pst of 3 (90.00).")
+
+
+def test_rows_that_no_test_tells_apart_are_all_said_to_be_possible():
+    text = said([*rows("pst", 90), *rows("gmp", 90), *rows("random", 10)])[0]
+    assert re.search(r"(pst, gmp|gmp, pst) of 3 \(best mean: (pst|gmp), 90.00\)", text)
+    text = said([*rows("pst", 61), *rows("gmp", 60)])[0]
+    assert "all 2 (best mean: pst, 61.00)" in text
+
+
+def test_without_enough_seeds_nothing_is_claimed():
+    lines = said([*rows("pst", 90, seeds=(1, 2)), *rows("gmp", 10, seeds=(1, 2))])
+    assert lines[0].startswith("Nothing is tested")
+    assert "2 rows with fewer than 3 seeds" in lines[1]
+    assert not re.search("pst|gmp|90", " ".join(lines))
+
+
+def test_a_row_that_is_alone_is_not_ranked():
+    lines = said([*rows("pst", 90), *rows("gmp", 50), *rows("wanda", 50, pattern="2:4")])
+    assert "1 row without another row of that level" in lines[-1]
+    assert "2:4" not in lines[0]
+
+
+def test_rows_from_elsewhere_are_not_ranked():
+    theirs = [r.model_copy(update={"origin": "them"}) for r in rows("wanda", 99)]
+    lines = said([*rows("pst", 90), *rows("gmp", 50), *theirs])
+    assert "1 row that someone sent in, unverified" in lines[-1]
+    assert "wanda" not in lines[0]
+
+
+def test_costs_are_of_one_machine_or_not_told():
+    here = [*dense(), *rows("pst", 90), *rows("gmp", 50)]
+    text = said(here)[1]
+    assert "pst trains 30 elements, takes 10 s and keeps 100.0 % of the dense score" in text
+    other = [r.model_copy(update={"env": {"gpu": "other"}}) if r.cell.method == "pst" else r
+             for r in here]  # fmt: skip
+    text = said(other)[1]
+    assert "pst trains 30 elements and keeps 100.0 %" in text
+
+
+def test_old_rows_are_counted():
+    assert "an earlier version, to be run again: all rows." in said(rows("pst", 90))[-1]
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_a_study_is_told_as_its_ranks_have_it(falls):
+    records = study(falls=falls)
+    (board,) = leaderboard.boards(records)
+    text = findings.findings(board)[0]
+    levels = {}
+    for key, inside in board.rows:
+        if board.ranks[key] != "–":
+            mean = sum(r.scores.value for r in inside) / len(inside)
+            first = re.match(r"\d+", board.ranks[key])[0]
+            levels.setdefault(key[1].at(key[2]), []).append((mean, key[0], first == "1"))
+    assert len(levels) == 3
+    for level, found in levels.items():
+        best = [name for _, name, first in found if first]
+        top = (min if falls else max)(found)
+        part = re.search(rf"at {level}, (.*?)(;|\.$)", text)[1]
+        assert f" of {len(found)}" in part or part.startswith(f"all {len(found)} ")
+        if len(best) > 1:
+            assert f"(best mean: {top[1]}, " in part
+        if 3 < len(best) < len(found):
+            assert part.startswith(f"{len(best)} of ")
+        elif len(best) < len(found):
+            assert all(name in part for name in best)
+
+
+def test_pages_open_with_the_findings(tmp_path):
+    records = [*study(), *study("wikitext", "smollm2-135m-q4", falls=True)]
+    pages.write_pages(records, [], tmp_path)
+    html = (tmp_path / "index.html").read_text("utf-8")
+    found = {board.group[0]: findings.findings(board) for board in leaderboard.boards(records)}
+    for task, page in (("reviews", "quick.md"), ("wikitext", "perplexity.md")):
+        text = (tmp_path / page).read_text("utf-8")
+        for line in found[task]:
+            assert f"<p>{line}</p>" in html
+            assert html.index(line) < html.index("<select") < html.index("<table")
+            assert text.index(f"* {escape(line)}\n") < text.index("| method")
