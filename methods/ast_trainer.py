@@ -53,7 +53,6 @@ class AST(Method):
     version: ClassVar[int] = 3
     patterns: ClassVar[tuple[str, ...]] = ("N:M", "unstructured")
     trains: ClassVar[bool] = True
-    needs_dense: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 
@@ -129,6 +128,11 @@ class AST(Method):
         )
 
     params: Params
+
+    @property
+    def needs_dense(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether the dense cell is the teacher."""
+        return self.params.kd > 0
 
     def closed_form(self, model: PreTrainedModel) -> int:
         """Returns all weights; SLoRB adds o·i/k and, where X is trained, i·i/k a matrix."""

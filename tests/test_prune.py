@@ -156,7 +156,7 @@ BAD = [
     ({"pattern": "4:4"}, "N must be below M"),
     ({"pattern": "2:5", "sparsity": 0.6}, "not a multiple of 5"),
     ({"pattern": "2:4", "sparsity": 0.7}, "pattern 2:4 has sparsity 0.5, not 0.7"),
-    ({"sparsity": None}, "pattern unstructured needs --sparsity"),
+    ({"sparsity": None}, "pattern unstructured needs a sparsity, such as 0.5 (--sparsity 0.5)"),
     ({"sparsity": 1.5}, "sparsity 1.5"),
     ({"sparsity": "nan"}, "sparsity"),
     ({"set": "pol=row"}, "no parameter 'pol': did you mean pool?"),
@@ -310,7 +310,8 @@ def probed(capsys, tmp_path, source, kind="GPT2LMHeadModel", tokenizer=True, **c
 def test_a_method_that_needs_calibration_says_so(probe, capsys, tmp_path):
     code, err, _ = probed(capsys, tmp_path, None)
     assert (code, err.count("\n")) == (2, 1)
-    assert "probe needs --calibration" in err
+    assert "probe needs calibration" in err
+    assert "--calibration" in err
 
 
 def test_a_text_becomes_windows(probe, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,19 @@ from bench.export import packed_folder
 from bench.export.card_facts import command_line, of_format, of_record
 from bench.export.folders import write_settings, write_weights
 from bench.export.model_card import Card, write_card
-from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rest, rounded_tables
+from bench.export.streaming import streamed
+from bench.formats.file_sizes import PLAIN, Format, format_of, groups_of, rounded_tables
 from bench.formats.layouts import Matrix, lay_out
-from bench.formats.safetensors_file import Entry, dtype_name, read_header
 from bench.formats.zeros import zeros_of
 from bench.pipeline.cache import trained_dir
 from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell
 from bench.planning.job import Job
-from bench.sources import catalog, checkpoints, loading
-from bench.sources.architectures import saved_class, saved_config
+from bench.sources import catalog, loading
 from bench.weights import slicing
+from bench.weights.forms import check_plain, in_eval
 from bench.weights.targets import block_elements, embedding_tables, prunable
+from bench.weights.unstacked import unstacked
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -88,19 +90,21 @@ class Report:
 
 
 def export(
-    name: str,
+    model: str | Path | PreTrainedModel,
     form: str,
-    out: Path,
+    out: str | Path,
     dtype: str | None = None,
     group: int | None = None,
     asymmetric: bool | None = None,
     embeddings: str | None = None,
     sliced: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Report:
     """Writes a model to `out` in a format, whole or not at all.
 
     Args:
-        name: a record's path, or a folder with a (sliced, branched or packed) model.
+        model: a record's path, a folder with a (sliced, branched or packed) model, or a model in
+            memory, which stays as it is.
         form: a name that `file_sizes.format_of` knows; `hf` is an ordinary transformers folder.
         out: a folder that does not exist or is empty.
         dtype: of everything that is not packed, a key of `DTYPES`; by default the model's.
@@ -108,6 +112,7 @@ def export(
         asymmetric: whether groups have zero points; by default as the cell has it, or not.
         embeddings: width of the embeddings' integers; by default as the cell has it, or as is.
         sliced: whether to take dead heads and neurons out first.
+        tokenizer: written beside a model in memory; others have their own.
 
     Raises:
         BenchError: bad input or a failure, in one line; `out` is as it was.
@@ -115,8 +120,33 @@ def export(
     chosen = format_of(form, embeddings=embeddings)  # before a model is made
     if form == PLAIN and dtype:
         raise BenchError(f"--dtype is for packed formats; {form} keeps the model's own")
+    out = Path(out)
     check_free(out)
-    source = _source(name, stream=form != PLAIN and not sliced)
+    options = (chosen, form, out, dtype, group, asymmetric, embeddings, sliced)
+    if not isinstance(model, PreTrainedModel):
+        source = _source(str(model), stream=form != PLAIN and not sliced)
+        return _write(source, str(model), *options)
+    check_plain(model)
+    if sliced:
+        model = copy.deepcopy(model)  # slicing changes it for good
+    with in_eval(model), unstacked(model):
+        name = model.config.name_or_path or type(model).__name__
+        return _write(Source(model, tokenizer), name, *options)
+
+
+def _write(
+    source: Source,
+    name: str,
+    chosen: Format,
+    form: str,
+    out: Path,
+    dtype: str | None,
+    group: int | None,
+    asymmetric: bool | None,
+    embeddings: str | None,
+    sliced: bool,
+) -> Report:
+    """Writes a source's model, as `export` says."""
     model = source.model.eval()
     own = source.quantization or Quantization(Quantizer(name="int4"))
     if chosen.quantization is not None:
@@ -207,30 +237,9 @@ def _source(name: str, stream: bool) -> Source:
         return _of_record(parse(text, name), name)
     if not (path / "config.json").is_file():
         raise BenchError(f"{name} is neither a record (.json) nor a folder with a config.json")
-    if stream and (found := _streamed(path)):
+    if stream and (found := streamed(path)):
         return Source(found[0], fetch=found[1], settings=path)
     return Source(load_folder(path), settings=path, names=path)
-
-
-def _streamed(folder: Path) -> tuple[PreTrainedModel, packed_folder.Fetch] | None:
-    """A folder's model on the meta device and a reader of its weights, one at a time.
-
-    None where the files do not hold exactly the model's tensors; then transformers may know why.
-    """
-    if (folder / packed_folder.FILE).is_file():
-        return None
-    files = [read_header(path) for path in checkpoints.weight_files(folder)]
-    entries = {name: entry for file in files for name, entry in file.entries.items()}
-    config = saved_config(folder, str(folder))
-    kind = saved_class(config, str(folder))
-    branches = packed_folder.branches_of(entries)
-    dtype: Any = config.dtype or torch.float32
-    model = packed_folder.skeleton(kind, config, dtype, "meta", branches)
-    if entries != {n: Entry(dtype_name(t.dtype), tuple(t.shape)) for n, t in rest(model)}:
-        return None
-    packed_folder.restore_generation(model, folder)
-    places = {name: file for file in files for name in file.entries}
-    return model, lambda name, _: places[name].read(name)
 
 
 def _of_record(record: Record, name: str) -> Source:

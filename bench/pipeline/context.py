@@ -12,9 +12,9 @@ from bench.api import Context
 from bench.core import seeds
 from bench.pipeline.cache import trained_dir
 from bench.planning.job import Job
+from bench.planning.setups import context_of
 from bench.sources import loading
 from bench.sources.limits import check_ids
-from bench.weights import targets
 
 
 def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Context:
@@ -34,12 +34,4 @@ def make_context(job: Job, loaded: loading.Loaded, device: torch.device) -> Cont
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         return model
 
-    return Context(
-        cell=cell,
-        budget=budget,
-        targets=targets.prunable(loaded.model),
-        calibration=calibration,
-        teacher=teacher,
-        rng=torch.Generator().manual_seed(seeds.derive("rng", cell.method, cell.seed)),
-        device=device,
-    )
+    return context_of(cell, budget, loaded.model, calibration, teacher, device)

@@ -15,12 +15,12 @@ from bench.core.record import Record
 from bench.core.record_parts import Cost, Data, ScoresPart, Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.costs import latency, measure, without_weights
+from bench.costs.contract import check_contract
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
 from bench.costs.products import forward_macs
 from bench.formats import file_sizes
 from bench.pipeline.cache import clear_scratch, keep_weights
-from bench.pipeline.contract import check_contract
 from bench.pipeline.fit import Emit, Fitted, fit_cell
 from bench.planning.job import Job
 from bench.sources import loading

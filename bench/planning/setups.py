@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bench.api import Method
-from bench.core.cell import Cell
+from bench.api import Context, Method
+from bench.core import seeds
+from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError
 from bench.core.overrides import Overrides, Scalar
 from bench.core.pattern import Pattern
 from bench.planning import registry
 from bench.planning.job import parameters_of
 from bench.planning.plan import levels_of, make_cell
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,30 @@ class Setup:
 
     method: Method
     cell: Cell
+
+
+def context_of(
+    cell: Cell,
+    budget: Budget,
+    model: PreTrainedModel,
+    calibration: Callable[[], Iterable[dict[str, Tensor]]],
+    teacher: Callable[[], PreTrainedModel],
+    device: torch.device,
+) -> Context:
+    """Makes a method's context for a loaded model. The cell decides what the method draws."""
+    import torch  # here, so that `plan` starts without it
+
+    from bench.weights import targets
+
+    return Context(
+        cell=cell,
+        budget=budget,
+        targets=targets.prunable(model),
+        calibration=calibration,
+        teacher=teacher,
+        rng=torch.Generator().manual_seed(seeds.derive("rng", cell.method, cell.seed)),
+        device=device,
+    )
 
 
 def setups(
@@ -86,10 +117,39 @@ def one_shot_setup(
     if registry.method(name).trains:
         known = [n for n in registry.names("method") if not registry.method(n).trains]
         raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
-    (setup,) = setups([name], pattern, sparsity or 0.0, overrides, seed, "prune")
+    return _one(name, pattern, sparsity, overrides, seed, "prune")
+
+
+def training_setup(
+    name: str,
+    pattern: Pattern | None,
+    sparsity: float | None,
+    overrides: Mapping[str, Scalar],
+    seed: int,
+) -> Setup:
+    """Returns a method that trains, with its cell.
+
+    Raises:
+        BenchError: as `one_shot_setup`, or the method does not train.
+    """
+    if not registry.method(name).trains:
+        known = ", ".join(method.name for method in registry.training_methods())
+        raise BenchError(f"{name} is a one-shot method: use prune. These train: {known}")
+    return _one(name, pattern, sparsity, overrides, seed, "train")
+
+
+def _one(
+    name: str,
+    pattern: Pattern | None,
+    sparsity: float | None,
+    overrides: Mapping[str, Scalar],
+    seed: int,
+    label: str,
+) -> Setup:
+    (setup,) = setups([name], pattern, sparsity or 0.0, overrides, seed, label)
     cell = setup.cell
-    if sparsity is None and not cell.sparsity:
-        raise BenchError(f"pattern {cell.pattern} needs --sparsity")
+    if sparsity is None and cell.pattern.sparsity is None:
+        raise BenchError(f"pattern {cell.pattern} needs a sparsity, such as 0.5 (--sparsity 0.5)")
     if sparsity is not None and sparsity != cell.sparsity:
         raise BenchError(f"pattern {cell.pattern} has sparsity {cell.sparsity:g}, not {sparsity:g}")
     return setup

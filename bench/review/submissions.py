@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
@@ -22,7 +24,11 @@ from bench.core.store import Store, path_of, slug
 from bench.planning.job import Job
 from bench.planning.registry import is_known
 from bench.planning.setups import Setup
+from bench.reporting import export_table
 from bench.review import gate
+
+if TYPE_CHECKING:
+    import pandas
 
 FOLDER = "submissions"
 """Folder of submissions inside the tree of records."""
@@ -95,6 +101,26 @@ def with_own(store: Store) -> tuple[list[Record], list[str]]:
             elif record.cell not in own:
                 records.append(record)
     return records, lines
+
+
+def records(path: str | Path = "results") -> pandas.DataFrame:
+    """Returns all records of a tree as a table, one a row, with the columns of `sparsebench table`.
+
+    Submissions of cells that the project has not run are among them; `verified` tells them apart.
+    A file that is no record is named in a warning.
+
+    Raises:
+        BenchError: there is no such folder.
+    """
+    import pandas  # takes a second to load
+
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise BenchError(f"{root}: no such folder; name one with records, such as results")
+    found, lines = with_own(Store(root))
+    for line in lines:
+        warnings.warn(f"left out: {line}", stacklevel=2)
+    return pandas.DataFrame(export_table.rows(found))
 
 
 def differences(

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from bench.core.errors import BenchError
-from bench.weights.side_branch import Branch
-from bench.weights.unstacked import Unstacked, stacked
+from bench.weights.unstacked import check_plain_experts, stacked
 
 
 @contextmanager
@@ -20,9 +18,7 @@ def saved_form(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         BenchError: an expert has a side branch, for which that form has no place.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, Unstacked) and any(isinstance(m, Branch) for m in module.modules()):
-            raise BenchError(f"{name}: a low-rank branch beside an expert cannot be saved")
+    check_plain_experts(model)
     with stacked(model):
         yield
 

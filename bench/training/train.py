@@ -6,20 +6,16 @@ import tempfile
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from bench.api import Method, Task
-from bench.core import provenance, seeds
+from bench.core import provenance
 from bench.core.cell import Budget
 from bench.core.errors import BenchError
 from bench.core.record_parts import Trainable
 from bench.core.run_settings import DEFAULTS, RunSettings
 from bench.training import devices, tracking
+from bench.training.arguments import arguments_of
 from bench.training.cell_trainer import CellTrainer, Hooks, Progress
 from bench.training.checkpoint import Checkpoints
 from bench.weights.precision import for_training
@@ -59,8 +55,6 @@ def fit(
 ) -> Trained:
     """Trains `model` in place for exactly `budget.steps` updates of `budget.batch` sequences.
 
-    The order of the data depends on task and seed alone: every method sees the same batches.
-
     Args:
         method: after `attach`.
         model: to be trained.
@@ -82,30 +76,18 @@ def fit(
     """
     if budget.smoothing is not None and task.head != "causal-lm":
         raise BenchError(f"budget.smoothing is for language models; {task.name} has a classifier")
-    cpu = model.device.type == "cpu"
     dtype = for_training(model.device)
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            max_steps=budget.steps,
-            per_device_train_batch_size=budget.batch,
-            train_sampling_strategy="group_by_length",
-            length_column_name="length",
+        arguments = arguments_of(
+            task.name,
+            budget,
+            seed,
+            model.device,
+            scratch,
             max_grad_norm=method.max_grad_norm,
-            bf16=dtype == "bf16-autocast",
-            use_cpu=cpu,
-            seed=seeds.derive("train", seed),
-            data_seed=seeds.derive("order", task.name, seed),
-            save_strategy="no",
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=not cpu,
             **tracking.logging_options(settings, name),
             **settings.trainer,
         )
-        # One device a cell: transformers would multiply the batch by the GPUs that it sees.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = CellTrainer(
             method,
             budget.smoothing or 0.0,

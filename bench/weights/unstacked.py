@@ -3,8 +3,8 @@
 transformers keeps the experts' matrices of a block in one parameter, (experts, out, in) or
 (experts, in, out). `unstack` replaces it by `Unstacked`, which holds an nn.Linear for each matrix
 and stands in wherever the architecture multiplies by the parameter. So hooks, masks, counts and
-formats see an expert's matrix as any other. `stacked` puts the parameter back for as long as
-transformers writes the model.
+formats see an expert's matrix as any other. `restack` puts the parameter back; `unstacked` and
+`stacked` change a model's form for as long as a context lasts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError
+from bench.weights.side_branch import Branch
 
 _TRANSPOSED = {
     "JetMoeParallelExperts": False,
@@ -61,17 +62,33 @@ class Product(ABC):
         """Multiplies the rows of `x` by the matrices: (..., in) → (..., out)."""
 
 
+class Home(NamedTuple):
+    """What the owner of a stack had, to be put back.
+
+    Attributes:
+        stack: the parameter itself, without values: whoever holds it will find them in it again.
+        order: names of the owner's parameters.
+        implementation: how the config had the experts computed, where it says so.
+    """
+
+    stack: nn.Parameter
+    order: tuple[str, ...]
+    implementation: str | None
+
+
 class Unstacked(Product, nn.Module):
     """The matrices of one stacked parameter, each an nn.Linear named by its number."""
 
-    def __init__(self, stack: nn.Parameter, transposed: bool) -> None:
+    def __init__(self, home: Home, transposed: bool) -> None:
         super().__init__()
-        self.transposed = transposed
+        self.transposed, self.home = transposed, home
+        stack = home.stack
         for number, matrix in enumerate(stack.detach().unbind()):
             weight = _copy(matrix, transposed)
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(weight, requires_grad=stack.requires_grad)
             self.add_module(str(number), linear)
+        stack.data = stack.new_empty(0)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -132,10 +149,10 @@ def _each_its_own(x: Tensor, numbers: Tensor, linears: list[nn.Linear]) -> Tenso
     return torch.cat(made)[order.argsort()]
 
 
-def unstack(model: nn.Module) -> None:
-    """Replaces each stacked parameter by `Unstacked`; outputs and gradients stay the same.
+def stacks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter, bool]]:
+    """Yields each stacked parameter's owner, its name there, itself, and whether it is transposed.
 
-    What other classes stack is left as it is, and `targets.prunable` refuses it by name.
+    What other classes stack is not known, and `targets.prunable` refuses it by name.
     """
     for owner in list(model.modules()):
         transposed = getattr(owner, "is_transposed", _TRANSPOSED.get(type(owner).__name__))
@@ -143,12 +160,72 @@ def unstack(model: nn.Module) -> None:
             continue
         for name, stack in list(owner._parameters.items()):
             if stack is not None and stack.ndim == 3:
-                del owner._parameters[name]
-                owner.add_module(name, Unstacked(stack, transposed))
+                yield owner, name, stack, transposed
+
+
+def unstack(model: nn.Module) -> None:
+    """Replaces each stacked parameter by `Unstacked`; outputs and gradients stay the same."""
+    orders: dict[nn.Module, tuple[str, ...]] = {}
+    made: dict[nn.Parameter, Unstacked] = {}  # two owners may share a stack
+    for owner, name, stack, transposed in list(stacks(model)):
+        order = orders.setdefault(owner, tuple(owner._parameters))
+        config: Any = owner.config if hasattr(owner, "is_transposed") else None
+        if stack not in made:
+            home = Home(stack, order, config and config._experts_implementation)
+            made[stack] = Unstacked(home, transposed)
+        del owner._parameters[name]
+        owner.add_module(name, made[stack])
+    for owner in orders:
         if hasattr(owner, "is_transposed"):
             # The form of the forward pass that asks for no values: it runs on the meta device, too.
-            config: Any = owner.config
+            config = owner.config
             config._experts_implementation = "batched_mm"
+
+
+def restack(model: nn.Module) -> None:
+    """Puts each stacked parameter back: the same object, with the values of its matrices.
+
+    Raises:
+        BenchError: an expert has a side branch, for which the architecture has no place.
+    """
+    check_plain_experts(model)
+    for owner in list(model.modules()):
+        for name, module in list(owner._modules.items()):
+            if isinstance(module, Unstacked):
+                stack, order, implementation = module.home
+                stack.data = module.stack().data
+                del owner._modules[name]
+                owner.register_parameter(name, stack)
+                here = dict(owner._parameters)
+                owner._parameters.clear()
+                owner._parameters.update({n: here[n] for n in order if n in here})
+                if hasattr(owner, "is_transposed"):
+                    config: Any = owner.config
+                    config._experts_implementation = implementation
+
+
+def check_plain_experts(model: nn.Module) -> None:
+    """Refuses experts that cannot be stacked.
+
+    Raises:
+        BenchError: an expert has a side branch, for which the architecture has no place.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Unstacked) and any(isinstance(m, Branch) for m in module.modules()):
+            raise BenchError(f"{name}: a low-rank branch beside an expert cannot be saved")
+
+
+@contextmanager
+def unstacked(model: nn.Module) -> Iterator[None]:
+    """Takes a model's stacks apart inside the context; one that has none stays as it is."""
+    ours = next(stacks(model), None) is not None
+    if ours:
+        unstack(model)
+    try:
+        yield
+    finally:
+        if ours:
+            restack(model)
 
 
 @contextmanager

@@ -37,6 +37,11 @@ class ZerosBefore:
         """Zeros as a fraction of the weights."""
         return self.zeros / self.total
 
+    def of(self, name: str) -> int:
+        """Returns the zeros that one matrix had."""
+        places = self._places.get(name)
+        return 0 if places is None else int(np.bitwise_count(places).sum())
+
     def kept(self, targets: Iterable[Target]) -> int:
         """Returns how many of these zeros are zeros in `targets`, too."""
         kept = 0

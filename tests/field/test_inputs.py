@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from bench.api import BenchError
 from bench.core.cell import Cell
 from bench.core.pattern import Pattern
+from bench.costs.contract import check_contract
 from bench.costs.parameters import count_sparsity
-from bench.pipeline.contract import check_contract
 from bench.sources import catalog
 from bench.sources.loading import load_model
 from bench.training.cell_trainer import CellTrainer

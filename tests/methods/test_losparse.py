@@ -9,9 +9,9 @@ import torch
 from bench.api import BenchError
 from bench.core.pattern import Pattern
 from bench.core.record_parts import Trainable
+from bench.costs.contract import check_contract
 from bench.costs.macs import count_macs
 from bench.costs.parameters import count_params, count_sparsity
-from bench.pipeline.contract import check_contract
 from bench.sources import loading
 from bench.weights import targets
 from bench.weights.patterns import holds
