@@ -27,10 +27,10 @@ SOURCES = ("bench", "methods", "tasks", "pyproject.toml", "constraints.txt")
 
 def commit() -> str:
     """Names the commit of the sources: `abc123`, `abc123, changed` or `unknown commit`."""
-    head = _git("rev-parse", "--short=12", "HEAD")
+    head = _git(ROOT, "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown commit"
-    return f"{head}, changed" if _git("status", "--porcelain", "--", *SOURCES) else head
+    return f"{head}, changed" if _git(ROOT, "status", "--porcelain", "--", *SOURCES) else head
 
 
 def code(method: type) -> Code:
