@@ -10,20 +10,20 @@ MODEL    ?=
 SPARSITY ?=
 PATTERN  ?=
 SEEDS    ?=
-JOBS     ?= 1
+JOBS     ?=
 ARGS     ?=
 
 SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task $(TASK)) \
 	$(if $(MODEL),--model $(MODEL)) $(if $(SPARSITY),--sparsity $(SPARSITY)) \
-	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help bench plan report check claims compare list fetch speed test test-browser test-real lint clean
+.PHONY: help python bench plan report check claims compare list fetch speed test test-browser test-real lint clean
 
 help:
-	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines, print the table"
+	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines here, print the table"
 	@echo "make plan               what would be run"
-	@echo "make report             write reports/ (Markdown, figures, index.html) from results/"
+	@echo "make report             write reports/ (Markdown, figures, index.html) from the published records"
 	@echo "make check              run the tiny suite and hold it against its baseline (ARGS=--update renews it)"
 	@echo "make claims             what the papers say beside what was found, in reports/claims.md"
 	@echo "make compare A=pst B=gmp  where each wins, what both cost"
@@ -33,11 +33,13 @@ help:
 	@echo "make test               lint, types, unit, contract and fault tests"
 	@echo "make test-browser       the HTML page in Chromium"
 	@echo "make test-real          slower checks on real weights and data"
-	@echo "variables: METHOD TASK MODEL SUITE SPARSITY PATTERN SEEDS JOBS, and ARGS for any other flag"
+	@echo "variables: METHOD TASK MODEL SUITE SPARSITY PATTERN SEEDS, JOBS (cells at a time; default: one a core), ARGS for any other flag"
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sparsebench needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 2; }
 
 # A stamp a venv: stale as soon as the project's metadata or the pins change.
-$(VENV)/.run: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sparsebench needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 2; }
+$(VENV)/.run: pyproject.toml constraints.txt | python
 	@rm -f $@ $(VENV)/.dev
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes) …"
@@ -51,14 +53,17 @@ $(VENV)/.dev: $(VENV)/.run
 		2>$(VENV)/install.log || { tail -n 5 $(VENV)/install.log >&2; exit 2; }
 	@touch $@
 
-bench: $(VENV)/.run
-	@$(BIN)/sparsebench run $(SELECT) --jobs $(JOBS)
+# What lies on the hub alone is looked for before anything is installed.
+bench: python
+	@$(PYTHON) -m bench.planning.reach $(SELECT)
+	@$(MAKE) --no-print-directory $(VENV)/.run
+	@$(BIN)/sparsebench run $(SELECT) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 plan: $(VENV)/.run
-	@$(BIN)/sparsebench plan $(SELECT)
+	@$(BIN)/sparsebench plan $(SELECT) $(ARGS)
 
 fetch: $(VENV)/.run
-	@$(BIN)/sparsebench fetch $(SELECT)
+	@$(BIN)/sparsebench fetch $(SELECT) $(ARGS)
 
 report: $(VENV)/.run
 	@$(BIN)/sparsebench report

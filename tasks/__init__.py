@@ -32,3 +32,13 @@ BUILTIN = {
     "tiny/nlg": "tasks.tiny:TinyNlg",
     "tiny/zero-shot": "tasks.tiny:TinyZeroShot",
 }
+
+ON_HUB = {
+    **{f"glue/{name}": "nyu-mll/glue" for name in _GLUE},
+    "wikitext": "Salesforce/wikitext",
+    "wikitext-c4": "Salesforce/wikitext",
+    "nlg/e2e": "tuetschek/e2e_nlg",
+    "nlg/webnlg": "webnlg-challenge/web_nlg",
+    "nlg/dart": "Yale-LILY/dart",
+}
+"""Data sets that lie on the hub alone, by task: `bench/planning/reach.py` looks for them first."""

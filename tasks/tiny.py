@@ -27,7 +27,7 @@ from tasks.shared.classification import Classification, Rows
 from tasks.shared.data_to_text import DataToText, Items, group
 from tasks.shared.language import Language
 from tasks.shared.zero_shot_sets import ZeroShotSet
-from tasks.zero_shot import ZeroShot, import_lm_eval, rows_of
+from tasks.zero_shot import ZeroShot, rows_of
 
 WORDS = 256
 """Number of words."""
@@ -202,8 +202,7 @@ class TinyZeroShot(ZeroShot):
     budgets = {"default": Budget(steps=60, batch=16, length=64, calib=32, timeout_s=300)}
 
     def prepare(self) -> None:
-        """Fetches nothing, but raises BenchError when lm-eval is not installed."""
-        import_lm_eval()
+        """Fetches nothing."""
 
     def _load(self) -> Splits[list[str]]:
         return TinyWikitext("tiny/wikitext").data

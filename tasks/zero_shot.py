@@ -65,10 +65,8 @@ class ZeroShot(Language):
         """Fetches and checks the rows.
 
         Raises:
-            BenchError: lm-eval is not installed, a row is wrong, or kind `offline` when no source
-                has the rows.
+            BenchError: a row is wrong, or kind `offline` when no source has the rows.
         """
-        import_lm_eval()
         for wanted in self.sets:
             load(wanted)
 
@@ -102,7 +100,7 @@ class ZeroShot(Language):
         `budget.items` limits each set to its first rows.
 
         Raises:
-            BenchError: a split other than `test`, or lm-eval is not installed.
+            BenchError: a split other than `test`.
         """
         if split != "test":
             raise BenchError(f"{self.name} has no {split} slice; tune on wikitext")
@@ -177,16 +175,8 @@ def rows_of(split: str, kind: str, file: Path) -> dict[str, Any]:
 
 
 def import_lm_eval() -> Any:
-    """Imports lm-eval, an optional dependency, and silences its log.
+    """Imports lm-eval, which takes seconds, and silences its log."""
+    import lm_eval as harness
 
-    Raises:
-        BenchError: lm-eval is not installed.
-    """
-    try:
-        import lm_eval as harness
-    except ImportError:
-        raise BenchError(
-            "zero-shot tasks need lm-eval: pip install 'sparsebench[zero-shot]'"
-        ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return harness

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.cli import main
+from bench.cli.flags import OWN
 from bench.core.store import Store
 from bench.engine import dask_engine, dask_worker
 from bench.planning.job import Job
@@ -98,7 +99,7 @@ class Machines:
         return "\n".join(f"{p.name}: {(p / 'err').read_text()}" for p in self.place.iterdir())
 
     def records(self):
-        found, problems = Store(self.place / "driver" / "results").records()
+        found, problems = Store(self.place / "driver" / OWN).records()
         assert problems == []
         return {r.cell.method: r for r in found}
 
@@ -135,7 +136,9 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
     before = machines.records()["dense"]
     machines.worker("three")
     local = ("--suite", "tiny", "--method", "pst", "magnitude", "--set", *SHORT)
-    alone = machines.start("alone", sys.executable, "-m", "bench", "run", *local, *UNHURRIED)
+    alone = machines.start(
+        "alone", sys.executable, "-m", "bench", "run", *local, *UNHURRIED, "--jobs", "1"
+    )
     driver = machines.driver("--method", "magnitude", "--set", *SHORT)
     assert machines.finished(driver) == 0, machines.everything()
     found = machines.records()
@@ -145,7 +148,7 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
 
     # The table is that of one machine.
     assert machines.finished(alone) == 0, machines.everything()
-    expected = {r.cell.method: r for r in Store(machines.place / "alone" / "results").records()[0]}
+    expected = {r.cell.method: r for r in Store(machines.place / "alone" / OWN).records()[0]}
     assert set(expected) == set(found)
     for method, alone in expected.items():
         assert (found[method].scores, found[method].params) == (alone.scores, alone.params)
@@ -161,7 +164,7 @@ def test_a_lost_scheduler_ends_the_driver_and_the_cells(machines):
     (line,) = machines.err("driver").splitlines()[-1:]
     assert line.startswith(f"sparsebench: the scheduler at {machines.address} is lost")
     assert "Traceback" not in machines.err("driver")
-    left = [p for p in (machines.place / "driver" / "results").rglob("*") if p.is_file()]
+    left = [p for p in (machines.place / "driver" / OWN).rglob("*") if p.is_file()]
     assert left == []  # no claim, no record
     gone(machines, cells)
     assert machines.finished(worker) == 1
@@ -194,7 +197,8 @@ def test_no_scheduler_is_one_line(capsys, tmp_path, monkeypatch):
     assert main.main(run) == 2
     assert "needs --scheduler" in capsys.readouterr().err
     assert main.main([*run, "--scheduler", "tcp://127.0.0.1:1"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    told, line = capsys.readouterr().err.splitlines()
+    assert told.startswith("sparsebench: 1 of 1 cells to run")
     assert line.startswith("sparsebench: no scheduler answers at tcp://127.0.0.1:1")
 
 

@@ -12,7 +12,9 @@ import pytest
 from bench.api import Budget
 from bench.cli import run
 from bench.cli.plan_text import show_plan
+from bench.cli.shelves import Shelves
 from bench.core import provenance
+from bench.core.record import PUBLISHED
 from bench.core.store import Store
 from bench.core.tables import duration, human
 from bench.engine import estimate, isolate, leases, scheduler
@@ -212,9 +214,10 @@ def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(tmp_path / "results")
     wanted = plan.plan(jobs(("pst", 13), ("pst", 1), ("pst", 2)), store)
-    run._run(wanted, store, partial(Local, 1), fail_fast=True)
+    shelves = Shelves(store, None)
+    run.run_planned(wanted, shelves, partial(Local, 1), fail_fast=True)
     assert [run[1] for run in ran] == [13]
-    run._run(wanted, store, partial(Local, 1))
+    run.run_planned(wanted, shelves, partial(Local, 1))
     assert [run[1] for run in ran] == [13, 13, 1, 2]
 
 
@@ -250,9 +253,16 @@ def test_estimates_come_from_the_nearest_records():
     elsewhere = here(pst.cell, 1.0).model_copy(update={"env": {"cpu": "another one"}})
     everything = estimate.Estimator([*same, other_method, elsewhere])
     assert everything.seconds(pst) == 130
+    assert not everything.elsewhere
     assert everything.seconds(dense) == 110  # the median of what trains here
     assert estimate.Estimator([other_budget]).seconds(pst) == 70  # twice the tokens
     assert everything.seconds(wanda) is None  # nothing trained alike
+    only = estimate.Estimator([elsewhere])
+    assert (only.seconds(pst), only.elsewhere) == (11, True)
+    published = [r.model_copy(update={"origin": PUBLISHED}) for r in same]
+    own = here(pst.cell, 200.0)
+    assert estimate.Estimator([*published, own]).seconds(pst) == 210  # of this very machine
+    assert estimate.Estimator([*published, other_method]).seconds(pst) == 130  # of its kind
     assert [duration(s) for s in (40, 750, 12_600)] == ["40 s", "12 min", "3.5 h"]
 
 

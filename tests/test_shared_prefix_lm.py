@@ -11,8 +11,6 @@ from tasks.shared import shared_prefix_lm
 from tasks.shared.prefix_groups import PrefixGroup, batches, group_by_prefix, pack
 from tasks.shared.shared_prefix_lm import SharedPrefixLM
 
-pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
-
 WIDTH = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 261}
 CONFIGS = {
     "llama": {**WIDTH, "intermediate_size": 64, "num_key_value_heads": 2},

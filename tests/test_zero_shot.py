@@ -1,6 +1,5 @@
 """The zero-shot tasks: lm-eval's definitions on rows from a folder, and their scores."""
 
-import builtins
 import json
 import os
 import subprocess
@@ -20,8 +19,6 @@ from tasks.shared.zero_shot_sets import SETS
 from tests import helpers
 from tests.helpers import run_cell
 from tests.test_real import needs_hub
-
-pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
 
 CPU = torch.device("cpu")
 WORDS = [f"w{i}" for i in range(256)]
@@ -158,19 +155,6 @@ def test_the_source_names_sets_and_the_text_for_calibration(mirror):
     assert source.revision == "mirror"
     assert source.select.endswith("calibration/c4_sample")
     assert source.fingerprint != only("rte").source().fingerprint
-
-
-def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "lm_eval":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(BenchError, match=r"pip install 'sparsebench\[zero-shot\]'"):
-        registry.task("zero-shot").prepare()
 
 
 def test_an_unknown_set_is_named():

@@ -9,6 +9,18 @@ from typing import Any, NoReturn
 
 Handler = Callable[[argparse.Namespace], int]
 
+RESULTS = Path("results")
+"""Folder of the published records. Commands that run cells never write there."""
+
+OWN = RESULTS / "local"
+"""Folder of the records that were made on this machine; git ignores it."""
+
+REPORTS = Path("reports")
+"""Folder of the pages of the published records."""
+
+OWN_REPORTS = REPORTS / "local"
+"""Folder of the pages after a run; git ignores it."""
+
 MANY: dict[str, Any] = {"action": "extend", "nargs": "+", "metavar": "NAME"}
 """Of a flag that takes several values and may be repeated."""
 
@@ -54,18 +66,42 @@ def positive(text: str) -> int:
 
 
 def add_results(command: argparse.ArgumentParser) -> None:
-    """Adds --results."""
+    """Adds --results of a command for the records of this machine."""
     command.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the records"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of your records; tables then show them alone (default: {OWN}, with the "
+        f"published ones of {RESULTS} beside them)",
+    )
+
+
+def add_published(command: argparse.ArgumentParser) -> None:
+    """Adds --results of a command for published records."""
+    command.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help=f"folder of the records (default: {RESULTS})",
+    )
+
+
+def add_reports(command: argparse.ArgumentParser, default: Path) -> None:
+    """Adds --reports."""
+    command.add_argument(
+        "--reports",
+        type=Path,
+        default=default,
+        metavar="DIR",
+        help=f"folder of the pages (default: {default})",
     )
 
 
 def add_folders(command: argparse.ArgumentParser) -> None:
-    """Adds --results and --reports."""
+    """Adds --results and --reports of a command for the records of this machine."""
     add_results(command)
-    command.add_argument(
-        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="folder of the pages"
-    )
+    add_reports(command, OWN_REPORTS)
 
 
 def add_out(command: argparse.ArgumentParser) -> None:

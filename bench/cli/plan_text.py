@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from bench.cli.output import say
 
 if TYPE_CHECKING:
+    from bench.cli.shelves import Shelves
     from bench.core.cell import Cell
     from bench.core.store import Store
     from bench.planning.plan import Planned
 
 
-def show_plan(planned: Sequence[Planned], store: Store) -> None:
+def show_plan(planned: Sequence[Planned], store: Store | Shelves) -> None:
     """Prints each cell's state, estimated time and training MACs, then the sums."""
     todo = [item.job for item in planned if item.todo]
     seconds: dict[Cell, float | None] = {}
@@ -33,6 +34,8 @@ def show_plan(planned: Sequence[Planned], store: Store) -> None:
     counts = counted(states) if len(set(states)) > 1 else ""
     total = _about(list(seconds.values()), list(macs.values()))
     unknown = sum(time is None for time in seconds.values())
+    if todo and estimator.elsewhere:
+        total += "; times are of another kind of machine"
     total += f"; no record tells the time of {unknown}" if 0 < unknown < len(todo) else ""
     say(f"{len(todo)} of {len(planned)} cells to run{counts}{'; ' if total else ''}{total}")
 

@@ -1,4 +1,4 @@
-"""Commands that run cells: plan, run, fetch, tune, verify."""
+"""Commands that run cells: plan, run, fetch, tune."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from bench.cli.plan_text import counted, show_plan
 from bench.cli.selection import add_selection, planned, resolve
 
 if TYPE_CHECKING:
+    from bench.cli.shelves import Shelves
+    from bench.core.record import Record
     from bench.core.run_settings import RunSettings
-    from bench.core.store import Store
     from bench.engine.scheduler import Engine, OnProgress
+    from bench.planning.job import Job
     from bench.planning.plan import Planned
 
 
@@ -43,18 +45,6 @@ def add_commands(commands: Any) -> None:
     )
     add_selection(tune)
     add_folders(tune)
-    verify = add_command(
-        commands,
-        "verify",
-        verify_record,
-        "Run the cell of a submitted record and compare the two.",
-        ("verify results/submissions/them/glue.rte/…/seed1.json",),
-    )
-    verify.add_argument("record", type=Path, metavar="RECORD", help="file of a record")
-    verify.add_argument(
-        "--rerun", action="store_true", help="run it even if it was run here before"
-    )
-    add_folders(verify)
 
 
 def _add_plan(commands: Any) -> None:
@@ -75,7 +65,7 @@ def _add_run(commands: Any) -> None:
         commands,
         "run",
         run_cells,
-        "Run the cells that are not done, then print the table and write the pages.",
+        "Run the cells that are not done here, then print the table and write the pages.",
         (
             "run --method pst",
             "run --method pst magnitude --sparsity 0.5 0.9 --seeds 1 2 3 --jobs 2",
@@ -89,9 +79,8 @@ def _add_run(commands: Any) -> None:
     command.add_argument(
         "--jobs",
         type=positive,
-        default=1,
         metavar="N",
-        help="cells that run at a time (default: 1)",
+        help="cells that run at a time (default: one a GPU, or one a core if memory suffices)",
     )
     command.add_argument(
         "--engine", choices=("local", "dask"), default="local", help="where cells run"
@@ -137,8 +126,8 @@ def _add_retry(command: argparse.ArgumentParser) -> None:
 
 def plan_cells(options: argparse.Namespace) -> int:
     """Prints the cells and their states."""
-    _, store, jobs = resolve(options)
-    show_plan(planned(options, store, jobs), store)
+    _, shelves, jobs = resolve(options)
+    show_plan(planned(options, shelves.own, jobs), shelves)
     return 0
 
 
@@ -154,34 +143,43 @@ def fetch_sources(options: argparse.Namespace) -> int:
 
 
 def run_cells(options: argparse.Namespace) -> int:
-    """Runs what is not done, prints the table and writes the pages."""
-    from bench.reporting import leaderboard
-
-    suite, store, jobs = resolve(options)
+    """Runs what is not done, prints the tables and writes the pages."""
+    suite, shelves, jobs = resolve(options)
     settings = suite.settings.reporting_to(options.report_to)
-    items = planned(options, store, jobs)
+    items = planned(options, shelves.own, jobs)
     if options.dry_run:
-        show_plan(items, store)
+        show_plan(items, shelves)
         return 0
-    engine = partial(_engine, options, settings)
-    if _run(items, store, engine, options.fail_fast) == len(jobs):
+    engine = partial(_engine, options, settings, jobs, shelves)
+    if run_planned(items, shelves, engine, options.fail_fast) == len(jobs):
         return 2  # nothing could be fetched: the lines above say it all
-    states = {job.cell: store.state(job.cell, job.versions) for job in jobs}
-    done = [store.get(cell) for cell, state in states.items() if state == "done"]
+    states = {job.cell: shelves.own.state(job.cell, job.versions) for job in jobs}
+    done = [shelves.own.get(cell) for cell, state in states.items() if state == "done"]
     if records := [record for record in done if record is not None]:
-        say(leaderboard.table(records, average=suite.average))
-    written = write_pages(store, options.reports)
+        _show(records, shelves.published_records(), suite.average)
+    written = write_own_pages(shelves, options.reports)
     others = counted([state for state in states.values() if state != "done"])
     say(
         f"\n{len(done)} of {len(jobs)} cells done{others}; "
-        f"records in {options.results}/, pages: {written[0]}"
+        f"records in {shelves.own.root}/, pages: {written[0]}"
     )
     return 0 if len(done) == len(jobs) else 1
 
 
-def _run(
+def _show(records: Sequence[Record], published: Sequence[Record], average: Sequence[str]) -> None:
+    """Prints the tables of a run with the published rows, and a line for each row in both."""
+    from bench.reporting import leaderboard
+    from bench.reporting.rows import beside
+    from bench.review import reproduction
+
+    say(leaderboard.table(beside(records, published), average=average))
+    if lines := reproduction.lines(records, published):
+        say("\n" + "\n".join(lines))
+
+
+def run_planned(
     items: Sequence[Planned],
-    store: Store,
+    shelves: Shelves,
     engine: Callable[[OnProgress], Engine],
     fail_fast: bool = False,
 ) -> int:
@@ -193,35 +191,65 @@ def _run(
     todo = [item.job for item in items if item.todo]
     if not todo:
         return 0
-    from bench.engine import messages, progress, scheduler
+    warn(f"{len(todo)} of {len(items)} cells to run; looking for their data and weights")
+    from bench.engine import messages, scheduler
+    from bench.engine.estimate import Estimator
     from bench.engine.leases import Leases
     from bench.engine.prepare import prepare
+    from bench.engine.progress import progress
 
     missing = prepare(todo)
     for line in sorted(set(missing.values())):
         warn(line)
     for job in todo:
         if job.cell in missing:
-            store.put(messages.failed(job, "offline", missing[job.cell]))
+            shelves.own.put(messages.failed(job, "offline", missing[job.cell]))
     ready = [job for job in todo if job.cell not in missing]
-    with Leases(store) as leases, progress.bars(len(ready)) as bars:
-        records = scheduler.drive(ready, engine(bars.step), leases)
+    if not ready:
+        return len(missing)
+    estimator = Estimator(shelves.records()[0])
+    expected = {job.cell: estimator.seconds(job) for job in ready}
+    with Leases(shelves.own) as leases, progress(expected) as shown:
+        place = engine(shown.step)
+        shown.slots = place.slots
+        warn(_announced(shown.left(), place.slots, estimator.elsewhere))
+        records = scheduler.drive(ready, place, leases, shown.start)
         with contextlib.closing(records):  # ends what still runs
             for record in records:
-                store.put(record)
-                bars.done(record)
+                shelves.own.put(record)
+                shown.done(record)
                 if fail_fast and record.status == "failed":
                     break
     return len(missing)
 
 
-def _engine(options: argparse.Namespace, settings: RunSettings, on_progress: OnProgress) -> Engine:
+def _announced(seconds: float | None, slots: int, elsewhere: bool) -> str:
+    """Says how many cells run at a time, and for how long."""
+    from bench.core.tables import duration
+
+    about = "no record tells how long it takes"
+    if seconds is not None:
+        about = f"about {duration(seconds)}"
+        about += " by records of another kind of machine" if elsewhere else ""
+    return f"{slots} at a time, {about}; stop at any time, the same command continues"
+
+
+def _engine(
+    options: argparse.Namespace,
+    settings: RunSettings,
+    jobs: Sequence[Job],
+    shelves: Shelves,
+    on_progress: OnProgress,
+) -> Engine:
     from bench.core.errors import BenchError
 
     if options.engine == "local":
-        from bench.engine.local import Local
+        from bench.engine.estimate import Estimator
+        from bench.engine.local import Local, default_slots
 
-        return Local(options.jobs, on_progress, options.timeout, settings)
+        known = Estimator(shelves.records()[0])
+        slots = options.jobs or default_slots(jobs, known, settings.processes)
+        return Local(slots, on_progress, options.timeout, settings)
     if not options.scheduler:
         raise BenchError("--engine dask needs --scheduler ADDRESS, as tcp://host:8786")
     from bench.engine.dask_engine import Dask
@@ -251,46 +279,22 @@ def tune_cells(options: argparse.Namespace) -> int:
     return 0
 
 
-def verify_record(options: argparse.Namespace) -> int:
-    """Runs the cell of a record from elsewhere, and compares the project's record with it."""
-    from bench.core.errors import BenchError
-    from bench.core.record import parse, verified
-    from bench.core.store import Store
-    from bench.planning.job import Job
-    from bench.review import gate, submissions
-
-    try:
-        submitted = parse(options.record.read_bytes(), str(options.record))
-    except OSError as error:
-        raise BenchError(f"{options.record}: {error.strerror}") from None
-    if submitted.status != "done" or verified(submitted):
-        what = "the project's own record" if verified(submitted) else "the record of a failure"
-        raise BenchError(f"{options.record} is {what}; verify takes a submission")
-    job, store = Job.resolve(submitted.cell), Store(options.results)
-    from bench.engine.local import Local
-
-    _run(planned(options, store, [job]), store, partial(Local, 1))
-    own = store.get(job.cell)
-    if own is None or own.status == "failed":
-        return 1
-    moved = submissions.differences(submitted, own, store.records()[0])
-    say(gate.verdict_text(moved, 1, str(options.record), "Verification"))
-    write_pages(store, options.reports)
-    return int(any(change.fails for change in moved))
-
-
-def write_pages(store: Store, folder: Path) -> list[Path]:
-    """Writes the pages of all records, submissions included, and returns their paths.
+def write_own_pages(shelves: Shelves, folder: Path) -> list[Path]:
+    """Writes the pages of own records, the published ones beside them, and returns their paths.
 
     Raises:
         BenchError: kind `disk`, naming the path.
     """
     from bench.core.files import disk_error
     from bench.reporting import pages
+    from bench.reporting.rows import beside
     from bench.review import submissions
 
-    records, problems = submissions.with_own(store)
+    records, problems = submissions.with_own(shelves.own)
+    published = shelves.published.root if shelves.published else None
+    shown = beside(records, shelves.published_records())
+    source = f"Generated by `sparsebench run` from `{shelves.own.root.name}/`; do not edit."
     try:
-        return pages.write_pages(records, problems, folder, store.root)
+        return pages.write_pages(shown, problems, folder, shelves.own.root, published, source)
     except OSError as error:
         raise disk_error(folder, error) from error

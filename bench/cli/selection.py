@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.flags import MANY, add_settings, positive
+from bench.cli.shelves import Shelves
 
 if TYPE_CHECKING:
     from bench.core.store import Store
@@ -60,15 +61,15 @@ def add_selection(command: argparse.ArgumentParser) -> None:
     )
 
 
-def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
-    """Returns the suite with the user's changes, the store of its records, and its jobs."""
+def resolve(options: argparse.Namespace) -> tuple[Suite, Shelves, list[Job]]:
+    """Returns the suite with the user's changes, where records lie, and its jobs."""
     from bench.core.overrides import Overrides, parse_settings
     from bench.core.pattern import parse_pattern
-    from bench.core.store import Store
     from bench.planning.plan import expand
     from bench.planning.suites import load_suite
     from bench.sources.catalog import adopt
 
+    shelves = Shelves.of(options)
     suite = load_suite(options.suite)
     changes: dict[str, Any] = {
         "tasks": tuple(options.task or ()),
@@ -90,7 +91,7 @@ def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
     changes["overrides"] = suite.overrides | Overrides.of(flat)
     suite = suite.model_copy(update=changes)
     jobs = expand(suite, options.method or (), explicit=bool(options.pattern))
-    return suite, Store(options.results), jobs
+    return suite, shelves, jobs
 
 
 def planned(options: argparse.Namespace, store: Store, jobs: Sequence[Job]) -> list[Planned]:

@@ -8,11 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Literal
 
 from bench.core.errors import BenchError, one_line
+
+if TYPE_CHECKING:
+    from safetensors import SafetensorError
 
 
 def cache_dir() -> Path:
@@ -72,6 +73,8 @@ def write_folder_atomically(
         for parent in new_parents:  # deepest first
             with contextlib.suppress(OSError):
                 parent.rmdir()
+        from safetensors import SafetensorError  # this module runs before packages are installed
+
         if not isinstance(error, (OSError, SafetensorError)):
             raise
         if existing == "keep" and out.is_dir():

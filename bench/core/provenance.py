@@ -27,18 +27,18 @@ SOURCES = ("bench", "methods", "tasks", "pyproject.toml", "constraints.txt")
 
 def commit() -> str:
     """Names the commit of the sources: `abc123`, `abc123, changed` or `unknown commit`."""
-    head = _git("rev-parse", "--short=12", "HEAD")
+    head = _git(ROOT, "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown commit"
-    return f"{head}, changed" if _git("status", "--porcelain", "--", *SOURCES) else head
+    return f"{head}, changed" if _git(ROOT, "status", "--porcelain", "--", *SOURCES) else head
 
 
 def code(method: type) -> Code:
     """Returns the commit, whether sources differ from it, and the hash of the method's file."""
     source = Path(inspect.getfile(method)).read_bytes()
     return Code(
-        git=_git("rev-parse", "HEAD") or "unknown",
-        dirty=bool(_git("status", "--porcelain", "--", *SOURCES)),
+        git=_git(ROOT, "rev-parse", "HEAD") or "unknown",
+        dirty=bool(_git(ROOT, "status", "--porcelain", "--", *SOURCES)),
         method_sha256=hashlib.sha256(source).hexdigest(),
     )
 
@@ -98,14 +98,24 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _git(*arguments: str) -> str:
+def uncommitted(folder: Path) -> list[str] | None:
+    """Returns the paths that git's working tree around `folder` has not committed.
+
+    None where there is no working tree.
+    """
+    found = _git(folder, "status", "--porcelain")
+    return None if found is None else [line[3:] for line in found.splitlines()]
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Returns what git prints; None where it fails or is missing."""
     try:
         run = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip() if run.returncode == 0 else ""
+        return None
+    return run.stdout.rstrip() if run.returncode == 0 else None
 
 
 def _cpu() -> str:

@@ -117,12 +117,18 @@ def _six_digits(value: Any) -> Any:
 
 
 LOCAL = "local"
-"""The origin of records that the project made itself."""
+"""The origin of records that were made in this checkout."""
+
+PUBLISHED = "published"
+"""The origin of the project's records where they stand beside those of this machine.
+
+Their files say `local`; `Store.published` sets it when it reads them.
+"""
 
 
 def verified(record: Record) -> bool:
     """Tells whether the project ran the cell itself; a submission's `origin` is its sender."""
-    return record.origin == LOCAL
+    return record.origin in (LOCAL, PUBLISHED)
 
 
 def number(record: Record, path: str) -> int | float | None:

@@ -1,4 +1,6 @@
-"""The tree `results/`: one file a record. It serves as database, cache and resume state.
+"""A tree of records: one file a record. It serves as database, cache and resume state.
+
+`results/` holds what the project publishes, and `results/local/` what was run on this machine.
 
 A record's path depends only on its cell, so two writers never mix two cells in one file. Each write
 is atomic: write a temporary file beside the target, fsync, rename, fsync the folder.
@@ -16,7 +18,7 @@ from typing import Literal
 from bench.core.cell import Cell, canonical
 from bench.core.errors import BenchError
 from bench.core.files import disk_error, write_atomic
-from bench.core.record import Record, parse
+from bench.core.record import PUBLISHED, Record, parse, verified
 from bench.core.record_parts import Versions
 
 State = Literal["missing", "done", "failed", "stale", "corrupt"]
@@ -134,6 +136,12 @@ class Store:
             if record.status == "done":
                 done.append(record)
         return done, bad
+
+    def published(self) -> list[Record]:
+        """Returns the done records that the project made, marked as published."""
+        return [
+            r.model_copy(update={"origin": PUBLISHED}) for r in self.records()[0] if verified(r)
+        ]
 
     def _files(self) -> Iterator[Path]:
         return iter(sorted(self.root.glob("*/*/*/*/seed*.json")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,28 +11,36 @@ from typing import Any
 from bench.core import provenance
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError
-from bench.core.record import Record
+from bench.core.record import PUBLISHED, Record
 from bench.costs import without_weights
 from bench.planning.job import Job
 from bench.sources.architectures import config_of, for_task
 
 
 class Estimator:
-    """Estimates seconds from done records of this kind of machine.
+    """Estimates seconds from done records, if possible of this machine or of its kind.
 
     The estimate is the median of the most similar records, in this order:
 
     * the same method and pattern on the same task, model and budget;
     * any method on them that also trains (or also does not train);
-    * such a method on the same model, with training time scaled by the tokens of the budget.
+    * such a method on the same model, with training time scaled by the tokens of the budget;
+    * the same three among the records of other kinds of machine.
 
     Args:
         records: done records of any machine.
+
+    Attributes:
+        elsewhere: whether an estimate came from another kind of machine.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
         here = _machine(provenance.env())
-        self.records = [r for r in records if _machine(r.env) == here]
+        self.everywhere = list(records)
+        alike = [r for r in self.everywhere if _machine(r.env) == here]
+        own = [r for r in alike if r.origin != PUBLISHED]
+        self.nearest = (own, alike)
+        self.elsewhere = False
         self.update_macs: dict[Cell, int | None] = {}
 
     def seconds(self, job: Job) -> float | None:
@@ -43,10 +52,19 @@ class Estimator:
             lambda r: _setting_of(r) == setting and _trained(r) == job.trains,
             lambda r: r.cell.model == cell.model and _trained(r) == job.trains,
         )
-        for alike in similar:
-            if taken := [_scaled(r, budget) for r in self.records if alike(r)]:
+        here = itertools.product(similar, self.nearest)
+        anywhere = itertools.product(similar, [self.everywhere])
+        for alike, records in itertools.chain(here, anywhere):
+            if taken := [_scaled(r, budget) for r in records if alike(r)]:
+                self.elsewhere = self.elsewhere or records is self.everywhere
                 return statistics.median(taken)
         return None
+
+    def peak_bytes(self, job: Job) -> int | None:
+        """Returns the most memory that a cell of the same task, model and budget took, if any."""
+        setting = _setting(job.cell, job.budget)
+        alike = [r for r in self.everywhere if _setting_of(r) == setting]
+        return max((r.cost.peak_bytes for r in alike if r.cost), default=None)
 
     def training_macs(self, job: Job) -> int | None:
         """Counts the multiply-adds of a cell's whole training; None if it cannot."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -22,6 +24,22 @@ from bench.planning.job import Job
 
 LOGS = Path(".sparsebench/logs")
 """Folder of the cells' output, on the machine that runs them."""
+
+
+if TYPE_CHECKING:
+    from bench.engine.estimate import Estimator
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux states the memory of a container."""
+
+MEMORY_SHARE = 0.8
+"""Share of the memory that cells may fill; the rest is for the driver and other programs."""
+
+BYTES_A_PARAMETER = 20
+"""Of a cell without a record yet: weights, gradients, Adam's two moments and a copy, in float32."""
+
+BESIDE_MODEL = 3 * 2**29
+"""Bytes of a cell beside its model: activations and libraries."""
 
 
 class Local(Engine):
@@ -109,6 +127,48 @@ def run_here(
             reason = f"the dense cell it starts from failed: {job.dense.cell}: {error.message}"
             return failed(job, error.kind, reason, error.log_tail)
     return run(job)
+
+
+def default_slots(jobs: Sequence[Job], estimator: Estimator, processes: int = 1) -> int:
+    """Returns how many cells run at a time: one a GPU, else one a core if memory suffices.
+
+    It depends on all jobs of a command and not on those that are left, so that a command that is
+    given again runs its cells with as many threads as before and can use their checkpoints.
+
+    Args:
+        jobs: all jobs of the command, their models fetched.
+        estimator: knows the memory of earlier cells.
+        processes: number of processes that train a cell together.
+    """
+    import torch
+
+    most = min(len(jobs), (torch.cuda.device_count() or os.cpu_count() or 1) // processes)
+    if most > 1 and not torch.cuda.is_available():
+        distinct = {(job.cell.task, job.cell.model, job.budget): job for job in jobs}
+        need = max(estimator.peak_bytes(job) or _memory_of(job) for job in distinct.values())
+        most = min(most, int(MEMORY_SHARE * _memory() / need))
+    return max(1, most)
+
+
+def _memory() -> int:
+    """Returns the bytes of memory of this machine, or of its container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(CONTAINER.read_text()))
+    except (OSError, ValueError):  # no container, or `max`
+        return total
+
+
+def _memory_of(job: Job) -> int:
+    """Guesses a cell's memory from its model; all there is where the model is unknown."""
+    from bench.sources.architectures import config_at, empty, for_task
+
+    try:
+        config = config_at(job.place)
+    except BenchError:
+        return _memory()
+    model = empty(*for_task(config, job.task))
+    return BESIDE_MODEL + BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
 
 
 def shares(slots: int, processes: int = 1) -> list[dict[str, str]]:

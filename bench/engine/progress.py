@@ -1,54 +1,135 @@
-"""Shows the progress of a run on standard error."""
+"""Shows a run on standard error: what is at work, what is done, how long it will take.
+
+A terminal gets one bar that changes. Anything else gets a line when a cell starts or ends, and one
+every half minute in between.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from bench.core.cell import Cell
 from bench.core.record import Record
+from bench.core.tables import duration
+
+LINE_S = 30.0
+"""Seconds between two lines of a run that nobody watches in a terminal."""
+
+REDRAW_S = 1.0
+"""Seconds between two looks at the clock in a terminal."""
 
 
-class Bars:
-    """A bar of cells and a bar of the running cell's steps; without a terminal only lines."""
+class Progress:
+    """The state of a run. Engines call it from several threads.
 
-    def __init__(self, cells: int) -> None:
+    Args:
+        expected: the cells, with the seconds that each may take; None where nothing tells.
+        slots: cells that run at a time.
+    """
+
+    def __init__(self, expected: Mapping[Cell, float | None], slots: int = 1) -> None:
+        self.expected, self.slots = expected, slots
+        self.began = time.monotonic()
+        self.running: dict[Cell, tuple[float, str]] = {}
+        self.finished: dict[Cell, float] = {}
+        self.lock = threading.RLock()
         self.tty = sys.stderr.isatty()
-        self.cells = tqdm(total=cells, desc="cells", unit="cell", disable=not self.tty, position=0)
-        self.steps = tqdm(desc="steps", unit="step", leave=False, disable=not self.tty, position=1)
-        self.count, self.total = 0, cells
+        self.bar = tqdm(
+            total=len(expected),
+            disable=not self.tty,
+            bar_format="{n_fmt}/{total_fmt} cells |{bar:20}| {elapsed}{postfix}",
+        )
+
+    def start(self, cell: Cell) -> None:
+        """Notes that a cell has been handed out."""
+        with self.lock:
+            self.running[cell] = time.monotonic(), "starts"
+            if not self.tty:
+                self._write(f"{cell} starts")
 
     def step(self, cell: Cell, phase: str, done: int, total: int) -> None:
-        """Moves the bar of steps to `done` of `total`."""
-        self.steps.set_description_str(f"{cell.method} {cell.sparsity:g} {phase}", refresh=False)
-        self.steps.total, self.steps.n = total, done
-        self.steps.refresh()
+        """Notes that a cell is in a phase, at `done` of `total`."""
+        with self.lock:
+            began = self.running.get(cell, (time.monotonic(), ""))[0]
+            self.running[cell] = began, f"{phase} {done}/{total}" if total > 1 else phase
 
     def done(self, record: Record) -> None:
-        """Moves the bar of cells and writes the cell's score or failure."""
-        self.count += 1
-        self.cells.update()
-        if record.error is not None:
-            text = f"failed ({record.error.kind}): {record.error.message}"
-        else:
-            assert record.scores is not None
-            assert record.cost is not None
-            score = record.scores
-            text = f"{score.metric} {score.unit * score.value:.2f}"
-            text += f" in {record.cost.train_s + record.cost.prune_s + record.cost.eval_s:.0f} s"
-        line = f"[{self.count}/{self.total}] {record.cell}: {text}"
-        self.cells.write(line, file=sys.stderr)
+        """Writes a cell's score or failure."""
+        with self.lock:
+            began, _ = self.running.pop(record.cell, (time.monotonic(), ""))
+            self.finished[record.cell] = time.monotonic() - began
+            self.bar.update()
+            self._write(f"{record.cell}: {_outcome(record)}")
+
+    def show(self) -> None:
+        """Shows what is at work, and for how long still."""
+        with self.lock:
+            work = ", ".join(
+                f"{cell.method} {cell.sparsity:g} {phase}"
+                for cell, (_, phase) in self.running.items()
+            )
+            left = self.left()
+            about = "" if left is None else f", about {duration(left)} left"
+            if self.tty:
+                self.bar.set_postfix_str(f"{about.lstrip(', ')} · {work}".lstrip(" ·"))
+            elif self.running:
+                elapsed = duration(time.monotonic() - self.began)
+                self._write(f"{elapsed}{about}: {work}")
+
+    def left(self) -> float | None:
+        """Returns the seconds that may be left; None where nothing tells.
+
+        Finished cells say how much slower or faster this run is than expected.
+        """
+        known = {cell: s for cell, s in self.expected.items() if s}
+        if not known:
+            return None
+        usual = sum(known.values()) / len(known)
+        taken = [(self.finished[c], s) for c, s in known.items() if c in self.finished]
+        pace = sum(t for t, _ in taken) / sum(s for _, s in taken) if taken else 1.0
+        now, left = time.monotonic(), [0.0]
+        for cell in self.expected:
+            if cell not in self.finished:
+                spent = now - self.running[cell][0] if cell in self.running else 0.0
+                left.append(max(pace * known.get(cell, usual) - spent, 0.0))
+        return max(max(left), sum(left) / self.slots)
+
+    def _write(self, text: str) -> None:
+        line = f"[{len(self.finished)}/{len(self.expected)}] {text}"
+        self.bar.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 @contextmanager
-def bars(cells: int) -> Iterator[Bars]:
-    """Yields bars for a run of `cells` cells and closes them at the end."""
-    both = Bars(cells)
+def progress(expected: Mapping[Cell, float | None]) -> Iterator[Progress]:
+    """Yields the progress of a run, and shows it until the end."""
+    shown, over = Progress(expected), threading.Event()
+
+    def look() -> None:
+        while not over.wait(REDRAW_S if shown.tty else LINE_S):
+            shown.show()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
     try:
-        yield both
+        yield shown
     finally:
-        both.steps.close()
-        both.cells.close()
+        over.set()
+        thread.join()
+        shown.bar.close()
+
+
+def _outcome(record: Record) -> str:
+    if record.error is not None:
+        return f"failed ({record.error.kind}): {record.error.message}"
+    assert record.scores is not None
+    assert record.cost is not None
+    score, cost = record.scores, record.cost
+    seconds = cost.train_s + cost.prune_s + cost.eval_s
+    return f"{score.metric} {score.unit * score.value:.2f} in {seconds:.0f} s"

@@ -44,7 +44,12 @@ class Engine(ABC):
         """Ends whatever still runs."""
 
 
-def drive(jobs: Sequence[Job], engine: Engine, leases: Leases) -> Generator[Record, None, None]:
+def drive(
+    jobs: Sequence[Job],
+    engine: Engine,
+    leases: Leases,
+    on_start: Callable[[Cell], None] = lambda _: None,
+) -> Generator[Record, None, None]:
     """Runs cells, dense ones before those that need them, and stops the engine at the end.
 
     A cell that another driver is at is waited for: its record counts as if it were made here.
@@ -53,6 +58,7 @@ def drive(jobs: Sequence[Job], engine: Engine, leases: Leases) -> Generator[Reco
         jobs: to be run.
         engine: runs them.
         leases: tells other drivers what runs here.
+        on_start: called with each cell that is handed to the engine.
 
     Yields:
         The record of every cell, done or failed, as it comes. The cell is this driver's until the
@@ -87,6 +93,7 @@ def drive(jobs: Sequence[Job], engine: Engine, leases: Leases) -> Generator[Reco
                         yield settle(record)
                         leases.drop(job.cell)
                     else:
+                        on_start(job.cell)
                         running[engine.submit(job)] = job.cell
             if waiting and not running:
                 time.sleep(LOOK_S)

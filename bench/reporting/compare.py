@@ -12,7 +12,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,10 @@ from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.overrides import Overrides
 from bench.core.pattern import DENSE, Pattern
-from bench.core.record import Record
+from bench.core.record import Record, number
 from bench.core.tables import escape, human, markdown
 from bench.reporting import cost_tables, paired
-from bench.reporting.rows import higher, mean, method_name
+from bench.reporting.rows import higher, mark_of, mean, method_name
 from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
 Condition = tuple[str, str, str, Pattern, float, Overrides]
@@ -134,6 +133,9 @@ def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
     if untested := len(made) - len(tested):
         reasons = sorted({line.test.reason for line in made if line.test.reason})
         said.append(f"{untested} not tested ({'; '.join(reasons)}): no claim is made of these")
+    for side, who in enumerate((a, b)):
+        if taken := sum(mark_of((line.a, line.b)[side][0]) == "published" for line in made):
+            said.append(f"published records stand for {escape(who)} in {taken} of {len(made)}")
     return "\n".join(f"* {text}." for text in said)
 
 
@@ -212,17 +214,10 @@ def _costs(made: Sequence[Line]) -> str:
         cells = [escape(place(line.point))]
         for path in _COUNTS.values():
             cells.append(
-                _ratio([_count(r, path) for r in line.a], [_count(r, path) for r in line.b])
+                _ratio([number(r, path) for r in line.a], [number(r, path) for r in line.b])
             )
         rows.append([*cells, _seconds(line), _latency(line)])
     return markdown(("cell", *_COUNTS, "train s", "time of a pass"), rows)
-
-
-def _count(record: Record, path: str) -> float | None:
-    found: Any = record
-    for part in path.split("."):
-        found = getattr(found, part)
-    return None if found is None else float(found)
 
 
 def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:

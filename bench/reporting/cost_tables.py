@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bench.core.record import Record
 from bench.core.record_parts import Speed
 from bench.core.tables import gib, human, mib
-from bench.reporting.rows import NAME, Clean, Key, Row, name
+from bench.reporting.rows import NAME, Clean, Key, Row, mark_of, marked, name
 
 COST_LEGEND = """\
 **MACs**: multiply-adds of one sequence. *effective* leaves out products with zero weights, which is
@@ -43,9 +43,14 @@ def costs_by_machine(rows: Sequence[Row], clean: Clean, render: Callable[..., st
 
 
 def hardware(record: Record) -> str:
-    """Names what a record's times were taken on."""
+    """Names what a record's times were taken on.
+
+    A published record is of another machine, even of the same kind: other work ran beside it.
+    """
     env = record.env
-    return str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
+    kind = str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
+    mark = mark_of(record)
+    return marked(kind, mark) if mark == "published" else kind
 
 
 def seconds(record: Record) -> float:

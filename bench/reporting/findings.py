@@ -121,8 +121,9 @@ def _cost(board: Board, row: Row, machine: str | None) -> str:
 def _limits(board: Board) -> list[str]:
     """Returns a sentence about rows without a rank, which dense needs not, and about old ones."""
     unranked = [row for row in board.rows if not _range(board, row[0]) and row[0][0] != REFERENCE]
-    sent = [row for row in unranked if not row[0][-1]]
-    few = [row for row in unranked if row[0][-1] and len(row[1]) < MIN_SEEDS]
+    sent = [row for row in unranked if row[0][-1] == "unverified"]
+    known = [row for row in unranked if row[0][-1] != "unverified"]
+    few = [row for row in known if len(row[1]) < MIN_SEEDS]
     other = len(unranked) - len(sent) - len(few)
     old = sum(any(map(registry.is_stale, records)) for _, records in board.rows)
     parts = [

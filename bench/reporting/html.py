@@ -28,8 +28,8 @@ from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import findings
-from bench.reporting.leaderboard import BOARD_LEGEND, Board, stale_note
-from bench.reporting.rows import Key, name
+from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board, stale_note
+from bench.reporting.rows import Key, mark_of, name
 
 Number = float | None
 
@@ -57,7 +57,7 @@ _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
     "MACs effective, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.effective"), 1e6),
     "MACs realizable, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.realizable"), 1e6),
     "stored, MiB": lambda _b, _k, rs: _scaled(number(rs[0], "bytes.stored"), 2**20),
-    "train + prune, s": lambda _b, _k, rs: f"{statistics.fmean(map(cost_tables.seconds, rs)):.1f}",
+    "train + prune, s": lambda _b, _k, rs: _seconds(rs),
 }
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
 
@@ -82,7 +82,9 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["line"] = printable
-    legends = (BOARD_LEGEND, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
+    beside = any(len(s.board.own) < len(s.board.rows) for s in sections)
+    published = (PUBLISHED_LEGEND,) if beside else ()
+    legends = (BOARD_LEGEND, *published, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -130,6 +132,13 @@ def _label(section: Section) -> str:
 def _figure(drawings: Sequence[Drawing]) -> str:
     drawn = "\n".join(drawing.svg for drawing in drawings)
     return base64.b64encode(zlib.compress(drawn.encode(), 9)).decode()
+
+
+def _seconds(records: Sequence[Record]) -> str:
+    """Writes a row's mean seconds; nothing for a published row, which is of another machine."""
+    if mark_of(records[0]) == "published":
+        return ""
+    return f"{statistics.fmean(map(cost_tables.seconds, records)):.1f}"
 
 
 def _scores(records: Sequence[Record]) -> list[float]:

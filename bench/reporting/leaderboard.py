@@ -18,7 +18,22 @@ from bench.core.record import Record
 from bench.core.tables import escape, human, markdown, percent, plain, printable
 from bench.planning import registry
 from bench.reporting import cost_tables, paired
-from bench.reporting.rows import NAME, Clean, Key, Row, higher, mean, name, ordered
+from bench.reporting.averages import averages
+from bench.reporting.rows import (
+    NAME,
+    Clean,
+    Group,
+    Key,
+    Link,
+    Mark,
+    Row,
+    group_of,
+    higher,
+    mark_of,
+    marked,
+    name,
+    ordered,
+)
 
 HEADER = (
     *NAME,
@@ -50,11 +65,11 @@ weights + everything else.
 **every score**: means of all the task's metrics, as the task returns them.
 """
 
-Link = Callable[[str, Sequence[Record]], str]
-"""Makes a score's text lead to the records that it comes from."""
-
-Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
-"""Task, model, budget and what departs from it."""
+PUBLISHED_LEGEND = """\
+**published**: the project's own records, for comparison. They are ranked together with the rows of
+this machine. Their costs and their other metrics are on the project's pages: times of two machines
+never share a table.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,11 @@ class Board:
         """Returns the records of all rows."""
         return [record for _, inside in self.rows for record in inside]
 
+    @property
+    def own(self) -> list[Row]:
+        """Returns the rows that are not published ones beside those of this machine."""
+        return [row for row in self.rows if row[0][-1] != "published"]
+
 
 Figure = Callable[[Board], str]
 """The Markdown of a board's figure, or of what its section opens with."""
@@ -84,10 +104,10 @@ Figure = Callable[[Board], str]
 def boards(records: Iterable[Record]) -> list[Board]:
     """Returns the tables of records, by task, model and budget."""
     found = list(records)
-    dense = {r.cell: r for r in found if r.cell.method == REFERENCE}
+    dense = {(mark_of(r), r.cell): r for r in found if r.cell.method == REFERENCE}
     groups: dict[Group, list[Record]] = defaultdict(list)
     for record in found:
-        groups[_group(record)].append(record)
+        groups[group_of(record)].append(record)
     made = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
         rows = ordered(groups[group])
@@ -118,70 +138,24 @@ def tables(
     clean = escape if render is markdown else printable
     parts = []
     for board in found:
-        parts.append(_title(board.records, render is markdown))
+        parts.append(_title(board, render is markdown))
         parts += [said] if (said := opening(board)) else []
         parts.append(
             render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
         )
         parts += [drawn] if (drawn := figure(board)) else []
-        parts += cost_tables.costs_by_machine(board.rows, clean, render)
-        header, scores = _every_score(board.rows, clean)
+        parts += cost_tables.costs_by_machine(board.own, clean, render)
+        header, scores = _every_score(board.own, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
     records = [record for board in found for record in board.records]
-    parts += _averages(records, average, render, link)
+    parts += averages(records, average, render, link)
     return "\n\n".join(parts)
 
 
-def _averages(
-    records: Sequence[Record], average: Sequence[str], render: Callable[..., str], link: Link
-) -> list[str]:
-    """Returns a table a model and budget: scores of the tasks of `average`, and their mean.
-
-    A row has a mean where it has every task, on the same seeds.
-    """
-    clean = escape if render is markdown else printable
-    groups: dict[Any, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.cell.task in average:
-            groups[_group(record)[1:]].append(record)
-    parts = []
-    for (model, budget, overrides), inside in sorted(groups.items(), key=lambda item: str(item[0])):
-        tasks = [name for name in average if any(r.cell.task == name for r in inside)]
-        if len(tasks) < 2:
-            continue
-        about = [f"mean of {len(average)} tasks", model, f"budget {budget}"]
-        about += [f"{key}={value}" for key, value in overrides]
-        title = " · ".join(about)
-        rows = [
-            [*name(key, clean), *_task_means(of_row, tasks, len(average), link)]
-            for key, of_row in ordered(inside)
-        ]
-        header = (*NAME, *map(clean, tasks), "mean")
-        heading = f"## {escape(title)}" if render is markdown else printable(title)
-        parts.append(f"{heading}\n\n{render(header, rows)}")
-    return parts
-
-
-def _task_means(
-    records: Sequence[Record], tasks: Sequence[str], complete: int, link: Link
-) -> list[str]:
-    """Returns each task's mean score, and their mean over `complete` tasks on equal seeds."""
-    by_task = {task: [r for r in records if r.cell.task == task] for task in tasks}
-    means = {t: 100 * mean(found) for t, found in by_task.items() if found}
-    seeds = {tuple(sorted(r.cell.seed for r in found)) for found in by_task.values()}
-    whole = len(means) == complete and len(seeds) == 1
-    overall = f"{statistics.fmean(means.values()):.2f}" if whole else "–"
-    each = [link(f"{means[t]:.2f}", by_task[t]) if t in means else "–" for t in tasks]
-    return [*each, overall]
-
-
-def _group(record: Record) -> Group:
-    cell = record.cell
-    return cell.task, cell.model, cell.budget, cell.overrides.of_budget.flat
-
-
-def _title(records: Sequence[Record], is_markdown: bool) -> str:
+def _title(board: Board, is_markdown: bool) -> str:
+    records = board.records
+    own = [record for _, inside in board.own for record in inside]
     first = records[0]
     assert first.scores is not None
     assert first.budget is not None
@@ -201,10 +175,10 @@ def _title(records: Sequence[Record], is_markdown: bool) -> str:
         note = f"SUBSET of the official data: {'; '.join(subsets)}"
         lines.append(f"**{clean(note)}**" if is_markdown else clean(note))
     lines += [clean(n) for n in sorted(_notes(records))]
-    note = f"measured on {'; '.join(sorted({cost_tables.hardware(r) for r in records}))}"
-    if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in records if _trained(r)}):
+    note = f"measured on {'; '.join(sorted({cost_tables.hardware(r) for r in own}))}"
+    if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in own if _trained(r)}):
         note += f", training in {' and '.join(dtypes)}"
-    if (scored := {str(r.env.get("eval_dtype", "float32")) for r in records}) != {"float32"}:
+    if (scored := {str(r.env.get("eval_dtype", "float32")) for r in own}) != {"float32"}:
         note += f", scored in {' and '.join(sorted(scored))}"
     lines.append(clean(note))
     return ("\n\n" if is_markdown else "\n").join(lines)
@@ -217,7 +191,7 @@ def _notes(records: Sequence[Record]) -> set[str]:
 
 def stale_note(records: Iterable[Record]) -> list[str]:
     """Returns a line with the methods whose records are of an earlier version, or none."""
-    old = sorted({r.cell.method for r in records if registry.is_stale(r)})
+    old = sorted({marked(r.cell.method, mark_of(r)) for r in records if registry.is_stale(r)})
     return [f"Rows of an earlier version, to be run again: {', '.join(old)}."] if old else []
 
 
@@ -244,8 +218,8 @@ def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
     """Returns ranks as printed: `1`, `2–5` where no test tells, † where tested over seeds."""
     columns: dict[Key, list[Row]] = defaultdict(list)
     for key, records in rows:
-        _, pattern, sparsity, overrides, checked = key
-        if checked:
+        _, pattern, sparsity, overrides, mark = key
+        if mark != "unverified":
             columns[pattern, sparsity, str(overrides.quantization)].append((key, records))
     found: dict[Key, str] = defaultdict(lambda: "–")
     for inside in columns.values():
@@ -288,7 +262,7 @@ def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | No
 
     None where a dense record is missing.
     """
-    pairs = [(r, dense.get(r.cell.dense)) for r in records]
+    pairs = [(r, _dense_of(r, dense)) for r in records]
     scores = [(r.scores.value, d.scores.value) for r, d in pairs if r.scores and d and d.scores]
     found, base = sum(s for s, _ in scores), sum(d for _, d in scores)
     if not higher(records):
@@ -296,3 +270,10 @@ def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | No
     if len(scores) < len(records) or base <= 0:
         return None
     return found / base
+
+
+def _dense_of(record: Record, dense: dict[Any, Record]) -> Record | None:
+    """Returns the dense record of the same kind, else one of another kind."""
+    marks: tuple[Mark, ...] = (mark_of(record), "", "published", "unverified")
+    found = (dense.get((mark, record.cell.dense)) for mark in marks)
+    return next((reference for reference in found if reference is not None), None)

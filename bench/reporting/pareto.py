@@ -20,7 +20,7 @@ from bench.core.tables import human
 from bench.planning import registry
 from bench.reporting import cost_tables
 from bench.reporting.figures import Panel, Point, Series
-from bench.reporting.rows import Key, Row, higher, mean, name
+from bench.reporting.rows import Key, Row, higher, mark_of, mean, name
 
 FIGURE_LEGEND = """\
 **figures**: each mark is a mean over seeds; bands and bars are the standard deviation. Up is better
@@ -97,11 +97,11 @@ def _curves(
     series: dict[Any, list[tuple[Key, list[Record]]]] = defaultdict(list)
     reference = None
     for key, inside in rows:
-        method, pattern, _, overrides, checked = key
+        method, pattern, _, overrides, mark = key
         if method == REFERENCE and not overrides:
-            reference = quality[key]
+            reference = quality[key] if reference is None else reference
         elif method != REFERENCE:
-            series[method, pattern, overrides, checked].append((key, inside))
+            series[method, pattern, overrides, mark].append((key, inside))
     made = []
     for _, parts in sorted(series.items(), key=lambda item: str(item[0])):
         points = [(100 * _zeros(inside), key, inside) for key, inside in parts]
@@ -123,7 +123,7 @@ def _scatter(
     shared: dict[str, Any],
 ) -> Panel:
     sign = -1 if shared["falling"] else 1
-    eligible = [(key, at) for key, _, at in placed if key[-1]]
+    eligible = [(key, at) for key, _, at in placed if key[-1] != "unverified"]
     best = frontier([(at, sign * quality[key]) for key, at in eligible])
     front = [eligible[i] for i in best]
     names = {key for key, _ in front}
@@ -143,7 +143,10 @@ def _scatter(
 
 
 def _costs(records: Sequence[Record]) -> list[Cost]:
-    """Returns the axes that these records have; those of time once a machine."""
+    """Returns the axes that these records have; those of time once a machine.
+
+    Published records beside own ones have no times: they are of another machine.
+    """
     found = [
         Cost(
             "trainable parameters, without the head",
@@ -153,7 +156,8 @@ def _costs(records: Sequence[Record]) -> list[Cost]:
         Cost("MACs, realizable", lambda r: number(r[0], "macs.realizable")),
         Cost("bytes stored", lambda r: number(r[0], "bytes.stored")),
     ]
-    for machine in sorted({cost_tables.hardware(r) for r in records}):
+    timed = [r for r in records if mark_of(r) != "published"]
+    for machine in sorted({cost_tables.hardware(r) for r in timed}):
         here = [r for r in records if cost_tables.hardware(r) == machine]
         for setting in sorted({cost_tables.setting(s) for r in here for s in r.speed}):
             batch, length, dtype = setting
@@ -211,7 +215,7 @@ def _style(key: Key, styles: dict[str, int]) -> int:
 
 
 def _kind(key: Key) -> str:
-    if not key[-1]:
+    if key[-1] == "unverified":
         return "cross"
     return "mark" if key[1] in (UNSTRUCTURED, DENSE) else "hollow"
 

@@ -1,46 +1,95 @@
-"""Rows of a table: the seeds of one method, level and set of parameters; and their names."""
+"""Rows of a table: the seeds of one method, level and set of parameters; and their names.
+
+A row holds records of one kind: made on this machine, published beside them, or unverified.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bench.core.overrides import Overrides
-from bench.core.record import Record, verified
+from bench.core.record import PUBLISHED, Record, verified
 
 NAME = ("method", "pattern", "quantized")
 """Header of what `name` gives."""
 
+Mark = Literal["", "published", "unverified"]
+"""The kind of a row's records, as tables print it; empty for those of this checkout."""
+
 Key = tuple[Any, ...]
+"""Method, pattern, sparsity, overrides and mark."""
+
 Row = tuple[Key, list[Record]]
+
+Group = tuple[str, str, str, tuple[tuple[str, Any], ...]]
+"""What the records of one table have in common: task, model, budget and what departs from it."""
+
+Link = Callable[[str, Sequence[Record]], str]
+"""Makes a score's text lead to the records that it comes from."""
+
 Clean = Callable[[str], str]
 """Makes foreign text harmless in a table."""
 
 
 def ordered(records: Sequence[Record]) -> list[Row]:
-    """Returns the records of each row, by sparsity and then score."""
+    """Returns the records of each row, by sparsity and then score; published ones come last."""
     by_row: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
-        cell = record.cell
-        level = (cell.pattern, cell.sparsity, cell.overrides)
-        by_row[(cell.method, *level, verified(record))].append(record)
+        by_row[_key(record)].append(record)
 
     def order(key: Key) -> Key:
-        method, pattern, sparsity, _, checked = key
+        method, pattern, sparsity, _, mark = key
         best_first = -1 if higher(by_row[key]) else 1
-        return sparsity, pattern, best_first * mean(by_row[key]), method, not checked
+        score = best_first * mean(by_row[key])
+        return mark == "published", sparsity, pattern, score, method, mark
 
     return [(key, by_row[key]) for key in sorted(by_row, key=order)]
 
 
+def mark_of(record: Record) -> Mark:
+    """Returns the mark of the record's row."""
+    if record.origin == PUBLISHED:
+        return "published"
+    return "" if verified(record) else "unverified"
+
+
+def own_first(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
+    """Returns own records, and the published ones of all other rows."""
+    rows = {(group_of(r), _key(r)[:4]) for r in own}
+    return [*own, *(r for r in published if (group_of(r), _key(r)[:4]) not in rows)]
+
+
+def marked(text: str, mark: Mark) -> str:
+    """Returns a text with its row's mark, if any: `pst (published)`."""
+    return f"{text} ({mark})" if mark else text
+
+
+def group_of(record: Record) -> Group:
+    """Returns the table that a record belongs to."""
+    cell = record.cell
+    return cell.task, cell.model, cell.budget, cell.overrides.of_budget.flat
+
+
+def beside(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
+    """Returns own records, and the published ones of the same tables after them."""
+    groups = set(map(group_of, own))
+    return [*own, *(record for record in published if group_of(record) in groups)]
+
+
+def _key(record: Record) -> Key:
+    cell = record.cell
+    return cell.method, cell.pattern, cell.sparsity, cell.overrides, mark_of(record)
+
+
 def name(key: Key, clean: Clean) -> list[str]:
     """Returns a row's name: method with parameters, pattern with level, quantization."""
-    method, pattern, sparsity, overrides, checked = key
+    method, pattern, sparsity, overrides, mark = key
     quantization = overrides.quantization
     return [
-        clean(method_name(method, overrides) + ("" if checked else " (unverified)")),
+        clean(marked(method_name(method, overrides), mark)),
         clean(pattern.at(sparsity)),
         clean(str(quantization)) if quantization else "–",
     ]

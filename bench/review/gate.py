@@ -30,6 +30,9 @@ from bench.core.tables import escape, markdown
 LEVEL = 0.99
 """Confidence level of the interval that the mean score of equally many new seeds must meet."""
 
+Spread = tuple[float, float]
+"""Standard deviation of a score over seeds, and the t quantile for its degrees of freedom."""
+
 Number = bool | int | Finite | str | None
 
 
@@ -137,7 +140,7 @@ def update(path: Path, rows: Mapping[str, BaselineRow]) -> str:
 
 def changes(baseline: Mapping[str, BaselineRow], rows: Mapping[str, BaselineRow]) -> list[Change]:
     """Lists the changes from `baseline` to `rows`, row by row; new rows and seeds pass."""
-    spreads = _spreads(baseline)
+    by_group = spreads(baseline)
     listed = []
     for name in sorted(set(baseline) | set(rows)):
         old, new = baseline.get(name), rows.get(name)
@@ -146,9 +149,20 @@ def changes(baseline: Mapping[str, BaselineRow], rows: Mapping[str, BaselineRow]
         elif old is None:
             listed.append(Change(name, "row", "–", "new", fails=False))
         else:
-            spread = spreads[_task_and_model(name)]
-            listed += [Change(name, *change) for change in _row_changes(old, new, *spread)]
+            spread = by_group[task_and_model(name)]
+            listed += [Change(name, *change) for change in _row_changes(old, new, spread)]
     return listed
+
+
+def tolerance(row: BaselineRow, spread: Spread, mean: float, seeds: int, new: int) -> float:
+    """Returns how far a mean over `new` seeds may be from the row's `mean` over its `seeds`.
+
+    Arithmetic that differs in the last bit can change a score as much as another seed does.
+    """
+    pooled, quantile = spread
+    own = statistics.stdev(row.score) if len(row.score) > 1 else 0.0
+    free = quantile * max(own, pooled) * math.sqrt(1 / seeds + 1 / new)
+    return max(free, 1 / max(row.n, 1), 1e-3 * abs(mean)) * (1 + 1e-9)
 
 
 def verdict_text(listed: Sequence[Change], rows: int, source: str, title: str = "Gate") -> str:
@@ -215,12 +229,12 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")  # records hold six significant digits
 
 
-def _task_and_model(name: str) -> str:
+def task_and_model(name: str) -> str:
     """Returns the task and the model of a row, which share one spread of scores."""
     return "/".join(name.split("/")[:2])
 
 
-def _spreads(rows: Mapping[str, BaselineRow]) -> dict[str, tuple[float, float]]:
+def spreads(rows: Mapping[str, BaselineRow]) -> dict[str, Spread]:
     """Returns (pooled standard deviation over seeds, t quantile) for each task and model.
 
     The seeds of one row are too few to estimate a spread, so the rows of a task and model are
@@ -230,18 +244,18 @@ def _spreads(rows: Mapping[str, BaselineRow]) -> dict[str, tuple[float, float]]:
     degrees: dict[str, int] = defaultdict(int)
     for name, row in rows.items():
         if len(row.score) > 1:
-            degrees[_task_and_model(name)] += len(row.score) - 1
-            squares[_task_and_model(name)] += (len(row.score) - 1) * statistics.variance(row.score)
-    spreads = {}
-    for group in {_task_and_model(name) for name in rows}:
+            degrees[task_and_model(name)] += len(row.score) - 1
+            squares[task_and_model(name)] += (len(row.score) - 1) * statistics.variance(row.score)
+    found = {}
+    for group in {task_and_model(name) for name in rows}:
         df = degrees[group]
         quantile = float(stats.t.isf((1 - LEVEL) / 2, df)) if df else 0.0
-        spreads[group] = (math.sqrt(squares[group] / df) if df else 0.0, quantile)
-    return spreads
+        found[group] = (math.sqrt(squares[group] / df) if df else 0.0, quantile)
+    return found
 
 
 def _row_changes(
-    old: BaselineRow, new: BaselineRow, pooled: float, quantile: float
+    old: BaselineRow, new: BaselineRow, spread: Spread
 ) -> Iterable[tuple[str, str, str, bool]]:
     """Yields (what, was, now, fails) for each change of a row's seeds, counts and score."""
     if lost := sorted(set(old.seeds) - set(new.seeds)):
@@ -261,11 +275,8 @@ def _row_changes(
         return
     scores = [dict(zip(row.seeds, row.score, strict=True)) for row in (old, new)]
     before_mean, after_mean = (statistics.fmean(s[seed] for seed in common) for s in scores)
-    own = statistics.stdev(old.score) if len(old.score) > 1 else 0.0
-    # Arithmetic that differs in the last bit can change a score as much as another seed does.
-    free = quantile * max(own, pooled) * math.sqrt(2 / len(common))
-    free = max(free, 1 / max(old.n, 1), 1e-3 * abs(before_mean))
-    if abs(after_mean - before_mean) > free * (1 + 1e-9):
+    free = tolerance(old, spread, before_mean, len(common), len(common))
+    if abs(after_mean - before_mean) > free:
         yield old.metric, f"{before_mean:.4f} ± {free:.4f}", f"{after_mean:.4f}", True
 
 

@@ -127,8 +127,9 @@ def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | No
         if task.partition("-c4")[0] != printed.task.partition("-c4")[0]:
             continue
         for row in rows:
-            method, checked = row[0][0], row[0][4]
-            if method == printed.method and checked and _scores(row[1], printed.metric):
+            method, mark = row[0][0], row[0][4]
+            known = mark != "unverified"
+            if method == printed.method and known and _scores(row[1], printed.metric):
                 same.append(row)
     return min(
         same, key=lambda row: (len(_differs(printed, row)), _away(printed, row)), default=None

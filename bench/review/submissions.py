@@ -149,11 +149,16 @@ def _folder(record: Record) -> str:
 
 def problems(record: Record) -> list[str]:
     """Returns one line for each problem of a record that has parsed."""
-    lines = list(_origin(record))
-    if record.status == "done":
-        lines += [*_counts(record), *_scores(record)]
-        if is_known(record.cell):
-            lines += _against_job(record, lines)
+    return [*_origin(record), *contradictions(record)]
+
+
+def contradictions(record: Record) -> list[str]:
+    """Returns one line for each number of a done record that cannot be, whoever made it."""
+    if record.status != "done":
+        return []
+    lines = [*_counts(record), *_scores(record)]
+    if is_known(record.cell):
+        lines += _against_job(record, lines)
     return lines
 
 

@@ -192,13 +192,20 @@ def give_up_early() -> None:
 
     if constants.HF_HUB_OFFLINE or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return
-    host = urlsplit(constants.ENDPOINT)
+    if not answers(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the cells' processes
+
+
+def answers(endpoint: str) -> bool:
+    """Returns whether the host of an address takes a connection within five seconds."""
+    host = urlsplit(endpoint)
     try:
         port = host.port or (80 if host.scheme == "http" else 443)
         socket.create_connection((host.hostname or "", port), timeout=5).close()
     except OSError:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the cells' processes
+        return False
+    return True
 
 
 def offline(repo: str) -> BenchError:

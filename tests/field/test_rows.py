@@ -171,7 +171,6 @@ def questions(i, key="B"):
 
 
 def test_a_zero_shot_set_is_scored_on_the_rows_of_its_mirror(tmp_path, at):
-    pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
     from tasks.zero_shot import ZeroShot
 
     task = ZeroShot("zero-shot/rte")

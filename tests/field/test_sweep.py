@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs sparsebench[zero-shot]")
-
 from tests.field import sweep
 
 pytestmark = pytest.mark.real

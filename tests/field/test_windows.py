@@ -4,17 +4,13 @@ import random
 
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig
 
 from bench.sources.tiny_models import tiny_tokenizer
-from tests.field import families
-
-pytest.importorskip("lm_eval", reason="the extra zero-shot is not installed")
-
-from lm_eval.models.huggingface import HFLM
-
 from tasks.shared import shared_prefix_lm
 from tasks.shared.shared_prefix_lm import SharedPrefixLM, reach
+from tests.field import families
 
 WINDOW = 32
 GROUPED = {"num_key_value_heads": 2}
