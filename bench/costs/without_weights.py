@@ -7,7 +7,8 @@ and `loss`, so there is no formula to keep in step with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, one_line
 from bench.costs.products import counting, sequences
 from bench.sources.architectures import empty
+from bench.weights.blocks import blocks
 from bench.weights.targets import head_parameters, prunable
 
 
@@ -80,6 +82,54 @@ def update_macs(cell: Attached) -> int:
     Raises:
         BenchError: the method asks for the weights' values.
     """
+    return _a_sequence(_update_flops(cell), cell.inputs)
+
+
+def update_macs_by_depth(
+    make: Callable[[], Method], cell: Cell, budget: Budget, kind: Any, config: PreTrainedConfig
+) -> int:
+    """Counts as `update_macs` does; where all blocks are alike, one and two of them tell the rest.
+
+    Counting takes time for every block, and large models have many.
+
+    Args:
+        make: makes the method, not yet attached.
+        cell: the cell.
+        budget: its batch and length are counted.
+        kind: the model's class.
+        config: the model's config.
+
+    Raises:
+        BenchError: the method refuses the model or the cell, or asks for the weights' values.
+    """
+    depth = getattr(config, "num_hidden_layers", 0)
+    if depth < 4 or not _alike(empty(kind, config), depth):
+        return update_macs(attach(make(), cell, budget, kind, config))
+    counts = []
+    for short_depth in (1, 2):
+        short = attach(make(), cell, budget, kind, _cut(config, short_depth))
+        counts.append(_update_flops(short))
+    one, two = counts
+    return _a_sequence(one + (depth - 1) * (two - one), short.inputs)
+
+
+def _alike(model: PreTrainedModel, depth: int) -> bool:
+    """Tells whether a model is a stack of `depth` blocks with the same parameters and attention."""
+    if len(set(getattr(model.config, "layer_types", None) or [""])) > 1:
+        return False
+    found = [[(n, p.shape) for n, p in b.named_parameters()] for b in blocks(model)]
+    return len(found) == depth and all(shapes == found[0] for shapes in found)
+
+
+def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = depth
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = types[:depth]
+    return config
+
+
+def _update_flops(cell: Attached) -> int:
     model, method, inputs = cell.model, cell.method, cell.inputs
     model.train()
     with _values_refused(method):
@@ -87,7 +137,10 @@ def update_macs(cell: Attached) -> int:
             method.step(model, 1.0)
         with counting() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
-    flops: int = counter.get_total_flops()
+    return int(counter.get_total_flops())
+
+
+def _a_sequence(flops: int, inputs: dict[str, Tensor]) -> int:
     return round(flops / 2 / len(inputs["input_ids"]))
 
 
