@@ -62,10 +62,13 @@ class Estimator:
 
 
 def _shapes(job: Job) -> Any:
-    """Returns all that the products of an update depend on: not the seed, the data or the steps."""
+    """Returns what the products of an update depend on; the data, seed, steps, level do not count.
+
+    Masks multiply element by element, so only whether there is one matters.
+    """
     cell, budget, task = job.cell, job.budget, job.task
-    level = (cell.method, cell.overrides.method, cell.pattern, cell.sparsity)
-    return job.place.name, task.head, task.labels, *level, budget.batch, budget.length
+    method = (cell.method, cell.overrides.method, cell.pattern, cell.sparsity > 0)
+    return job.place.name, task.head, task.labels, *method, budget.batch, budget.length
 
 
 def _update_macs(job: Job) -> int | None:
