@@ -211,13 +211,15 @@ CONFIGS = {
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("name", TRAINING)
-def test_two_depths_tell_the_count_of_any_depth_at_any_level(name, architecture):
-    method, config, budget = registry.method(name), CONFIGS[architecture], Budget(10, 2, 8)
+def test_parts_tell_the_count_of_the_whole_at_any_level(name, architecture, monkeypatch):
+    method, config, budget = registry.method(name), CONFIGS[architecture], Budget(10, 5, 8)
     kind = class_of(config)
     counts = set()
     for pattern, sparsity in levels_of(method, (), (0.25, 0.5)):
         cell = make_cell(task="t", model="m", method=name, pattern=pattern, sparsity=sparsity)
-        counts.add(without_weights.update_macs_by_depth(method, cell, budget, kind, config))
+        for largest in (10**9, 1):  # the batch as it is, and two small ones
+            monkeypatch.setattr(without_weights, "LARGEST_MASK", largest)
+            counts.add(without_weights.update_macs_by_parts(method, cell, budget, kind, config))
         whole = without_weights.attach(method(), cell, budget, kind, config)
         counts.add(without_weights.update_macs(whole))
     assert len(counts) == 1

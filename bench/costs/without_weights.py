@@ -8,9 +8,12 @@ and `loss`, so there is no formula to keep in step with them.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +27,9 @@ from bench.costs.products import counting, sequences
 from bench.sources.architectures import empty
 from bench.weights.blocks import blocks
 from bench.weights.targets import head_parameters, prunable
+
+LARGEST_MASK = 2**26
+"""Elements of an attention mask that is made to count a whole batch; in float32 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,16 @@ def update_macs(cell: Attached) -> int:
     Raises:
         BenchError: the method asks for the weights' values.
     """
-    return _a_sequence(_update_flops(cell), cell.inputs)
+    return round(_update_flops(cell) / 2 / len(cell.inputs["input_ids"]))
 
 
-def update_macs_by_depth(
+def update_macs_by_parts(
     make: Callable[[], Method], cell: Cell, budget: Budget, kind: Any, config: PreTrainedConfig
 ) -> int:
-    """Counts as `update_macs` does; where all blocks are alike, one and two of them tell the rest.
+    """Counts as `update_macs` does, in less time and memory for large models and batches.
 
-    Counting takes time for every block, and large models have many.
+    Where all blocks are alike, one and two of them tell the rest. Where attention masks of the batch,
+    which lie in real memory, are large, one and two sequences tell the rest.
 
     Args:
         make: makes the method, not yet attached.
@@ -102,15 +109,32 @@ def update_macs_by_depth(
     Raises:
         BenchError: the method refuses the model or the cell, or asks for the weights' values.
     """
+
+    def flops(config: PreTrainedConfig, batch: int) -> int:
+        smaller = dataclasses.replace(budget, batch=batch)
+        return _update_flops(attach(make(), cell, smaller, kind, config))
+
+    def of_batch(config: PreTrainedConfig) -> int:
+        if budget.batch * budget.length**2 <= LARGEST_MASK:
+            return flops(config, budget.batch)
+        return _line(budget.batch, flops(config, 1), flops(config, 2))
+
     depth = getattr(config, "num_hidden_layers", 0)
-    if depth < 4 or not _alike(empty(kind, config), depth):
-        return update_macs(attach(make(), cell, budget, kind, config))
-    counts = []
-    for short_depth in (1, 2):
-        short = attach(make(), cell, budget, kind, _cut(config, short_depth))
-        counts.append(_update_flops(short))
-    one, two = counts
-    return _a_sequence(one + (depth - 1) * (two - one), short.inputs)
+    if depth < 4 or not _stacked(kind, config.to_json_string(), depth):
+        total = of_batch(config)
+    else:
+        total = _line(depth, of_batch(_cut(config, 1)), of_batch(_cut(config, 2)))
+    return round(total / 2 / budget.batch)
+
+
+def _line(x: int, at_one: int, at_two: int) -> int:
+    return at_one + (x - 1) * (at_two - at_one)
+
+
+@cache
+def _stacked(kind: Any, config: str, depth: int) -> bool:
+    """Asks `_alike` of a config's model, which takes seconds to build, once a process."""
+    return _alike(empty(kind, kind.config_class.from_dict(json.loads(config))), depth)
 
 
 def _alike(model: PreTrainedModel, depth: int) -> bool:
@@ -138,10 +162,6 @@ def _update_flops(cell: Attached) -> int:
         with counting() as counter:
             method.loss(model, inputs, model(**inputs)).backward()
     return int(counter.get_total_flops())
-
-
-def _a_sequence(flops: int, inputs: dict[str, Tensor]) -> int:
-    return round(flops / 2 / len(inputs["input_ids"]))
 
 
 def tensors(*things: Any) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ def _shapes(job: Job) -> Any:
 def _update_macs(job: Job) -> int | None:
     try:
         model, config = for_task(config_of(job.place.name), job.task)
-        return without_weights.update_macs_by_depth(
+        return without_weights.update_macs_by_parts(
             job.make_method, job.cell, job.budget, model, config
         )
     except BenchError:
