@@ -96,7 +96,7 @@ def update_macs_by_parts(
 ) -> int:
     """Counts as `update_macs` does, in less time and memory for large models and batches.
 
-    Where all blocks are alike, one and two of them tell the rest. Where attention masks of the batch,
+    Where all blocks are alike, one and two of them tell the rest. Where the attention masks,
     which lie in real memory, are large, one and two sequences tell the rest.
 
     Args:
