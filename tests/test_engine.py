@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from bench.api import Budget
-from bench.cli import run
+from bench.cli import driving
 from bench.cli.plan_text import show_plan
 from bench.cli.shelves import Shelves
 from bench.core import provenance
@@ -215,9 +215,9 @@ def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     store = Store(tmp_path / "results")
     wanted = plan.plan(jobs(("pst", 13), ("pst", 1), ("pst", 2)), store)
     shelves = Shelves(store, None)
-    run.run_planned(wanted, shelves, partial(Local, 1), fail_fast=True)
+    driving.run_planned(wanted, shelves, partial(Local, 1), fail_fast=True)
     assert [run[1] for run in ran] == [13]
-    run.run_planned(wanted, shelves, partial(Local, 1))
+    driving.run_planned(wanted, shelves, partial(Local, 1))
     assert [run[1] for run in ran] == [13, 13, 1, 2]
 
 

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.cli.driving import run_planned
 from bench.cli.flags import MANY, RESULTS, add_command, add_folders, add_out, add_published
 from bench.cli.output import deliver, say
-from bench.cli.run import run_planned, write_own_pages
+from bench.cli.run import write_own_pages
 from bench.cli.selection import planned
 from bench.cli.shelves import Shelves, store_of
 

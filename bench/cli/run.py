@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.cli.driving import engine_of, run_planned
 from bench.cli.flags import add_command, add_folders, add_tls, positive
 from bench.cli.output import say, warn
-from bench.cli.plan_text import counted, show_plan
-from bench.cli.selection import add_selection, planned, resolve
+from bench.cli.plan_text import Device, counted, show_plan
+from bench.cli.selection import add_selection, add_smoke, planned, resolve
+from bench.cli.smoke import run_smoke
 
 if TYPE_CHECKING:
     from bench.cli.shelves import Shelves
     from bench.core.record import Record
-    from bench.core.run_settings import RunSettings
-    from bench.engine.scheduler import Engine, OnProgress
-    from bench.planning.job import Job
-    from bench.planning.plan import Planned
 
 
 def add_commands(commands: Any) -> None:
@@ -53,9 +50,11 @@ def _add_plan(commands: Any) -> None:
         "plan",
         plan_cells,
         "List each cell's state, its estimated time on this hardware, and its training MACs.",
-        ("plan --method pst", "plan --suite glue --task glue/rte --seeds 1 2 3"),
+        ("plan --method pst --seeds 1 2 3", "plan --suite paper-pst --tflops 300"),
     )
     add_selection(command)
+    add_smoke(command)
+    Device.add_flags(command)
     _add_retry(command)
     add_folders(command)
 
@@ -72,6 +71,7 @@ def _add_run(commands: Any) -> None:
             "run --suite glue --method pst --task glue/rte",
             "run --method pst --set lr=3e-4 budget.steps=100",
             "run --method wanda --pattern 2:4 --quantize int4",
+            "run --suite paper-pst --smoke --jobs 2",
             "run --suite quick --engine dask --scheduler tcp://10.0.0.1:8786",
         ),
     )
@@ -89,6 +89,7 @@ def _add_run(commands: Any) -> None:
         "--scheduler", metavar="ADDRESS", help="with --engine dask: tcp://host:8786"
     )
     add_tls(command)
+    add_smoke(command)
     command.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     command.add_argument("--rerun", action="store_true", help="run finished cells again")
     command.add_argument(
@@ -127,7 +128,7 @@ def _add_retry(command: argparse.ArgumentParser) -> None:
 def plan_cells(options: argparse.Namespace) -> int:
     """Prints the cells and their states."""
     _, shelves, jobs = resolve(options)
-    show_plan(planned(options, shelves.own, jobs), shelves)
+    show_plan(planned(options, shelves.own, jobs), shelves, Device.of(options))
     return 0
 
 
@@ -150,7 +151,9 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.dry_run:
         show_plan(items, shelves)
         return 0
-    engine = partial(_engine, options, settings, jobs, shelves)
+    if options.smoke:
+        return run_smoke(options, settings, jobs)
+    engine = partial(engine_of, options, settings, jobs, shelves)
     if run_planned(items, shelves, engine, options.fail_fast) == len(jobs):
         return 2  # nothing could be fetched: the lines above say it all
     states = {job.cell: shelves.own.state(job.cell, job.versions) for job in jobs}
@@ -175,88 +178,6 @@ def _show(records: Sequence[Record], published: Sequence[Record], average: Seque
     say(leaderboard.table(beside(records, published), average=average))
     if lines := reproduction.lines(records, published):
         say("\n" + "\n".join(lines))
-
-
-def run_planned(
-    items: Sequence[Planned],
-    shelves: Shelves,
-    engine: Callable[[OnProgress], Engine],
-    fail_fast: bool = False,
-) -> int:
-    """Runs what is to be run and writes the records; with `fail_fast` up to the first failure.
-
-    Returns:
-        How many cells lack data or weights that cannot be reached.
-    """
-    todo = [item.job for item in items if item.todo]
-    if not todo:
-        return 0
-    warn(f"{len(todo)} of {len(items)} cells to run; looking for their data and weights")
-    from bench.engine import messages, scheduler
-    from bench.engine.estimate import Estimator
-    from bench.engine.leases import Leases
-    from bench.engine.prepare import prepare
-    from bench.engine.progress import progress
-
-    missing = prepare(todo)
-    for line in sorted(set(missing.values())):
-        warn(line)
-    for job in todo:
-        if job.cell in missing:
-            shelves.own.put(messages.failed(job, "offline", missing[job.cell]))
-    ready = [job for job in todo if job.cell not in missing]
-    if not ready:
-        return len(missing)
-    estimator = Estimator(shelves.records()[0])
-    expected = {job.cell: estimator.seconds(job) for job in ready}
-    with Leases(shelves.own) as leases, progress(expected) as shown:
-        place = engine(shown.step)
-        shown.slots = place.slots
-        warn(_announced(shown.left(), place.slots, estimator.elsewhere))
-        records = scheduler.drive(ready, place, leases, shown.start)
-        with contextlib.closing(records):  # ends what still runs
-            for record in records:
-                shelves.own.put(record)
-                shown.done(record)
-                if fail_fast and record.status == "failed":
-                    break
-    return len(missing)
-
-
-def _announced(seconds: float | None, slots: int, elsewhere: bool) -> str:
-    """Says how many cells run at a time, and for how long."""
-    from bench.core.tables import duration
-
-    about = "no record tells how long it takes"
-    if seconds is not None:
-        about = f"about {duration(seconds)}"
-        about += " by records of another kind of machine" if elsewhere else ""
-    return f"{slots} at a time, {about}; stop at any time, the same command continues"
-
-
-def _engine(
-    options: argparse.Namespace,
-    settings: RunSettings,
-    jobs: Sequence[Job],
-    shelves: Shelves,
-    on_progress: OnProgress,
-) -> Engine:
-    from bench.core.errors import BenchError
-
-    if options.engine == "local":
-        from bench.engine.estimate import Estimator
-        from bench.engine.local import Local, default_slots
-
-        known = Estimator(shelves.records()[0])
-        slots = options.jobs or default_slots(jobs, known, settings.processes)
-        return Local(slots, on_progress, options.timeout, settings)
-    if not options.scheduler:
-        raise BenchError("--engine dask needs --scheduler ADDRESS, as tcp://host:8786")
-    from bench.engine.dask_engine import Dask
-    from bench.engine.dask_worker import security_of
-
-    security = security_of(options.tls_ca_file, options.tls_cert, options.tls_key)
-    return Dask(options.scheduler, security, options.timeout, settings)
 
 
 def tune_cells(options: argparse.Namespace) -> int:
