@@ -66,6 +66,7 @@ class Glue(Classification):
         self.spec = SPECS[self.config]
         self.metric = self.spec.metric
         self.labels = self.spec.labels
+        self.examples = self.spec.rows[0]
         epoch = -(-self.spec.rows[0] // 32)
         self.budgets = {
             "default": Budget(steps=300, batch=32, length=128, timeout_s=3600),

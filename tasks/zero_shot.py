@@ -48,6 +48,7 @@ class ZeroShot(Language):
 
     version = 1
     metric = "accuracy"
+    twin = "tiny/zero-shot"
     higher_is_better = True
     budgets = {
         "default": Budget(steps=200, batch=2, length=512, calib=32, timeout_s=6 * 3600),

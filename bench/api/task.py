@@ -66,6 +66,10 @@ class Task(Protocol):
             dense as it is, one-shot methods start from it, and training methods retrain it.
         limit: items that `budget.items` may ask for at most; 0 for a task that scores all always.
         metric: name of the primary metric in `Scores.values`.
+        examples: training examples of the official data, from which a suite's epochs become steps;
+            0 where an epoch means nothing.
+        twin: name of the synthetic task of the same kind, on which `--smoke` tries the task's
+            cells; empty: the head decides.
     """
 
     name: str
@@ -78,6 +82,8 @@ class Task(Protocol):
     finetunes: bool
     limit: int
     budgets: Mapping[str, Budget]
+    examples: int = 0
+    twin: str = ""
 
     def prepare(self) -> None:
         """Fetches what is missing; raises BenchError(kind="offline") when it cannot."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli.flags import add_command, add_folders, add_tls, positive
 from bench.cli.output import say, warn
-from bench.cli.plan_text import counted, show_plan
-from bench.cli.selection import add_selection, planned, resolve
+from bench.cli.plan_text import Device, counted, show_plan
+from bench.cli.selection import add_selection, add_smoke, planned, resolve
+from bench.cli.smoke import run_smoke
 
 if TYPE_CHECKING:
     from bench.core.run_settings import RunSettings
@@ -63,9 +64,11 @@ def _add_plan(commands: Any) -> None:
         "plan",
         plan_cells,
         "List each cell's state, its estimated time on this hardware, and its training MACs.",
-        ("plan --method pst", "plan --suite glue --task glue/rte --seeds 1 2 3"),
+        ("plan --method pst --seeds 1 2 3", "plan --suite paper-pst --tflops 300"),
     )
     add_selection(command)
+    add_smoke(command)
+    Device.add_flags(command)
     _add_retry(command)
     add_folders(command)
 
@@ -82,6 +85,7 @@ def _add_run(commands: Any) -> None:
             "run --suite glue --method pst --task glue/rte",
             "run --method pst --set lr=3e-4 budget.steps=100",
             "run --method wanda --pattern 2:4 --quantize int4",
+            "run --suite paper-pst --smoke --jobs 2",
             "run --suite quick --engine dask --scheduler tcp://10.0.0.1:8786",
         ),
     )
@@ -100,6 +104,7 @@ def _add_run(commands: Any) -> None:
         "--scheduler", metavar="ADDRESS", help="with --engine dask: tcp://host:8786"
     )
     add_tls(command)
+    add_smoke(command)
     command.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     command.add_argument("--rerun", action="store_true", help="run finished cells again")
     command.add_argument(
@@ -138,7 +143,7 @@ def _add_retry(command: argparse.ArgumentParser) -> None:
 def plan_cells(options: argparse.Namespace) -> int:
     """Prints the cells and their states."""
     _, store, jobs = resolve(options)
-    show_plan(planned(options, store, jobs), store)
+    show_plan(planned(options, store, jobs), store, Device.of(options))
     return 0
 
 
@@ -163,6 +168,8 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.dry_run:
         show_plan(items, store)
         return 0
+    if options.smoke:
+        return run_smoke(jobs, options.jobs, options.timeout)
     engine = partial(_engine, options, settings)
     if _run(items, store, engine, options.fail_fast) == len(jobs):
         return 2  # nothing could be fetched: the lines above say it all

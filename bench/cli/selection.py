@@ -60,6 +60,15 @@ def add_selection(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_smoke(command: argparse.ArgumentParser) -> None:
+    """Adds --smoke."""
+    command.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try each kind of cell on a tiny model and a synthetic task; no record is kept",
+    )
+
+
 def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
     """Returns the suite with the user's changes, the store of its records, and its jobs."""
     from bench.core.overrides import Overrides, parse_settings
@@ -69,16 +78,14 @@ def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
     from bench.planning.suites import load_suite
     from bench.sources.catalog import adopt
 
-    suite = load_suite(options.suite)
-    changes: dict[str, Any] = {
+    wanted: dict[str, tuple[Any, ...]] = {
         "tasks": tuple(options.task or ()),
         "models": tuple(adopt(name) for name in options.model or ()),
+        "methods": tuple(options.method or ()),
         "patterns": tuple(parse_pattern(text) for text in options.pattern or ()),
         "sparsities": tuple(options.sparsity or ()),
         "seeds": tuple(options.seeds or ()),
-        "budget": options.budget,
     }
-    changes = {field: value for field, value in changes.items() if value}
     flat = parse_settings(options.set)
     short = {
         "budget.items": options.limit,
@@ -87,9 +94,12 @@ def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
         "export.group": options.group,
     }
     flat |= {name: value for name, value in short.items() if value is not None}
-    changes["overrides"] = suite.overrides | Overrides.of(flat)
-    suite = suite.model_copy(update=changes)
-    jobs = expand(suite, options.method or (), explicit=bool(options.pattern))
+    suite = load_suite(options.suite).narrowed(wanted).changed(Overrides.of(flat), options.budget)
+    jobs = expand(suite, explicit=bool(options.pattern))
+    if getattr(options, "smoke", False):
+        from bench.planning.twins import twins
+
+        jobs = twins(jobs)
     return suite, Store(options.results), jobs
 
 

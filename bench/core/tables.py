@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 _TEXT = frozenset(
     "method pattern quantized cell metric over better row what verdict".split()
-    + "paper claim label model task level source".split()
+    + "paper claim preset label model task level source".split()
     + "parameter default allowed meaning patterns fact".split()
     + ["where, what differs", "what it does"]
 )
@@ -19,7 +19,7 @@ _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
-_UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+_UNITS = tuple((10 ** (3 * (7 - i)), unit) for i, unit in enumerate("ZEPTGMk"))
 
 
 def human(value: float | None) -> str:

@@ -32,7 +32,7 @@ class Estimator:
     def __init__(self, records: Iterable[Record]) -> None:
         here = _machine(provenance.env())
         self.records = [r for r in records if _machine(r.env) == here]
-        self.update_macs: dict[Cell, int | None] = {}
+        self.update_macs: dict[Any, int | None] = {}
 
     def seconds(self, job: Job) -> float | None:
         """Returns the estimated seconds of a cell; None without a similar record."""
@@ -52,7 +52,7 @@ class Estimator:
         """Counts the multiply-adds of a cell's whole training; None if it cannot."""
         if not job.trains:
             return 0
-        key = job.cell.model_copy(update={"seed": 1})  # alike for all seeds
+        key = _shapes(job)
         if key not in self.update_macs:
             self.update_macs[key] = _update_macs(job)
         of_a_sequence = self.update_macs[key]
@@ -61,11 +61,22 @@ class Estimator:
         return of_a_sequence * job.budget.batch * job.budget.steps
 
 
+def _shapes(job: Job) -> Any:
+    """Returns what the products of an update depend on; the data, seed, steps, level do not count.
+
+    Masks multiply element by element, so only whether there is one matters.
+    """
+    cell, budget, task = job.cell, job.budget, job.task
+    method = (cell.method, cell.overrides.method, cell.pattern, cell.sparsity > 0)
+    return job.place.name, task.head, task.labels, *method, budget.batch, budget.length
+
+
 def _update_macs(job: Job) -> int | None:
     try:
         model, config = for_task(config_of(job.place.name), job.task)
-        attached = without_weights.attach(job.make_method(), job.cell, job.budget, model, config)
-        return without_weights.update_macs(attached)
+        return without_weights.update_macs_by_parts(
+            job.make_method, job.cell, job.budget, model, config
+        )
     except BenchError:
         return None
 

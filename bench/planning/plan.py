@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from bench.core.pattern import Pattern, default_of
 from bench.core.store import State, Store
 from bench.planning import registry
 from bench.planning.job import Job
-from bench.planning.suites import Suite
+from bench.planning.suites import Grid, Suite
 
 
 @dataclass(frozen=True)
@@ -27,44 +28,43 @@ class Planned:
     todo: bool
 
 
-def expand(suite: Suite, methods: Sequence[str] = (), explicit: bool = False) -> list[Job]:
-    """Resolves the suite's cells, baselines first.
+def expand(suite: Suite, explicit: bool = False) -> list[Job]:
+    """Resolves the suite's cells, grid by grid, baselines first.
 
     Args:
-        suite: tasks × models × patterns × sparsities × seeds.
-        methods: methods to run, with the suite's baselines, instead of the suite's methods.
+        suite: its grids.
         explicit: whether the user named the patterns; then a method that cannot make them is an
             error.
 
     Raises:
         BenchError: a name is unknown, or a parameter or a field of a cell is not allowed.
     """
-    wanted = tuple(methods) or suite.methods or tuple(registry.names("method"))
-    names = list(dict.fromkeys([REFERENCE, *suite.baselines, *wanted]))
-    cells = []
-    for name in names:
-        method = registry.method(name)
-        overrides = suite.overrides if name in wanted else suite.overrides.shared
-        levels = levels_of(method, suite.patterns, suite.sparsities, explicit and name in wanted)
-        cells += [
-            make_cell(
-                task=task,
-                model=model,
-                method=name,
-                pattern=pattern,
-                sparsity=sparsity,
-                seed=seed,
-                budget=suite.budget,
-                overrides=overrides,
-            )
-            for task in suite.tasks
-            for model in suite.models
-            for pattern, sparsity in levels
-            for seed in suite.seeds
-        ]
+    cells = [cell for grid in suite.grids for cell in _cells(grid, explicit)]
     # Recovery is measured against unquantized weights.
     references = [c.dense for c in cells if c.quantization and c.method == REFERENCE]
     return [Job.resolve(cell) for cell in dict.fromkeys([*references, *cells])]
+
+
+def _cells(grid: Grid, explicit: bool) -> Iterator[Cell]:
+    wanted = grid.methods or tuple(registry.names("method"))
+    for name in dict.fromkeys([REFERENCE, *grid.baselines, *wanted]):
+        asked = name in wanted
+        levels = levels_of(
+            registry.method(name), grid.patterns, grid.sparsities, explicit and asked
+        )
+        for task in grid.tasks:
+            overrides = grid.overrides_of(name, registry.task(task), asked)
+            for model, (pattern, sparsity), seed in product(grid.models, levels, grid.seeds):
+                yield make_cell(
+                    task=task,
+                    model=model,
+                    method=name,
+                    pattern=pattern,
+                    sparsity=sparsity,
+                    seed=seed,
+                    budget=grid.budget,
+                    overrides=overrides,
+                )
 
 
 def levels_of(

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.core.cell import canonical
+from bench.core.cell import Cell, canonical
 from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
-from bench.planning.suites import Suite, load_suite, suite_names
+from bench.planning import registry
+from bench.planning.suites import Grid, Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
 from bench.reporting.findings import findings
 from bench.reporting.leaderboard import BOARD_LEGEND, Board, Group, Link
@@ -85,9 +86,7 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
     if rest:
         found.append(
             (
-                Suite(
-                    name="other", description="Cells that belong to no suite.", tasks=(), models=()
-                ),
+                Suite(name="other", description="Cells that belong to no suite."),
                 rest,
             )
         )
@@ -96,14 +95,15 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
 
 def belongs(record: Record, suite: Suite) -> bool:
     """Tells whether a cell is one of a suite's, whatever its method, level, seed, quantizer."""
-    cell = record.cell
-    return (
-        cell.task in suite.tasks
-        and cell.model in suite.models
-        and cell.budget == suite.budget
-        and cell.overrides.method == suite.overrides.method
-        and cell.overrides.budget == suite.overrides.budget
-    )
+    return any(_on_grid(record.cell, grid) for grid in suite.grids)
+
+
+def _on_grid(cell: Cell, grid: Grid) -> bool:
+    if not (cell.task in grid.tasks and cell.model in grid.models and cell.budget == grid.budget):
+        return False
+    given = {grid.overrides_of(cell.method, registry.task(cell.task), v) for v in (True, False)}
+    own = cell.overrides
+    return any(own.method == g.method and own.budget == g.budget for g in given)
 
 
 def _file_of(suite: Suite, group: Group) -> Path:

@@ -12,6 +12,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,12 +20,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.core.cell import Budget
 from bench.core.errors import BenchError, one_line
-from bench.core.overrides import Scalar
+from bench.core.overrides import Overrides, Scalar
 from bench.core.pattern import Pattern, PatternField
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
 from bench.planning import registry
+from bench.planning.plan import expand
 from bench.planning.setups import setups
+from bench.planning.suites import Suite, load_suite
 from bench.reporting import compare
 from bench.reporting.compare import Line
 from bench.reporting.rows import higher, mean, method_name
@@ -37,11 +40,16 @@ if TYPE_CHECKING:
 DATA = Path(__file__).with_name("claims.toml")
 
 LEGEND = f"""\
+**preset**: the suite whose cells test the claim, `make bench SUITE=paper-pst`.
 **verdict**: *reproduced*: counted, or measured on the paper's model with the budget `{FULL}`, and
 the printed number (or order) lies in the 95 % interval; *{NOT}*: it lies outside; *undecided*:
 the interval holds both; *{UNTESTED}*: there is no such cell, too few seeds, or something differs,
 which is named. Published numbers stand here only, never in a leaderboard.
 """
+
+
+Recipe = tuple[str, str, str, Overrides]
+"""Task, model, name of the budget, its overrides."""
 
 
 class Claim(BaseModel):
@@ -62,6 +70,7 @@ class Claim(BaseModel):
     sparsity: float = 0.5
     overrides: dict[str, Scalar] = {}
     margin: float = 0.0
+    preset: str = ""
 
 
 def read_claims(path: Path = DATA) -> list[Claim]:
@@ -81,17 +90,40 @@ def findings(claim: Claim, records: Sequence[Record]) -> list[Finding]:
     """Checks a claim; returns one finding for each model or cell."""
     if claim.check in ("share", "below", "saved"):
         return [_counted(claim, model) for model in claim.models]
+    preset = load_suite(claim.preset) if claim.preset else None
     names = {method_name(r.cell.method, r.cell.overrides) for r in records}
-    if not {claim.method, claim.against} <= names:
-        return [Finding("–", "", "no records", UNTESTED)]
+    pairs = product(*(spellings(name, preset) & names for name in (claim.method, claim.against)))
     wanted = [r for r in records if not claim.tasks or r.cell.task in claim.tasks]
-    try:
-        lines, _ = compare.lines(wanted, claim.method, claim.against)
-    except BenchError:  # both have records, but not of these tasks
-        lines = []
-    return [_measured(claim, line) for line in lines] or [
-        Finding("–", "", "no cell that both have", UNTESTED)
-    ]
+    found, recipes = [], _recipes(preset)
+    for pair in sorted(pairs):
+        try:
+            found += [_measured(claim, line, recipes) for line in compare.lines(wanted, *pair)[0]]
+        except BenchError:  # both have records, but not of these tasks
+            continue
+    untested = "no cell that both have" if {claim.method, claim.against} <= names else "no records"
+    return found or [Finding("–", "", untested, UNTESTED)]
+
+
+def spellings(name: str, preset: Suite | None) -> set[str]:
+    """Returns a method's names in tables: its own, and those with a recipe of the preset.
+
+    `pst` is `pst lr=3e-05` where the preset trains it with that rate; `ast slorb=mean` is a
+    variant and keeps apart from `ast`.
+    """
+    return {name} | {
+        method_name(method, grid.params.get(method, Overrides()) | grid.overrides)
+        for grid in (preset.grids if preset else ())
+        for method in grid.methods
+        if method_name(method, grid.overrides) == name
+    }
+
+
+def _recipes(preset: Suite | None) -> set[Recipe]:
+    """Returns what the preset's cells may spend: task, model, budget and its overrides."""
+    return {
+        (job.cell.task, job.cell.model, job.cell.budget, job.cell.overrides.of_budget)
+        for job in (expand(preset) if preset else ())
+    }
 
 
 def claims_page(records: Sequence[Record]) -> str:
@@ -99,6 +131,7 @@ def claims_page(records: Sequence[Record]) -> str:
     header = (
         "paper",
         "claim",
+        "preset",
         "printed",
         "here",
         "95 %",
@@ -111,7 +144,8 @@ def claims_page(records: Sequence[Record]) -> str:
         for finding in findings(claim, records):
             rows.append(
                 [
-                    *map(escape, (claim.paper, claim.statement, claim.printed or "–")),
+                    *map(escape, (claim.paper, claim.statement)),
+                    *map(escape, (claim.preset or "–", claim.printed or "–")),
                     *map(escape, (finding.here, finding.interval or "–", finding.where)),
                     finding.verdict,
                     escape(claim.source),
@@ -163,11 +197,13 @@ def _account(
     return account, setup.cell.pattern
 
 
-def _measured(claim: Claim, line: Line) -> Finding:
+def _measured(claim: Claim, line: Line, recipes: set[Recipe]) -> Finding:
     """Checks a claim about scores at one cell."""
-    _, model, budget, *_ = line.point
+    task, model, budget, *_, shared = line.point
     differs = [] if model in claim.models else ["another model"]
     differs += [] if budget == FULL else [f"budget {budget}"]
+    if not differs and recipes and (task, model, budget, shared.of_budget) not in recipes:
+        differs.append(f"another budget than {claim.preset}'s")
     if any(registry.is_stale(r) for r in (*line.a, *line.b)):
         differs.append("records of an earlier version")
     test, rises = line.test, higher(line.a)

@@ -83,6 +83,7 @@ def known_config(place: catalog.Place) -> PreTrainedConfig | None:
     Raises:
         BenchError: the config is there, but of no architecture of transformers.
     """
+    quiet()
     config: PreTrainedConfig
     try:
         if place.tiny is not None:

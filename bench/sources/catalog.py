@@ -86,6 +86,26 @@ PLACES = {
             "openai-community/gpt2-medium",
             "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
         ),
+        Place(
+            "gpt2-large",
+            "openai-community/gpt2-large",
+            "32b71b12589c2f8d625668d2335a01cac3249519",
+        ),
+        Place("gpt2-xl", "openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+        Place("opt-125m", "facebook/opt-125m", "27dcfa74d334bc871f3234de431e71c6eeba5dd6"),
+        Place("opt-350m", "facebook/opt-350m", "08ab08cc4b72ff5593870b5d527cf4230323703c"),
+        Place("opt-1.3b", "facebook/opt-1.3b", "3f5c25d0bc631cb57ac65913f76e22c2dfb61d62"),
+        Place("opt-2.7b", "facebook/opt-2.7b", "905a4b602cda5c501f1b3a2650a4152680238254"),
+        Place("opt-6.7b", "facebook/opt-6.7b", "a45aa65bbeb77c1558bc99bedc6779195462dab0"),
+        Place("opt-13b", "facebook/opt-13b", "e515202d1e7750da62d245fbccb2723b9c1790f5"),
+        # Meta never put LLaMA-1 on the hub; these are the copies that most papers load.
+        Place("llama-7b", "huggyllama/llama-7b", "4782ad278652c7c71b72204d462d6d01eaaf7549"),
+        Place("llama-13b", "huggyllama/llama-13b", "bf57045473f207bb1de1ed035ace226f4d9f9bba"),
+        # Gated: the hub asks for a login and the licence.
+        Place("llama-2-7b", "meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9"),
+        Place(
+            "llama-2-13b", "meta-llama/Llama-2-13b-hf", "5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1"
+        ),
         Place("gpt2-mini", "sparsebench/gpt2-mini", command="sparsebench pretrain"),
         Place("tiny-bert", "bert", tiny={**_TINY, "intermediate_size": 128}),
         Place("tiny-gpt2", "gpt2", tiny={**_TINY, "n_positions": 128}),

@@ -86,6 +86,7 @@ class DataToText(Base[Items]):
     metric = "bleu"
     higher_is_better = True
     head = "causal-lm"
+    twin = "tiny/nlg"
     labels = 0
     trains = True
     finetunes = True

@@ -20,10 +20,10 @@ from tests.samples import study
 
 def main(wanted=10_000):
     found = []
-    suite = load_suite("glue")
+    (grid,) = load_suite("glue").grids
     for i in range(wanted // 100 + 1):
-        model = suite.models[0] if i < len(suite.tasks) else f"model-{i // len(suite.tasks)}"
-        found += study(suite.tasks[i % len(suite.tasks)], model)
+        model = grid.models[0] if i < len(grid.tasks) else f"model-{i // len(grid.tasks)}"
+        found += study(grid.tasks[i % len(grid.tasks)], model)
         if len(found) >= wanted:
             break
     del found[wanted:]
