@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.cli.flags import add_command, add_folders, add_tls, positive
 from bench.cli.output import say, warn
 from bench.cli.plan_text import Device, counted, show_plan
-from bench.cli.selection import add_selection, add_smoke, planned, resolve
+from bench.cli.selection import add_retry, add_selection, add_smoke, planned, resolve
 from bench.cli.smoke import run_smoke
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _add_plan(commands: Any) -> None:
     add_selection(command)
     add_smoke(command)
     Device.add_flags(command)
-    _add_retry(command)
+    add_retry(command)
     add_folders(command)
 
 
@@ -127,17 +127,8 @@ def _add_run(commands: Any) -> None:
         choices=("trackio", "wandb", "tensorboard"),
         help="tracker that watches training; scores and records stay the same (default: none)",
     )
-    _add_retry(command)
+    add_retry(command)
     add_folders(command)
-
-
-def _add_retry(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--retry-failed",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="run failed cells again (default: yes)",
-    )
 
 
 def plan_cells(options: argparse.Namespace) -> int:

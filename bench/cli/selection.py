@@ -69,6 +69,16 @@ def add_smoke(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_retry(command: argparse.ArgumentParser) -> None:
+    """Adds --retry-failed."""
+    command.add_argument(
+        "--retry-failed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run failed cells again (default: yes)",
+    )
+
+
 def resolve(options: argparse.Namespace) -> tuple[Suite, Store, list[Job]]:
     """Returns the suite with the user's changes, the store of its records, and its jobs."""
     from bench.core.overrides import Overrides, parse_settings
