@@ -55,7 +55,7 @@ $(VENV)/.dev: $(VENV)/.run
 
 # What lies on the hub alone is looked for before anything is installed.
 bench: python
-	@$(PYTHON) -m bench.planning.reach $(SELECT)
+	@$(PYTHON) -m bench.planning.reach $(SELECT) $(ARGS)
 	@$(MAKE) --no-print-directory $(VENV)/.run
 	@$(BIN)/sparsebench run $(SELECT) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 

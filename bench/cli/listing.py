@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
         "name", nargs="?", metavar="NAME", help="with methods: show the parameters of this one"
     )
     command.add_argument(
-        "--markdown", action="store_true", help="with methods: the table of README.md"
+        "--markdown", action="store_true", help="with methods: the table of methods/README.md"
     )
 
 
@@ -83,7 +83,7 @@ def describe(method: type[Method]) -> str:
 
 
 def methods_table() -> str:
-    """Returns the built-in methods as the Markdown table of README.md."""
+    """Returns the built-in methods as the Markdown table of methods/README.md."""
     from bench.core.tables import markdown
     from bench.planning import registry
 
@@ -91,6 +91,6 @@ def methods_table() -> str:
     for name in registry.builtin("method"):
         method = registry.method(name)
         patterns = ", ".join(f"`{p}`" for p in method.patterns)
-        link = f"[`{name}`](methods/README.md#{name})"
+        link = f"[`{name}`](#{name})"
         rows.append([link, method.summary, patterns, method.source()])
     return markdown(("method", "what it does", "patterns", "source"), rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.flags import (
     MANY,
     REPORTS,
+    RESULTS,
     add_command,
     add_out,
     add_published,
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
 def add_commands(commands: Any) -> None:
     """Adds the commands of this module."""
     report = add_command(
-        commands, "report", write_report, "Write the pages in reports/ from results/.", ("report",)
+        commands,
+        "report",
+        write_report,
+        "Write the pages in reports/, and the table of README.md, from results/.",
+        ("report",),
     )
     add_published(report)
     add_reports(report, REPORTS)
@@ -69,12 +75,14 @@ def write_report(options: argparse.Namespace) -> int:
     """Writes the pages and prints their paths."""
     from bench.core.files import disk_error
     from bench.core.store import Store
-    from bench.reporting import pages
+    from bench.reporting import front, pages
     from bench.review import submissions
 
     records, problems = submissions.with_own(Store(options.results))
     try:
         written = pages.write_pages(records, problems, options.reports, options.results)
+        if options.results == RESULTS:
+            written += front.renewed(Path("README.md"), Store(RESULTS).records()[0])
     except OSError as error:
         raise disk_error(options.reports, error) from error
     for path in written:

@@ -10,8 +10,9 @@ import argparse
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.core.errors import BenchError
 from bench.sources import hub
@@ -59,13 +60,21 @@ def _online() -> bool:
     return hub.answers(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
 
 
+def _all(suite: Mapping[str, Any], field: str) -> list[str]:
+    """Returns the names of a field in a suite and in all its grids."""
+    return [name for part in (suite, *suite.get("grid", ())) for name in part.get(field, ())]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the flags of `sparsebench run`; returns 2 after a line that names what is missing."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--task", nargs="+", action="extend")
     parser.add_argument("--model", nargs="+", action="extend")
+    parser.add_argument("--smoke", action="store_true")
     options, _ = parser.parse_known_args(arguments)
+    if options.smoke:
+        return 0  # tiny models and synthetic tasks
     path = Path(options.suite)
     path = path if path.suffix == ".toml" else SUITES / f"{options.suite}.toml"
     try:
@@ -73,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError):
         return 0  # `run` says what is wrong with the suite
     try:
-        lacking = missing(
-            options.task or suite.get("tasks", ()), options.model or suite.get("models", ())
-        )
+        tasks, models = options.task or _all(suite, "tasks"), options.model or _all(suite, "models")
+        lacking = missing(tasks, models)
         if lacking:
             raise hub.offline(", ".join(lacking))
     except BenchError as error:

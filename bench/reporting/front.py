@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.core.cell import REFERENCE
+from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of
 from bench.core.tables import escape, markdown, percent
@@ -15,6 +18,20 @@ from bench.reporting.rows import Row, higher, mean, method_name, name
 
 MARGIN = 0.01
 """How far the counted sparsity may be from a column's; other rows are on the board alone."""
+
+
+BLOCK = re.compile(r"(?<=<!-- board -->\n).*?(?=\n<!-- /board -->)", re.S)
+"""Where the table stands on the front page."""
+
+
+def renewed(page: Path, records: Sequence[Record]) -> list[Path]:
+    """Puts the table between a page's markers; returns the page if it has them."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if not BLOCK.search(text):
+        return []
+    table = front(records)
+    write_atomic(page, BLOCK.sub(lambda _: table, text))
+    return [page]
 
 
 def front(records: Sequence[Record]) -> str:
@@ -64,7 +81,7 @@ def _counted(row: Row) -> bool:
     """Tells whether a row's counted sparsity is that of its column."""
     (_, _, sparsity, *_), records = row
     counted = statistics.fmean(r.sparsity.overall for r in records if r.sparsity)
-    return abs(counted - sparsity) <= MARGIN
+    return abs(counted - float(sparsity)) <= MARGIN
 
 
 def _note(board: Board, apart: int) -> str:
@@ -79,7 +96,7 @@ def _note(board: Board, apart: int) -> str:
     ]
     if apart:
         parts.append(
-            f"{apart} rows whose counted sparsity is not that of a column are on the board alone."
+            f"The board has {apart} more rows, whose counted sparsity is not that of a column."
         )
     if old := sorted({r.cell.method for r in board.records if registry.is_stale(r)}):
         parts.append(f"Of an earlier version, to be run again: {', '.join(old)}.")
