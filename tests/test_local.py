@@ -310,6 +310,18 @@ def test_the_time_left_follows_the_pace_of_finished_cells(clock, capsys):
     assert err[3].startswith(f"[1/3] {dense}: accuracy 90.00 in ")
 
 
+def test_the_time_left_follows_a_training_that_is_under_way(clock):
+    dense, pst = (helpers.cell(name) for name in ("dense", "pst"))
+    shown = progress.Progress({dense: 100.0, pst: 200.0}, slots=1)
+    shown.start(dense)
+    clock.now = 10.0
+    shown.step(dense, "train", 50, 100)  # it went on from a checkpoint
+    clock.now = 30.0
+    shown.step(dense, "train", 60, 100)
+    # A tenth in 20 s: 80 s more, and 200 s for a whole training, twice as long as expected.
+    assert shown.left() == pytest.approx(80 + 2 * 200)
+
+
 def test_without_any_record_no_time_is_told(clock, capsys):
     cell = helpers.cell("dense")
     shown = progress.Progress({cell: None})

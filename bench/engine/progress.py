@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -23,6 +24,22 @@ LINE_S = 30.0
 
 REDRAW_S = 1.0
 """Seconds between two looks at the clock in a terminal."""
+
+ENOUGH = 0.05
+"""Fraction of a training after which its speed tells how long it takes."""
+
+
+class _Training(NamedTuple):
+    """How far a training is that was seen first at `began`, when `start` of it was done."""
+
+    began: float
+    start: float
+    fraction: float = 0.0
+
+    def rate(self, now: float) -> float | None:
+        """Returns the fraction that a second trains; None until enough has been seen."""
+        seen = self.fraction - self.start
+        return seen / (now - self.began) if seen >= ENOUGH and now > self.began else None
 
 
 class Progress:
@@ -37,6 +54,7 @@ class Progress:
         self.expected, self.slots = expected, slots
         self.began = time.monotonic()
         self.running: dict[Cell, tuple[float, str]] = {}
+        self.training: dict[Cell, _Training] = {}
         self.finished: dict[Cell, float] = {}
         self.lock = threading.RLock()
         self.tty = sys.stderr.isatty()
@@ -58,6 +76,9 @@ class Progress:
         with self.lock:
             began = self.running.get(cell, (time.monotonic(), ""))[0]
             self.running[cell] = began, f"{phase} {done}/{total}" if total > 1 else phase
+            if phase == "train" and total:
+                first = self.training.get(cell, _Training(time.monotonic(), done / total))
+                self.training[cell] = first._replace(fraction=done / total)
 
     def done(self, record: Record) -> None:
         """Writes a cell's score or failure."""
@@ -85,17 +106,24 @@ class Progress:
     def left(self) -> float | None:
         """Returns the seconds that may be left; None where nothing tells.
 
-        Finished cells say how much slower or faster this run is than expected.
+        Finished cells, and those well into their training, say how much slower or faster this run
+        is than expected.
         """
         known = {cell: s for cell, s in self.expected.items() if s}
         if not known:
             return None
+        now = time.monotonic()
+        trainings = ((cell, self.training.get(cell)) for cell in self.running)
+        rates = {cell: rate for cell, t in trainings if t and (rate := t.rate(now))}
+        taken = self.finished | {cell: 1 / rate for cell, rate in rates.items()}
+        both = [(taken[cell], s) for cell, s in known.items() if cell in taken]
+        pace = sum(t for t, _ in both) / sum(s for _, s in both) if both else 1.0
         usual = sum(known.values()) / len(known)
-        taken = [(self.finished[c], s) for c, s in known.items() if c in self.finished]
-        pace = sum(t for t, _ in taken) / sum(s for _, s in taken) if taken else 1.0
-        now, left = time.monotonic(), [0.0]
+        left = [0.0]
         for cell in self.expected:
-            if cell not in self.finished:
+            if cell in rates:
+                left.append((1 - self.training[cell].fraction) / rates[cell])
+            elif cell not in self.finished:
                 spent = now - self.running[cell][0] if cell in self.running else 0.0
                 left.append(max(pace * known.get(cell, usual) - spent, 0.0))
         return max(max(left), sum(left) / self.slots)
