@@ -46,7 +46,7 @@ METHODS = "(test_contract or test_parameters) and foreign and (tiny-bert or not 
 def test_the_tests_that_list_methods_pass_with_it(installed):
     names = ("contract", "parameters", "readme", "documents")
     files = [f"tests/test_{name}.py" for name in names]
-    result = run(installed, "pytest", "-p", "no:cacheprovider", "-v", "-k",
+    result = run(installed, "pytest", "-p", "no:cacheprovider", "-vv", "-k",
                  f"{PAGES} or {METHODS}", *files)  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]
     for name in names:  # none of them was left out
