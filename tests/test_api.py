@@ -17,7 +17,7 @@ import sparsebench
 from bench.core import seeds
 from bench.core.store import Store
 from bench.costs.by_method import cost_report
-from bench.export.prune import prune as prune_folder
+from bench.export.prune import prune_folder
 from bench.pipeline.context import make_context
 from bench.planning import registry
 from bench.planning.job import Job
@@ -63,19 +63,17 @@ def same(a, b):
 # The module
 
 
-def test_the_import_is_fast_and_every_name_is_there():
+def test_the_import_loads_nothing_heavy_and_every_name_is_there():
     script = (
-        "import sys, time; start = time.process_time(); import sparsebench\n"
-        "print(time.process_time() - start, {'torch', 'transformers', 'pandas'} & set(sys.modules))"
+        "import sys, sparsebench\n"
+        "print({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True, text=True, check=True,
         env={"PYTHONPATH": f"{ROOT}:{ROOT}/bench/python"},
     )  # fmt: skip
-    seconds, _, loaded = done.stdout.strip().partition(" ")
-    assert float(seconds) < 0.3
-    assert loaded == "set()"
+    assert done.stdout.strip() == "set()"
     assert sorted(sparsebench.__all__) == sorted(sparsebench._PLACES) == dir(sparsebench)
     for name in sparsebench.__all__:
         assert getattr(sparsebench, name).__doc__, name
@@ -338,7 +336,7 @@ PARAMETERS = {
 def trainer_of(task, slug, folder, **changes):
     """An own Trainer of a cell's model, data and settings."""
     data = sparsebench.task(task)
-    model, tok = sparsebench.load_for_task(slug, task)
+    model, tok = sparsebench.load_model_and_tokenizer(slug, task)
     return Trainer(
         model,
         sparsebench.training_arguments(task, output_dir=folder, **(STEPS | changes)),
@@ -535,7 +533,7 @@ def test_a_trainer_that_makes_its_own_loss_is_noticed(tmp_path):
             return hidden.square().mean()
 
     data = sparsebench.task("tiny/reviews")
-    model, tok = sparsebench.load_for_task("tiny-bert", "tiny/reviews")
+    model, tok = sparsebench.load_model_and_tokenizer("tiny-bert", "tiny/reviews")
     arguments = sparsebench.training_arguments("tiny/reviews", output_dir=tmp_path, **STEPS)
     trainer = Mine(
         model, arguments, train_dataset=data.train(tok), data_collator=data.collator(tok)

@@ -47,6 +47,7 @@ def ran(monkeypatch, tmp_path):
         return made(cell, failed=cell.seed == 13)
 
     monkeypatch.setattr(isolate, "run_isolated", run_isolated)
+    monkeypatch.setattr(isolate, "warm_up", lambda: None)
     monkeypatch.setattr(scheduler, "LOOK_S", 0.05)
     return found
 

@@ -14,7 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ import pytest
 from bench.api import BenchError
 from bench.core.record import parse
 from bench.core.store import Store
+from bench.engine import isolate
 from bench.planning import plan
 from bench.planning.job import Job
 from bench.reporting import leaderboard
@@ -195,6 +198,23 @@ def test_memory_and_disk_that_run_out_cost_their_own_cells_only(tmp_path, enviro
         "bulky": "disk",
     }
     assert "with batches in two pieces" in failed["huge"]["message"]
+
+
+def test_a_cell_that_is_killed_with_all_others_says_so(tmp_path):
+    """Its own thread alone waits for the process, whoever kills it: so the exit code is known."""
+    job = Job.resolve(helpers.cell("dense", budget__steps=4000, budget__batch=8))
+    trains = threading.Event()
+
+    def watch(phase, *_):
+        if phase == "train":
+            trains.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(isolate.run_isolated, job, 3600, tmp_path / "log", watch)
+        assert trains.wait(600)
+        isolate.kill_all()
+        error = ended.result(60).error
+    assert (error.kind, error.message) == ("killed", "the cell's process was ended by SIGKILL")
 
 
 # Cells in processes that are forked off one that has torch imported already: a start costs nothing,

@@ -23,7 +23,7 @@ def dense(right=90):
 
 def said(records):
     (board,) = leaderboard.boards(records)
-    return findings.findings(board)
+    return findings.sentences(board)
 
 
 def test_one_row_that_all_others_are_worse_than():
@@ -76,7 +76,7 @@ def test_old_rows_are_counted():
 def test_a_study_is_told_as_its_ranks_have_it(falls):
     records = study(falls=falls)
     (board,) = leaderboard.boards(records)
-    text = findings.findings(board)[0]
+    text = findings.sentences(board)[0]
     levels = {}
     for key, inside in board.rows:
         if board.ranks[key] != "–":
@@ -101,7 +101,7 @@ def test_pages_open_with_the_findings(tmp_path):
     records = [*study(), *study("wikitext", "smollm2-135m-q4", falls=True)]
     pages.write_pages(records, [], tmp_path)
     html = (tmp_path / "index.html").read_text("utf-8")
-    found = {board.group[0]: findings.findings(board) for board in leaderboard.boards(records)}
+    found = {board.group[0]: findings.sentences(board) for board in leaderboard.boards(records)}
     for task, page in (("reviews", "quick.md"), ("wikitext", "perplexity.md")):
         text = (tmp_path / page).read_text("utf-8")
         for line in found[task]:

@@ -24,7 +24,7 @@ from bench.planning import reach, registry
 from bench.planning.job import Job
 from bench.reporting import compare, cost_tables, leaderboard, pages, pareto
 from bench.reporting.html import page
-from bench.reporting.rows import beside, ordered, own_first
+from bench.reporting.rows import ordered, own_first, with_published
 from bench.sources import hub
 from tests import helpers
 from tests.samples import record
@@ -155,7 +155,7 @@ def both():
 
 def test_own_rows_come_first_and_recovery_is_against_the_dense_row_of_the_same_kind():
     own, other = both()
-    (board,) = leaderboard.boards(beside(own, other))
+    (board,) = leaderboard.boards(with_published(own, other))
     assert [(key[0], key[-1]) for key, _ in board.rows] == [
         ("dense", ""),
         ("pst", ""),
@@ -174,12 +174,12 @@ def test_own_rows_come_first_and_recovery_is_against_the_dense_row_of_the_same_k
 def test_only_published_rows_of_the_same_table_stand_beside():
     own, other = both()
     others = [theirs(0.5, task="glue/rte"), theirs(0.5, overrides=(("budget.steps", 9),))]
-    assert beside(own, [*other, *others]) == [*own, *other]
+    assert with_published(own, [*other, *others]) == [*own, *other]
 
 
 def test_times_of_own_and_published_records_never_mix():
     own, other = both()
-    shown = beside(own, other)
+    shown = with_published(own, other)
     text = leaderboard.table(shown, markdown)
     scores, costs = text.split("costs on this one, 1 threads")
     assert "costs on" not in costs
@@ -212,7 +212,7 @@ def test_a_comparison_takes_own_records_and_published_ones_of_other_rows():
 def test_pages_link_each_row_to_its_tree_and_explain_the_mark(tmp_path):
     own, other = both()
     places = (tmp_path / "reports/local", tmp_path / "results/local", tmp_path / "results")
-    pages.write_pages(beside(own, other), [], *places)
+    pages.write_pages(with_published(own, other), [], *places)
     text = (places[0] / "quick.md").read_text()
     assert "](../../results/local/reviews/minilm-l6/pst/unstructured-0.50)" in text
     assert "](../../results/reviews/minilm-l6/gmp/unstructured-0.50)" in text
@@ -228,7 +228,7 @@ def test_the_html_page_has_no_seconds_of_published_rows():
     from bench.reporting import html
 
     own, other = both()
-    (board,) = leaderboard.boards(beside(own, other))
+    (board,) = leaderboard.boards(with_published(own, other))
     section = html.Section("quick", board, [])
     names = {row["words"][0] for row in html._rows(0, section)}
     assert names == {"dense", "pst", *(f"{m} (published)" for m in ("dense", "gmp", "pst"))}

@@ -42,6 +42,10 @@ def run(capsys, *arguments):
     return out
 
 
+def prune(capsys, folder, out):
+    return run(capsys, "prune", folder, "--method", "magnitude", "--pattern", "2:4", "--out", out)
+
+
 def card(folder):
     """(front matter, text) as the hub reads it; it warns about nothing."""
     found = ModelCard((folder / "README.md").read_text(encoding="utf-8"))
@@ -99,19 +103,7 @@ def test_zeros_before_are_told_apart(folder, capsys, tmp_path):
 
 def test_the_command_repeats_what_was_done(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(
-        capsys,
-        "prune",
-        "model",
-        "--method",
-        "random",
-        "--pattern",
-        "2:4",
-        "--seed",
-        7,
-        "--out",
-        "o",
-    )
+    run(capsys, *"prune model --method random --pattern 2:4 --seed 7 --out o".split())
     (step,) = card(tmp_path / "o")[0]["sparsebench"]
     first = (tmp_path / "o").rename(tmp_path / "first")
     words = shlex.split(step["command"])
@@ -123,8 +115,8 @@ def test_the_command_repeats_what_was_done(folder, capsys, tmp_path, monkeypatch
         assert (first / name).read_bytes() == (tmp_path / "o" / name).read_bytes()
 
 
-def test_the_command_names_no_folder_of_this_machine():
-    line = command_line("prune", "/home/me/models/a b", out="~/x", pattern=None, slice=True,
+def test_the_command_names_no_folder_of_this_machine(tmp_path):
+    line = command_line("prune", str(tmp_path / "a b"), out="~/x", pattern=None, slice=True,
                         asymmetric=False, set=["a=1", "b=2"],
                         calibration="../up/t.txt")  # fmt: skip
     assert line == "sparsebench prune 'a b' --out x --slice --set a=1 b=2 --calibration t.txt"
@@ -132,17 +124,7 @@ def test_the_command_names_no_folder_of_this_machine():
 
 def test_a_source_card_is_kept_and_its_licence_holds(folder, capsys, tmp_path):
     (folder / "README.md").write_bytes(FOREIGN)
-    run(
-        capsys,
-        "prune",
-        folder,
-        "--method",
-        "magnitude",
-        "--pattern",
-        "2:4",
-        "--out",
-        tmp_path / "o",
-    )
+    prune(capsys, folder, tmp_path / "o")
     data, text = card(tmp_path / "o")
     assert (tmp_path / "o" / "README.source.md").read_bytes() == FOREIGN
     assert (data["license"], data["license_name"], data["language"]) == (
@@ -161,7 +143,7 @@ def test_a_source_card_is_kept_and_its_licence_holds(folder, capsys, tmp_path):
 def test_cards_of_several_commands_tell_all_of_them(folder, capsys, tmp_path):
     (folder / "README.md").write_bytes(FOREIGN)
     a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
-    run(capsys, "prune", folder, "--method", "magnitude", "--pattern", "2:4", "--out", a)
+    prune(capsys, folder, a)
     run(capsys, "export", a, "--format", "nm-packed+int4", "--out", b)
     run(capsys, "load", b, "--out", c)
     for place, commands, library in (
@@ -191,17 +173,7 @@ def test_cards_of_several_commands_tell_all_of_them(folder, capsys, tmp_path):
 def test_any_card_of_a_source_is_survived_and_kept(text, folder, capsys, tmp_path):
     (folder / "README.md").write_bytes(text)
     (folder / "README.source.md").write_text("another")
-    run(
-        capsys,
-        "prune",
-        folder,
-        "--method",
-        "magnitude",
-        "--pattern",
-        "2:4",
-        "--out",
-        tmp_path / "o",
-    )
+    prune(capsys, folder, tmp_path / "o")
     data, page = card(tmp_path / "o")
     assert len(data["sparsebench"]) == 1
     assert "base_model" not in data

@@ -237,17 +237,10 @@ def test_blocks_that_differ_are_all_counted():
 def test_hours_are_those_of_the_stated_device(capsys, tmp_path):
     # 1 MAC is 2 operations: 10^15 MACs take 2·10^15 / (10^14 · 0.5) s.
     assert Device(100, 0.5).seconds(10**15) == 40
-    arguments = ["plan", "--suite", "paper-pst", "--task", "glue/rte", "--method", "magnitude"]
-    arguments += [
-        "--model",
-        "bert-base",
-        "--seeds",
-        "43",
-        "--tflops",
-        "100",
-        "--utilization",
-        "0.5",
-    ]
+    arguments = (
+        "plan --suite paper-pst --task glue/rte --method magnitude --model bert-base".split()
+    )
+    arguments += "--seeds 43 --tflops 100 --utilization 0.5".split()
     assert main.main([*arguments, "--results", str(tmp_path)]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("3 of 3 cells to run; about ")

@@ -248,11 +248,11 @@ def test_a_failure_on_the_way_leaves_nothing(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folders, "write", full)
-    from bench.export.prune import prune
+    from bench.export.prune import prune_folder
 
     out = tmp_path / "deep" / "er" / "o"
     with pytest.raises(BenchError, match="cannot write .*No space left") as error:
-        prune(str(folder), "magnitude", out, sparsity=0.5)
+        prune_folder(str(folder), "magnitude", out, sparsity=0.5)
     assert error.value.kind == "disk"
     assert {p.name for p in tmp_path.iterdir()} == {"m"}
 

@@ -32,7 +32,7 @@ def of(values, origin=PUBLISHED, seeds=None, **more):
 
 
 def told(here, there, **more):
-    (line,) = reproduction.lines(of(here, LOCAL, **more), there)
+    (line,) = reproduction.comparisons(of(here, LOCAL, **more), there)
     return line
 
 
@@ -88,18 +88,18 @@ def test_an_earlier_version_is_named_and_not_judged():
 def test_other_data_is_not_judged_and_other_counts_are_named():
     (own,) = of([0.82], LOCAL)
     data = own.model_copy(update={"data": own.data.model_copy(update={"fingerprint": "g"})})
-    (line,) = reproduction.lines([data], of(SPREAD))
+    (line,) = reproduction.comparisons([data], of(SPREAD))
     assert line.endswith("not judged: data.fingerprint differs")
     params = own.model_copy(update={"params": own.params.model_copy(update={"stored": 601})})
-    (line,) = reproduction.lines([params], of(SPREAD))
+    (line,) = reproduction.comparisons([params], of(SPREAD))
     assert "inside the tolerance" in line
     assert line.endswith("; other counts: params.stored")
 
 
 def test_only_rows_that_are_published_have_a_line():
-    assert reproduction.lines(of([0.5], LOCAL), of(SPREAD, method="gmp")) == []
-    assert reproduction.lines(of([0.5], LOCAL), of(SPREAD, origin="someone")) == []
-    lines = reproduction.lines(
+    assert reproduction.comparisons(of([0.5], LOCAL), of(SPREAD, method="gmp")) == []
+    assert reproduction.comparisons(of([0.5], LOCAL), of(SPREAD, origin="someone")) == []
+    lines = reproduction.comparisons(
         [*of([0.5], LOCAL), *of([0.5], LOCAL, overrides=(("lr", 0.1),))],
         [*of(SPREAD), *of(SPREAD, overrides=(("lr", 0.1),))],
     )

@@ -251,6 +251,8 @@ def test_scores_link_to_their_records(tmp_path):
 def test_rows_of_an_earlier_version_are_named():
     old, new = record(method="pst"), record(method="gmp")
     new = new.model_copy(update={"versions": Job.resolve(new.cell).versions})
-    assert stale_note([old, new]) == ["Rows of an earlier version, to be run again: pst."]
+    told = "of an earlier version of the code, to be run again."
+    assert stale_note([old, new]) == [f"Rows of pst are {told}"]
+    assert stale_note([old]) == [f"All rows are {told}"]
     assert stale_note([new]) == []
     assert stale_note([record(method="of-another-package")]) == []

@@ -149,9 +149,10 @@ def prune_model(options: argparse.Namespace) -> int:
     from bench.core.pattern import parse_pattern
 
     _check_push(options.push)
-    from bench.export.prune import prune
+    from bench.costs.pruned import sparsity_line
+    from bench.export.prune import prune_folder
 
-    found = prune(
+    found = prune_folder(
         options.model,
         options.method,
         options.out.expanduser(),
@@ -163,11 +164,7 @@ def prune_model(options: argparse.Namespace) -> int:
         length=options.length,
         seed=options.seed,
     )
-    before = "" if found.before is None else f" ({found.before:.4f} before)"
-    say(
-        f"{options.out}: sparsity {found.overall:.4f} of all matrices in the blocks{before}, "
-        f"{found.min_layer:.4f} to {found.max_layer:.4f} a matrix"
-    )
+    say(f"{options.out}: {sparsity_line(found)}")
     _push(options.out.expanduser(), options.push)
     return 0
 

@@ -19,7 +19,7 @@ from bench.weights.zeros_before import ZerosBefore
 
 
 @dataclass(frozen=True)
-class Zeros:
+class MatrixZeros:
     """The zeros of one matrix.
 
     Attributes:
@@ -57,7 +57,7 @@ class Pruned:
 
     cell: Cell
     counted: Sparsity
-    matrices: tuple[Zeros, ...]
+    matrices: tuple[MatrixZeros, ...]
     seconds: float
     seeds: Mapping[str, int]
     left_dense: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def count_pruned(
     with unstacked(model):
         counted = count_sparsity(model, cell.pattern, before, method.left_dense)
         matrices = tuple(
-            Zeros(t.name, t.shape, int((t.stored == 0).sum()), before.of(t.name))
+            MatrixZeros(t.name, t.shape, int((t.stored == 0).sum()), before.of(t.name))
             for t in prunable(model)
         )
         check_contract(cell, method, counted, model, before)

@@ -139,10 +139,11 @@ def _try(
                 if message is not None:
                     on_progress(*message)
             else:
-                process.join()
+                process.join()  # it has ended by itself: its exit code tells how
     finally:
         timer.cancel()
         _kill(process)
+        process.join()
         _live.discard(process)
         our_orders.close()
         our_answers.close()
@@ -171,7 +172,7 @@ def _kernel_ooms() -> int:
 
 
 def kill_all() -> None:
-    """Kills every running cell with all its processes."""
+    """Kills every running cell with all its processes; their threads then return failures."""
     global _kills
     _kills += 1
     for process in list(_live):
@@ -179,12 +180,12 @@ def kill_all() -> None:
 
 
 def _kill(process: BaseProcess) -> None:
+    """Kills a process and its group, and leaves it to its own thread: only one may wait for it."""
     assert process.pid is not None
     # Itself, too: it may not lead its group yet.
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(process.pid, signal.SIGKILL)
-    process.join()
 
 
 def _tail(log: Path, size: int = 4000) -> str:

@@ -39,7 +39,7 @@ def command_line(command: str, *positional: str, **options: Any) -> str:
     return printable(shlex.join(words))
 
 
-def counted(found: Sparsity) -> Facts:
+def of_zeros(found: Sparsity) -> Facts:
     """Returns the facts about zeros."""
     return {
         "sparsity": round(found.overall, 6),

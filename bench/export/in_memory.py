@@ -20,7 +20,7 @@ from bench.core.errors import BenchError
 from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern, parse_pattern
 from bench.costs.pruned import Pruned, count_pruned
-from bench.planning.setups import Setup, context_of, one_shot_setup
+from bench.planning.setups import Setup, context_of, single_setup
 from bench.sources import calibration as sequences
 from bench.sources import limits
 from bench.weights.finite import check_outputs, check_weights
@@ -68,7 +68,7 @@ def prune(
     """
     if isinstance(pattern, str):
         pattern = parse_pattern(pattern)
-    setup = one_shot_setup(method, pattern, sparsity, parameters, seed)
+    setup = single_setup(method, pattern, sparsity, parameters, seed, trains=False)
     name = type(model).__name__
     check_plain(model)
     length = sequences.default_length(model.config, length)
@@ -81,7 +81,9 @@ def prune(
         )
         limits.check_ids(batches, model, "calibration")
     budget = Budget(steps=1, batch=1, length=length, calib=calib)
-    return prune_as(setup, model, budget, batches, name)
+    start = time.perf_counter()
+    before = prune_as(setup, model, budget, batches, name)
+    return count_pruned(model, setup.method, setup.cell, before, time.perf_counter() - start)
 
 
 def prune_as(
@@ -90,8 +92,8 @@ def prune_as(
     budget: Budget,
     batches: list[dict[str, Tensor]] | None,
     name: str,
-) -> Pruned:
-    """Prunes a model in place and checks what the method has promised.
+) -> ZerosBefore:
+    """Prunes a model in place; the zeros are still to be counted.
 
     Args:
         setup: the method and its cell.
@@ -100,12 +102,14 @@ def prune_as(
         batches: calibration sequences, if there are any.
         name: how messages name the model.
 
+    Returns:
+        The zeros that the method was given.
+
     Raises:
         BenchError: as `prune`.
     """
     made, cell = setup.method, setup.cell
     device = model.device
-    start = time.perf_counter()
 
     def calibration() -> Iterable[dict[str, Tensor]]:
         if batches is None:
@@ -127,4 +131,4 @@ def prune_as(
         made.finish(model)
         check_outputs(model, cell.method)
     check_weights(model, cell.method)
-    return count_pruned(model, made, cell, before, time.perf_counter() - start)
+    return before

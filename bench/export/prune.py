@@ -20,22 +20,20 @@ from bench.core.pattern import Pattern
 from bench.core.record_parts import Sparsity
 from bench.costs.contract import check_contract
 from bench.costs.parameters import count_sparsity
-from bench.export.card_facts import command_line, counted, of_calibration, of_method
+from bench.export.card_facts import command_line, of_calibration, of_method, of_zeros
 from bench.export.folders import write_settings, write_weights
 from bench.export.in_memory import prune_as
 from bench.export.model_card import Card, write_card
 from bench.planning import registry
-from bench.planning.setups import one_shot_setup
+from bench.planning.setups import single_setup
 from bench.sources import catalog, limits
 from bench.sources.architectures import saved_class, saved_config
 from bench.sources.calibration import default_length, read, sequences_of
 from bench.sources.loading import load_model, load_tokenizer
 from bench.weights.precision import default_device
-from bench.weights.targets import prunable
-from bench.weights.zeros_before import ZerosBefore
 
 
-def prune(
+def prune_folder(
     name: str,
     method: str,
     out: Path,
@@ -67,7 +65,7 @@ def prune(
     Raises:
         BenchError: bad input or a failure, in one line; `out` is as it was.
     """
-    setup = one_shot_setup(method, pattern, sparsity, overrides or {}, seed)
+    setup = single_setup(method, pattern, sparsity, overrides or {}, seed, trains=False)
     cell = setup.cell
     check_free(out)
     folder = catalog.locate(name)
@@ -83,9 +81,8 @@ def prune(
         model = load_model(folder, stored_dtype=True, name=name)
         if batches is not None:
             limits.check_ids(batches, model, f"--calibration {calibration}")
-        before = ZerosBefore(prunable(model))
         model.to(default_device())  # type: ignore[arg-type]
-        prune_as(setup, model, budget, batches, name)
+        before = prune_as(setup, model, budget, batches, name)
         write_settings(model, None, folder, scratch)
         write_weights(model, folder, scratch)
         written = load_model(scratch)
@@ -102,9 +99,8 @@ def prune(
             **(flags if batches is not None else {"seed": seed}),
             out=str(out),
         )
-        facts = (
-            of_method(cell, setup.method) | of_calibration(calibration, batches) | counted(found)
-        )
+        facts = of_method(cell, setup.method) | of_calibration(calibration, batches)
+        facts |= of_zeros(found)
         tags = (method, cell.pattern.text)
         write_card(scratch, written, Card(name, command, facts, tags))
     return found

@@ -101,51 +101,38 @@ def setups(
     return chosen
 
 
-def one_shot_setup(
+def single_setup(
     name: str,
     pattern: Pattern | None,
     sparsity: float | None,
     overrides: Mapping[str, Scalar],
     seed: int,
+    *,
+    trains: bool,
 ) -> Setup:
-    """Returns a method that does not train, with its cell.
+    """Returns one method with its cell.
+
+    Args:
+        name: name of the method.
+        pattern: the pattern; by default the method's first.
+        sparsity: fraction of pruned weights; None for patterns that fix one.
+        overrides: parameters of the method.
+        seed: seed of the cell.
+        trains: whether a method that trains is wanted, or a one-shot method.
 
     Raises:
-        BenchError: there is no such method, or it trains, or a pattern, sparsity or parameter is
-            not allowed.
+        BenchError: there is no such method, it is of the other kind, or a pattern, sparsity or
+            parameter is not allowed.
     """
-    if registry.method(name).trains:
-        known = [n for n in registry.names("method") if not registry.method(n).trains]
-        raise BenchError(f"{name} trains; prune takes one-shot methods: {', '.join(known)}")
-    return _one(name, pattern, sparsity, overrides, seed, "prune")
-
-
-def training_setup(
-    name: str,
-    pattern: Pattern | None,
-    sparsity: float | None,
-    overrides: Mapping[str, Scalar],
-    seed: int,
-) -> Setup:
-    """Returns a method that trains, with its cell.
-
-    Raises:
-        BenchError: as `one_shot_setup`, or the method does not train.
-    """
-    if not registry.method(name).trains:
-        known = ", ".join(method.name for method in registry.training_methods())
-        raise BenchError(f"{name} is a one-shot method: use prune. These train: {known}")
-    return _one(name, pattern, sparsity, overrides, seed, "train")
-
-
-def _one(
-    name: str,
-    pattern: Pattern | None,
-    sparsity: float | None,
-    overrides: Mapping[str, Scalar],
-    seed: int,
-    label: str,
-) -> Setup:
+    if registry.method(name).trains is not trains:
+        fit = [n for n in registry.names("method") if registry.method(n).trains is trains]
+        what = (
+            "is a one-shot method: use prune. These train"
+            if trains
+            else ("trains; prune takes one-shot methods")
+        )
+        raise BenchError(f"{name} {what}: {', '.join(fit)}")
+    label = "train" if trains else "prune"
     (setup,) = setups([name], pattern, sparsity or 0.0, overrides, seed, label)
     cell = setup.cell
     if sparsity is None and cell.pattern.sparsity is None:

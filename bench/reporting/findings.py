@@ -38,7 +38,7 @@ class _Level:
     seeds_alone: bool
 
 
-def findings(board: Board) -> list[str]:
+def sentences(board: Board) -> list[str]:
     """Returns two or three sentences, as plain text that may hold names from strangers."""
     levels = sorted(_levels(board), key=lambda level: -len(level.ranked))[:_SHOWN]
     if not levels:

@@ -12,8 +12,7 @@ from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of
 from bench.core.tables import escape, markdown, percent
-from bench.planning import registry
-from bench.reporting.leaderboard import Board, boards
+from bench.reporting.leaderboard import Board, boards, stale_note
 from bench.reporting.rows import Row, higher, mean, method_name, name
 
 MARGIN = 0.01
@@ -90,7 +89,7 @@ def _note(board: Board, apart: int) -> str:
     assert first.budget is not None
     seeds = sorted({len(records) for _, records in board.rows})
     parts = [
-        f"{first.scores.metric} on {first.scores.n:,} items of `{first.cell.task}`, "
+        f"{first.scores.metric.capitalize()} on {first.scores.n:,} items of `{first.cell.task}`, "
         f"{first.cell.model}, {first.budget.steps} steps of {first.budget.batch}; mean ± sd of "
         f"{' or '.join(map(str, seeds))} seeds. *Trained* is the share of the model's parameters."
     ]
@@ -98,6 +97,4 @@ def _note(board: Board, apart: int) -> str:
         parts.append(
             f"The board has {apart} more rows, whose counted sparsity is not that of a column."
         )
-    if old := sorted({r.cell.method for r in board.records if registry.is_stale(r)}):
-        parts.append(f"Of an earlier version, to be run again: {', '.join(old)}.")
-    return " ".join(parts)
+    return " ".join([*parts, *stale_note(board.records)])

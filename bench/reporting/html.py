@@ -27,7 +27,7 @@ from bench.core.record import Record, number
 from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
-from bench.reporting.findings import findings
+from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board, stale_note
 from bench.reporting.rows import Key, mark_of, name
 
@@ -92,7 +92,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         style=Markup(style),
         words=_WORDS,
         numbers=[*_NUMBERS],
-        boards=[(_label(section), findings(section.board)) for section in sections],
+        boards=[(_label(section), sentences(section.board)) for section in sections],
         figures=[_figure(section.drawings) for section in sections],
         rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],

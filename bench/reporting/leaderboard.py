@@ -191,8 +191,13 @@ def _notes(records: Sequence[Record]) -> set[str]:
 
 def stale_note(records: Iterable[Record]) -> list[str]:
     """Returns a line with the methods whose records are of an earlier version, or none."""
-    old = sorted({marked(r.cell.method, mark_of(r)) for r in records if registry.is_stale(r)})
-    return [f"Rows of an earlier version, to be run again: {', '.join(old)}."] if old else []
+    names: dict[bool, set[str]] = {False: set(), True: set()}
+    for record in records:
+        names[registry.is_stale(record)].add(marked(record.cell.method, mark_of(record)))
+    if not names[True]:
+        return []
+    which = f"Rows of {', '.join(sorted(names[True]))} are" if names[False] else "All rows are"
+    return [f"{which} of an earlier version of the code, to be run again."]
 
 
 def _trained(record: Record) -> bool:

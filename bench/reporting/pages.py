@@ -20,7 +20,7 @@ from bench.core.tables import escape, markdown
 from bench.planning import registry
 from bench.planning.suites import Grid, Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
-from bench.reporting.findings import findings
+from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board
 from bench.reporting.rows import Group, Link, mark_of
 
@@ -133,7 +133,7 @@ def _file_of(suite: Suite, group: Group) -> Path:
 
 def _opening(board: Board) -> str:
     """Returns a board's findings as a Markdown list."""
-    return "\n".join(f"* {escape(line)}" for line in findings(board))
+    return "\n".join(f"* {escape(line)}" for line in sentences(board))
 
 
 def _of_group(images: dict[Group, str], board: Board) -> str:

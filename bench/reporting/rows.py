@@ -73,7 +73,7 @@ def group_of(record: Record) -> Group:
     return cell.task, cell.model, cell.budget, cell.overrides.of_budget.flat
 
 
-def beside(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
+def with_published(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
     """Returns own records, and the published ones of the same tables after them."""
     groups = set(map(group_of, own))
     return [*own, *(record for record in published if group_of(record) in groups)]

@@ -21,7 +21,7 @@ _FREE = ("bytes.formats", "macs.realizable", "seeds ")
 """Changes that contradict nothing: training or the hardware decides them, or seeds are new."""
 
 
-def lines(own: Iterable[Record], published: Iterable[Record]) -> list[str]:
+def comparisons(own: Iterable[Record], published: Iterable[Record]) -> list[str]:
     """Returns a line for each row of `own` that is also published.
 
     Args:

@@ -87,7 +87,7 @@ def training_arguments(
     return arguments_of(task, chosen, seed, device, str(output_dir), **(smoothing | more))
 
 
-def load_for_task(
+def load_model_and_tokenizer(
     model: str, task: str, seed: int = 1, budget: str = "default"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads what `sparsebench run` trains: the model with the task's head, and its tokenizer.

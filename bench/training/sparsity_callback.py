@@ -30,7 +30,7 @@ from bench.core.overrides import Scalar
 from bench.core.pattern import Pattern, parse_pattern
 from bench.costs.parameters import count_trainable
 from bench.costs.pruned import Pruned, count_pruned
-from bench.planning.setups import context_of, training_setup
+from bench.planning.setups import context_of, single_setup
 from bench.sources import limits
 from bench.sources.calibration import default_length, sequences_of
 from bench.training.trainer_checks import check_trainer, has_loss, steps_of
@@ -81,7 +81,7 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         if isinstance(pattern, str):
             pattern = parse_pattern(pattern)
-        setup = training_setup(method, pattern, sparsity, parameters, seed)
+        setup = single_setup(method, pattern, sparsity, parameters, seed, trains=True)
         self.method, self.cell = setup.method, setup.cell
         if self.method.needs_dense and teacher is None:
             raise BenchError(f"{method} distils: pass teacher=, a dense model of the same task")

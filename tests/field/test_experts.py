@@ -12,7 +12,7 @@ from bench.api import BenchError
 from bench.core.pattern import Pattern
 from bench.costs.by_method import cost_report
 from bench.export.export import export, load_folder, unpack_folder
-from bench.export.prune import prune
+from bench.export.prune import prune_folder
 from bench.sources.loading import load_model
 from bench.sources.saving import save_model
 from bench.weights.targets import block_elements, prunable
@@ -106,7 +106,7 @@ def test_unstacking_changes_neither_logits_nor_gradients_nor_files(kind, tmp_pat
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_magnitude_prunes_half_of_every_matrix_of_the_file(kind, tmp_path):
     source = written(kind, tmp_path / "m")
-    found = prune(str(source), "magnitude", tmp_path / "o", sparsity=0.5)
+    found = prune_folder(str(source), "magnitude", tmp_path / "o", sparsity=0.5)
     after = matrices(tmp_path / "o")
     # transformers keeps an expert's gate and up as one matrix; some files hold them apart.
     whole = {}
@@ -125,7 +125,7 @@ def test_magnitude_prunes_half_of_every_matrix_of_the_file(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "jetmoe", "recurrent_gemma"])
 def test_the_pruned_folder_has_the_logits_of_masked_weights(kind, tmp_path):
     source = written(kind, tmp_path / "m")
-    prune(str(source), "magnitude", tmp_path / "o", pattern=Pattern("2:4"))
+    prune_folder(str(source), "magnitude", tmp_path / "o", pattern=Pattern("2:4"))
     after = tensors(tmp_path / "o")
     plain = type(made(kind)).from_pretrained(source, dtype=torch.float32)
     before = tensors(source)
@@ -145,7 +145,7 @@ def test_an_expert_is_scored_by_the_tokens_that_are_routed_to_it(tmp_path):
     source = written("mixtral", tmp_path / "m")
     rows = families.ids(8)
     (tmp_path / "ids.json").write_text(json.dumps(rows))
-    prune(
+    prune_folder(
         str(source),
         "wanda",
         tmp_path / "o",
@@ -216,7 +216,7 @@ def test_padding_does_not_reach_an_experts_statistic():
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
 def test_packed_experts_come_back_bit_for_bit(kind, tmp_path):
     source = written(kind, tmp_path / "m")
-    prune(str(source), "magnitude", tmp_path / "o", pattern=Pattern("2:4"))
+    prune_folder(str(source), "magnitude", tmp_path / "o", pattern=Pattern("2:4"))
     report = export(str(tmp_path / "o"), "nm-packed", tmp_path / "p")
     assert set(report.layouts) == {"nm-packed"}
     unpack_folder(tmp_path / "p", tmp_path / "u")

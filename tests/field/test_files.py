@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from bench.api import BenchError
 from bench.cli import main
 from bench.export import export, folders
-from bench.export.prune import prune
+from bench.export.prune import prune_folder
 from bench.sources import loading
 from bench.sources.tiny_models import tiny_tokenizer
 from bench.weights import targets
@@ -81,7 +81,7 @@ def saved(folder, kind="llama", **config):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prune_changes_weights_alone(kind, tmp_path):
     folder, out = saved(tmp_path / "m", kind, rope_theta=500000.0), tmp_path / "o"
-    prune(str(folder), "magnitude", out, sparsity=0.25)
+    prune_folder(str(folder), "magnitude", out, sparsity=0.25)
     assert small(out) == small(folder)
     before, after = tensors(folder), tensors(out)
     assert before.keys() == after.keys()
@@ -191,7 +191,7 @@ def test_shards_stay_and_stale_weights_go(kind, tmp_path):
     save_file({"x": torch.zeros(1)}, folder / "consolidated.safetensors")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"stale")
-    prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+    prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     index = "model.safetensors.index.json"
     assert (tmp_path / "o" / index).read_bytes() == (folder / index).read_bytes()
     files = {p.name for p in (tmp_path / "o").iterdir()}
@@ -212,7 +212,7 @@ def test_a_damaged_index_is_one_line(index, tmp_path):
     shard(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BenchError, match=r"index\.json: (damaged index|absent)"):
-        prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+        prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     assert not (tmp_path / "o").exists()
 
 
@@ -250,7 +250,7 @@ def test_weights_keep_the_names_and_dtypes_of_the_file(how, tmp_path):
     folder = families.save(tmp_path / "m", kind, head, **more)
     state = rename(load_file(folder / "model.safetensors"))
     save_file(state, folder / "model.safetensors", metadata={"format": "pt", "by": "hand"})
-    prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+    prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     after = tensors(tmp_path / "o")
     assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in state.items()}
     changed = {n for n in state if not torch.equal(after[n], state[n])}
@@ -272,7 +272,7 @@ def test_auto_map_goes_without_its_code(where, reference, code, tmp_path, caplog
     if code:
         (folder / "modeling_own.py").write_text("raise SystemExit('foreign code ran')")
     with caplog.at_level(logging.WARNING):
-        prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+        prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     kept = code and "--" not in reference
     written = json.loads((tmp_path / "o" / where).read_text())
     assert written == (mapped if kept else tree)
@@ -288,7 +288,7 @@ def test_auto_map_goes_without_its_code(where, reference, code, tmp_path, caplog
 def test_generation_flags_that_transformers_will_not_save(flags, tmp_path):
     folder = saved(tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps(flags))
-    prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+    prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     export.export(str(folder), "bitmap", tmp_path / "p")
     export.unpack_folder(tmp_path / "p", tmp_path / "q")
     for made in "opq":
@@ -299,7 +299,7 @@ def test_generation_flags_that_transformers_will_not_load(tmp_path):
     folder = saved(tmp_path / "m")
     (folder / "generation_config.json").write_text('{"num_return_sequences": 3}')
     with pytest.raises(BenchError, match="cannot be loaded.*num_return_sequences"):
-        prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+        prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     assert not (tmp_path / "o").exists()
 
 
@@ -313,10 +313,10 @@ def test_a_tokenizer_is_read_only_where_it_is_needed(file, tmp_path, monkeypatch
         (folder / name).unlink()
     (folder / file).write_bytes(b"\x0a\x0b any bytes")
     monkeypatch.setattr(loading, "_installed", lambda package: package != "sentencepiece")
-    prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+    prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
     assert (tmp_path / "o" / file).read_bytes() == b"\x0a\x0b any bytes"
     (tmp_path / "ids.json").write_text(json.dumps(families.ids()))
-    prune(str(folder), "wanda", tmp_path / "i", sparsity=0.5, length=24,
+    prune_folder(str(folder), "wanda", tmp_path / "i", sparsity=0.5, length=24,
           calibration=str(tmp_path / "ids.json"))  # fmt: skip
     (tmp_path / "text.txt").write_text("a text " * 400)
     argv = ["prune", folder, "--method", "wanda", "--sparsity", "0.5", "--length", "24",
@@ -359,7 +359,7 @@ def test_prune_checks_before_it_loads(changes, line, tmp_path, monkeypatch):
     (folder / "model.safetensors").write_bytes(b"torn")  # loading it would be the error
     options = {"method": "wanda", "sparsity": 0.5} | changes
     with pytest.raises(BenchError) as error:
-        prune(str(folder), out=tmp_path / "o", **options)
+        prune_folder(str(folder), out=tmp_path / "o", **options)
     assert line in str(error.value)
     assert not (tmp_path / "o").exists()
 
@@ -375,7 +375,7 @@ def test_prune_checks_the_config_before_it_loads(tmp_path):
         folder = saved(tmp_path / str(number), **changes)
         (folder / "model.safetensors").write_bytes(b"torn")
         with pytest.raises(BenchError, match=line):
-            prune(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
+            prune_folder(str(folder), "magnitude", tmp_path / "o", sparsity=0.5)
 
 
 IN_OLD = """
@@ -424,7 +424,7 @@ def test_transformers_4_loads_what_was_written(kind, old_transformers, tmp_path)
     as_old(folder, rope_theta=500000.0)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     out = tmp_path / "o"
-    prune(str(folder), "magnitude", out, sparsity=0.25)
+    prune_folder(str(folder), "magnitude", out, sparsity=0.25)
     export.export(str(folder), "bitmap", tmp_path / "p")
     export.unpack_folder(tmp_path / "p", tmp_path / "q")
     (tmp_path / "old.py").write_text(IN_OLD)

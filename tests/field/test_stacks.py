@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from bench.api import BenchError
 from bench.export.export import export, load_folder
-from bench.export.prune import prune
+from bench.export.prune import prune_folder
 from bench.weights.blocks import blocks
 from bench.weights.targets import prunable
 from tests.field import families
@@ -43,7 +43,7 @@ def naive(path):
 @pytest.mark.parametrize(("kind", "sizes"), PAIRS)
 def test_both_stacks_are_pruned(kind, sizes, tmp_path):
     families.build(kind, "Seq2SeqLM", **sizes).save_pretrained(tmp_path / "m")
-    found = prune(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
+    found = prune_folder(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
     after = naive(tmp_path / "o")
     assert {name.split(".block")[0].split(".layers")[0] for name in after} >= {
         name for name in ("encoder", "decoder") if kind in ("t5", "mt5")
@@ -60,7 +60,7 @@ def test_both_stacks_are_pruned(kind, sizes, tmp_path):
 def test_the_pruned_pair_has_the_logits_of_masked_weights(kind, sizes, tmp_path):
     model = families.build(kind, "Seq2SeqLM", **sizes)
     model.save_pretrained(tmp_path / "m")
-    prune(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
+    prune_folder(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
     for name, tensor in naive(tmp_path / "o").items():
         weight = model.get_parameter(name)
         small = weight.detach().abs().flatten().kthvalue(weight.numel() // 2).values
@@ -80,7 +80,7 @@ def test_the_pruned_pair_has_the_logits_of_masked_weights(kind, sizes, tmp_path)
 def test_both_stacks_are_pruned_by_a_statistic(tmp_path):
     families.build("bart", "Seq2SeqLM", **BART).save_pretrained(tmp_path / "m")
     (tmp_path / "ids.json").write_text(json.dumps(families.ids()))
-    found = prune(
+    found = prune_folder(
         str(tmp_path / "m"),
         "wanda",
         tmp_path / "o",
@@ -148,7 +148,7 @@ def test_lists_side_by_side_come_level_by_level():
 def test_matrices_of_another_kind_are_refused_by_name(kind, head, sizes, named, tmp_path):
     families.build(kind, head, **sizes).save_pretrained(tmp_path / "m")
     with pytest.raises(BenchError, match=named) as refused:
-        prune(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
+        prune_folder(str(tmp_path / "m"), "magnitude", tmp_path / "o", sparsity=0.5)
     assert "\n" not in str(refused.value)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.export.load import load as load
     from bench.planning.registry import task as task
     from bench.review.submissions import records as records
-    from bench.training.arguments import load_for_task as load_for_task
+    from bench.training.arguments import load_model_and_tokenizer as load_model_and_tokenizer
     from bench.training.arguments import training_arguments as training_arguments
     from bench.training.keep_zeros import KeepZeros as KeepZeros
     from bench.training.sparsity_callback import SparsityCallback as SparsityCallback
@@ -31,7 +31,7 @@ _PLACES = {
     "count": "bench.costs.count",
     "export": "bench.export.export",
     "load": "bench.export.load",
-    "load_for_task": "bench.training.arguments",
+    "load_model_and_tokenizer": "bench.training.arguments",
     "prune": "bench.export.in_memory",
     "records": "bench.review.submissions",
     "task": "bench.planning.registry",
@@ -46,7 +46,7 @@ __all__ = [
     "count",
     "export",
     "load",
-    "load_for_task",
+    "load_model_and_tokenizer",
     "prune",
     "records",
     "task",
