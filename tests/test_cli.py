@@ -173,3 +173,14 @@ def test_pickled_weights_are_refused(tmp_path):
     torch.save(loaded.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(BenchError, match="holds no safetensors; pickled weights are refused"):
         helpers.load(catalog.adopt(str(folder)), registry.task("tiny/reviews"), 1)
+
+
+def test_a_pattern_that_does_not_divide_a_width_is_refused_before_the_dense_cell(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["run", "--suite", "tiny", "--method", "gmp", "--pattern", "2:5"]) == 2
+    announced, refused = capsys.readouterr().err.splitlines()
+    assert announced.startswith("sparsebench: 2 of 2 cells to run")
+    assert "query has 64 inputs, not a multiple of 5" in refused
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,7 @@ from bench.planning.setups import Setup, setups
 from bench.sources import limits
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import slicing
+from bench.weights.patterns import check_groups
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, merge, prunable
 
@@ -93,7 +94,7 @@ def account(
     method, cell = setup.method, setup.cell
     attached = without_weights.attach(method, cell, budget, kind, config)
     model, length = attached.model, budget.length
-    _check_groups(attached.ctx.targets, cell.pattern)
+    check_groups(attached.ctx.targets, cell.pattern)
     expected = method.expected(attached.ctx)
     held, train, state = Trainable(body=0, head=0), 0, None
     if method.trains:
@@ -162,20 +163,6 @@ def outcome(
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))
     return zeros, realizable
-
-
-def _check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
-    """Checks that N:M divides the inputs of each matrix; one-shot methods were not attached.
-
-    Raises:
-        BenchError: a matrix does not have a whole number of groups.
-    """
-    group = pattern.n_m[1] if pattern.n_m else 1
-    for target in targets:
-        if (width := target.shape[1]) % group:
-            raise BenchError(
-                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {group}"
-            )
 
 
 def _elements(targets: Sequence[Target]) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.planning.job import Job
-from bench.sources.architectures import config_at, known_config
-from bench.sources.catalog import folder_of
+from bench.sources.architectures import config_at, empty, for_task, known_config
+from bench.sources.catalog import Place, folder_of
 from bench.sources.loading import check_model
+from bench.weights.patterns import check_groups
+from bench.weights.targets import prunable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
@@ -19,12 +25,13 @@ def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
         The cells whose data or weights cannot be reached, each with the reason.
 
     Raises:
-        BenchError: a model does not fit its task, or a source is damaged.
+        BenchError: a model does not fit its task or its pattern, or a source is damaged.
     """
     pairs = {(job.task.name, job.place.name, job.budget.length): job for job in jobs}
     for job in pairs.values():
         if (config := known_config(job.place)) is not None:
             check_model(config, job.task, job.budget.length, job.place.name)
+    _check_groups(jobs, known_config)
     offline: dict[tuple[str, str], str] = {}
     for job in pairs.values():
         for kind, name in (("task", job.task.name), ("model", job.place.name)):
@@ -46,4 +53,19 @@ def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
     for job in pairs.values():
         if job.cell not in lacking:
             check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
+    _check_groups([job for job in jobs if job.cell not in lacking], config_at)
     return lacking
+
+
+def _check_groups(
+    jobs: Sequence[Job], config_of: Callable[[Place], PreTrainedConfig | None]
+) -> None:
+    """Refuses N:M on a matrix whose inputs it does not divide, while nothing has trained for it."""
+    distinct = {
+        (job.place.name, job.task.head, job.cell.pattern): job
+        for job in jobs
+        if job.cell.pattern.n_m
+    }
+    for job in distinct.values():
+        if (config := config_of(job.place)) is not None:
+            check_groups(prunable(empty(*for_task(config, job.task))), job.cell.pattern)

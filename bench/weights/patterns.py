@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bench.core.errors import BenchError
 from bench.core.pattern import Pattern
 from bench.weights.targets import Target, prunable
 
@@ -32,6 +34,20 @@ def holds(weight: Tensor, pattern: Pattern) -> bool:
         units = (whole_outputs, whole_inputs) if pattern.neurons else ()
         return any(_tiled(weight, unit) for unit in (pattern.block, *units))
     return pattern.text != "rows" or _tiled(weight, whole_outputs)
+
+
+def check_groups(targets: Sequence[Target], pattern: Pattern) -> None:
+    """Checks that N:M divides the inputs of each matrix, before anything trains.
+
+    Raises:
+        BenchError: a matrix does not have a whole number of groups.
+    """
+    group = pattern.n_m[1] if pattern.n_m else 1
+    for target in targets:
+        if (width := target.shape[1]) % group:
+            raise BenchError(
+                f"pattern {pattern}: {target.name} has {width} inputs, not a multiple of {group}"
+            )
 
 
 _READ_HEADS = (
