@@ -282,7 +282,12 @@ def hub():
 def push(hub, *arguments, token="right"):
     """Runs a command with another hub, in its own process: the client reads settings once."""
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    env |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+    env |= {
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN_PATH": os.devnull,
+    }
     env["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
@@ -310,6 +315,16 @@ def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(hub, folder, t
     assert "is written, but not uploaded to me/pruned" in done.stderr
     assert "try `hf upload me/pruned" in done.stderr
     assert (tmp_path / "o" / "model.safetensors").is_file()
+
+
+def test_without_a_token_nothing_is_asked(hub, tmp_path):
+    done = push(hub, *prune_line("nowhere", tmp_path / "o"), "--push", "me/pruned", token="")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "sparsebench: --push me/pruned: no token for the hub; log in with `hf auth login` or set "
+        "HF_TOKEN"
+    ]
+    assert hub.asked == []
 
 
 def test_a_wrong_token_is_refused_before_any_work(hub, tmp_path):

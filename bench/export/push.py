@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -23,11 +23,13 @@ def check_push(repo: str) -> None:
         raise BenchError(f"--push {repo}: write a hub id as OWNER/NAME") from None
     if constants.HF_HUB_OFFLINE:
         raise BenchError("--push needs the hub, and HF_HUB_OFFLINE is set; unset it", "offline")
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if not get_token():
+        raise BenchError(f"--push {repo}: no token for the hub; {login}", "offline")
     try:
         HfApi().whoami()
     except Exception as error:  # of the network, of the token, of the server
-        line = f"--push {repo}: {_reason(error)}; log in with `hf auth login` or set HF_TOKEN"
-        raise BenchError(line, "offline") from None
+        raise BenchError(f"--push {repo}: {_reason(error)}; {login}", "offline") from None
 
 
 def push(folder: Path, repo: str) -> str:
