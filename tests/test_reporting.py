@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 
+from bench.core.record import PUBLISHED
 from bench.core.record_parts import Speed
 from bench.core.tables import escape, human, markdown, percent, plain
 from bench.planning.job import Job
@@ -251,8 +252,10 @@ def test_scores_link_to_their_records(tmp_path):
 def test_rows_of_an_earlier_version_are_named():
     old, new = record(method="pst"), record(method="gmp")
     new = new.model_copy(update={"versions": Job.resolve(new.cell).versions})
-    told = "of an earlier version of the code, to be run again."
-    assert stale_note([old, new]) == [f"Rows of pst are {told}"]
-    assert stale_note([old]) == [f"All rows are {told}"]
+    told = "Of an earlier version of the code, to be run again:"
+    assert stale_note([old, new]) == [f"{told} pst."]
+    assert stale_note([old]) == [f"{told} all rows."]
+    published = old.model_copy(update={"origin": PUBLISHED})
+    assert stale_note([new, published]) == [f"{told} all published rows."]
     assert stale_note([new]) == []
     assert stale_note([record(method="of-another-package")]) == []

@@ -16,7 +16,7 @@ from typing import Any
 from bench.core.cell import REFERENCE
 from bench.core.record import Record
 from bench.core.tables import escape, human, markdown, percent, plain, printable
-from bench.planning import registry
+from bench.planning.registry import is_stale
 from bench.reporting import cost_tables, paired
 from bench.reporting.averages import averages
 from bench.reporting.rows import (
@@ -191,13 +191,18 @@ def _notes(records: Sequence[Record]) -> set[str]:
 
 def stale_note(records: Iterable[Record]) -> list[str]:
     """Returns a line with the methods whose records are of an earlier version, or none."""
-    names: dict[bool, set[str]] = {False: set(), True: set()}
+    stale: dict[Mark, dict[str, bool]] = defaultdict(dict)
     for record in records:
-        names[registry.is_stale(record)].add(marked(record.cell.method, mark_of(record)))
-    if not names[True]:
-        return []
-    which = f"Rows of {', '.join(sorted(names[True]))} are" if names[False] else "All rows are"
-    return [f"{which} of an earlier version of the code, to be run again."]
+        names = stale[mark_of(record)]
+        names[record.cell.method] = names.get(record.cell.method, False) or is_stale(record)
+    told = []
+    for mark, names in sorted(stale.items()):
+        old = sorted(name for name, is_old in names.items() if is_old)
+        whole = " ".join(filter(None, ("all", mark, "rows")))
+        told += [whole] if len(old) == len(names) else [marked(name, mark) for name in old]
+    return (
+        [f"Of an earlier version of the code, to be run again: {', '.join(told)}."] if told else []
+    )
 
 
 def _trained(record: Record) -> bool:
