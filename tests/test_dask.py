@@ -1,6 +1,7 @@
 """A scheduler and two workers on loopback: machines that come and go."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from bench.cli import main
 from bench.cli.flags import OWN
 from bench.core.store import Store
-from bench.engine import dask_engine, dask_worker
+from bench.engine import dask_engine, dask_worker, isolate, local
 from bench.planning.job import Job
 from tests import helpers
 from tests.helpers import trained_dir
@@ -131,32 +132,35 @@ def test_a_lost_worker_then_a_lost_scheduler_then_all_is_done(machines):
     assert set(machines.records()) == {"dense", "pst"}
 
     # What starts from dense weights makes them where it runs; the dense record stays as it is.
-    (rest,) = [process for other, process in workers if other != name]
-    rest.kill()
+    (rest,) = [other for other, _ in workers if other != name]
     before = machines.records()["dense"]
-    machines.worker("three")
-    local = ("--suite", "tiny", "--method", "pst", "magnitude", "--set", *SHORT)
-    alone = machines.start(
-        "alone", sys.executable, "-m", "bench", "run", *local, *UNHURRIED, "--jobs", "1"
-    )
+    weights = machines.place / rest / "cache" / "trained" / trained_dir(before.cell).name
+    shutil.rmtree(weights, ignore_errors=True)
     driver = machines.driver("--method", "magnitude", "--set", *SHORT)
     assert machines.finished(driver) == 0, machines.everything()
     found = machines.records()
     assert found["dense"] == before
-    reference = trained_dir(before.cell).name
-    assert (machines.place / "three" / "cache" / "trained" / reference).is_dir()
+    assert weights.is_dir()
 
     # The table is that of one machine.
-    assert machines.finished(alone) == 0, machines.everything()
-    expected = {r.cell.method: r for r in Store(machines.place / "alone" / OWN).records()[0]}
-    assert set(expected) == set(found)
-    for method, alone in expected.items():
-        assert (found[method].scores, found[method].params) == (alone.scores, alone.params)
+    assert set(found) == {"dense", "pst", "magnitude"}
+    (share,) = local.shares(1)  # the worker's number of threads
+    for there in (found[name] for name in ("dense", "pst", "magnitude")):
+        job, log = Job.resolve(there.cell), machines.place / "log"
+        here = isolate.run_isolated(job, PATIENCE, log, helpers.quiet, share)
+        assert (there.scores, there.params) == (here.scores, here.params)
 
 
-def test_a_lost_scheduler_ends_the_driver_and_the_cells(machines):
+def test_a_lost_driver_and_a_lost_scheduler_end_the_cells(machines):
     scheduler = machines.scheduler()
     worker = machines.worker("one")
+    driver = machines.driver("--method", "dense", "--set", *LONG)
+    _, _, cells = machines.training(("one", worker))
+    driver.kill()
+    driver.wait()  # until then it counts as alive, and its lease with it
+    gone(machines, cells)
+    assert worker.poll() is None
+
     driver = machines.driver("--method", "dense", "--set", *LONG)
     _, _, cells = machines.training(("one", worker))
     scheduler.kill()
@@ -168,16 +172,6 @@ def test_a_lost_scheduler_ends_the_driver_and_the_cells(machines):
     assert left == []  # no claim, no record
     gone(machines, cells)
     assert machines.finished(worker) == 1
-
-
-def test_cells_of_a_driver_that_is_gone_are_ended(machines):
-    machines.scheduler()
-    worker = machines.worker("one")
-    driver = machines.driver("--method", "dense", "--set", *LONG)
-    _, _, cells = machines.training(("one", worker))
-    driver.kill()
-    gone(machines, cells)
-    assert worker.poll() is None
 
 
 # Without any machine.

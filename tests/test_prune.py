@@ -63,37 +63,44 @@ def good(folder, out, **changes):
 
 LOAD = """
 import sys, json, torch, transformers
-folder = sys.argv[1]
-config = transformers.AutoConfig.from_pretrained(folder)
-name = config.architectures[0]
 auto = {"Model": "AutoModel", "MaskedLM": "AutoModelForMaskedLM",
         "SequenceClassification": "AutoModelForSequenceClassification"}
-suffix = next((v for k, v in auto.items() if name.endswith(k) and "LMHead" not in name),
-              "AutoModelForCausalLM")
-model, report = getattr(transformers, suffix).from_pretrained(folder, output_loading_info=True)
-ids = transformers.AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt")
-with torch.no_grad():
-    assert model(input_ids=ids["input_ids"])[0].isfinite().all()
-known = [m for m in sys.modules if m.split(".")[0] in ("bench", "methods", "tasks")]
-print(json.dumps([type(model).__name__, str(model.dtype), sorted(report["missing_keys"]), known]))
+for folder in sys.argv[1:]:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    name = config.architectures[0]
+    suffix = next((v for k, v in auto.items() if name.endswith(k) and "LMHead" not in name),
+                  "AutoModelForCausalLM")
+    model, report = getattr(transformers, suffix).from_pretrained(folder, output_loading_info=True)
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt")
+    with torch.no_grad():
+        assert model(input_ids=ids["input_ids"])[0].isfinite().all()
+    ours = [m for m in sys.modules if m.split(".")[0] in ("bench", "methods", "tasks")]
+    missing = sorted(report["missing_keys"])
+    print(json.dumps([type(model).__name__, str(model.dtype), missing, ours]))
 """
+WRITTEN = [*((kind, torch.float32) for kind in CASES), ("LlamaForCausalLM", torch.bfloat16)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [*((k, torch.float32) for k in CASES), ("LlamaForCausalLM", torch.bfloat16)]
-)
-def test_what_is_written_loads_without_this_project(kind, dtype, capsys, tmp_path):
-    folder, out = make(tmp_path / "model", kind, dtype), tmp_path / "a" / "pruned"
-    code, text, err = run(capsys, *good(folder, out))
-    assert (code, err) == (0, "")
+def test_what_is_written_loads_without_this_project(capsys, tmp_path):
+    made = [tmp_path / str(i) for i in range(len(WRITTEN))]
+    for (kind, dtype), out in zip(WRITTEN, made, strict=True):
+        code, _, err = run(capsys, *good(make(tmp_path / "model" / out.name, kind, dtype), out))
+        assert (code, err) == (0, "")
     script = tmp_path / "load.py"  # in a folder of its own: nothing of ours is importable by chance
     script.write_text(LOAD)
     loaded = subprocess.run(
-        [sys.executable, "-P", str(script), str(out)],
+        [sys.executable, "-P", str(script), *made],
         capture_output=True, text=True, check=True, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
-    assert json.loads(loaded.stdout.splitlines()[-1]) == [kind, str(dtype), [], []]
+    told = [json.loads(line) for line in loaded.stdout.splitlines() if line.startswith("[")]
+    assert told == [[kind, str(dtype), [], []] for kind, dtype in WRITTEN]
 
+
+@pytest.mark.parametrize(("kind", "dtype"), WRITTEN)
+def test_only_the_pruned_weights_change(kind, dtype, capsys, tmp_path):
+    folder, out = make(tmp_path / "model", kind, dtype), tmp_path / "a" / "pruned"
+    code, text, err = run(capsys, *good(folder, out))
+    assert (code, err) == (0, "")
     before, after = (load_file(f / "model.safetensors") for f in (folder, out))
     assert before.keys() == after.keys()
     model = getattr(transformers, kind).from_pretrained(folder)
@@ -110,7 +117,7 @@ def test_what_is_written_loads_without_this_project(kind, dtype, capsys, tmp_pat
     numbers = [float(v) for v in re.findall(r"\d\.\d{4}", text)]
     assert numbers == [0.5, 0.5, 0.5]
     assert text.count("\n") == 1
-    assert {p.name for p in tmp_path.iterdir()} == {"model", "a", "load.py"}
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "a"}
     assert {p.name for p in out.parent.iterdir()} == {"pruned"}
     assert str(tmp_path) not in "".join(p.read_text() for p in out.glob("*.json"))
     assert out.stat().st_mode & 0o777 == folder.stat().st_mode & 0o777

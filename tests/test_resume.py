@@ -108,8 +108,8 @@ def check(cell, steps, place):
 def test_every_method_ends_with_the_same_bytes(name, tmp_path):
     if registry.method(name).state is None:
         pytest.skip("declares no state, so it starts over")
-    drawn = random.Random(name).randrange(4, 8)
-    check(cell(name), (2, drawn, 8, STEPS - 1), tmp_path)  # 8: between two epochs
+    drawn = random.Random(name).choice([2, 4, 5, 6, 7, STEPS - 1])
+    check(cell(name), (drawn, 8), tmp_path)  # 8: between two epochs
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ class Odd(Average):
 @pytest.mark.parametrize("kind", [Average, Growing])
 def test_all_kinds_of_state_are_resumed(registered, kind, tmp_path):
     registered(kind)
-    check(cell(kind.name), (2, 4, 6, 10), tmp_path)
+    check(cell(kind.name), (4, 10), tmp_path)
 
 
 def test_a_method_that_forgets_state_fails(registered, tmp_path):

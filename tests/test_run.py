@@ -11,6 +11,7 @@ import pytest
 
 from bench.cli import main
 from bench.core.store import Store
+from bench.planning import registry
 from tests import helpers
 
 METHODS = """
@@ -65,16 +66,26 @@ METHODS = """
 def package(tmp_path, monkeypatch):
     """A folder to run in, with these methods installed."""
     monkeypatch.setenv("PYTHONPATH", helpers.installed(tmp_path / "site", METHODS))
-    return tmp_path
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    registry._entries.cache_clear()
+    yield tmp_path
+    registry._entries.cache_clear()
 
 
-def sparsebench(folder, *arguments, **options):
-    command = [sys.executable, "-m", "bench", *arguments]
-    if arguments[0] in ("run", "plan", "report"):
-        command += ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
-    if arguments[0] == "run" and "--timeout" not in arguments:
-        command += ["--timeout", "3600"]  # the tiny tasks' own is for a machine at rest
-    return subprocess.run(command, capture_output=True, text=True, **options)
+@pytest.fixture
+def sparsebench(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process; returns (code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        if arguments[0] in ("run", "plan", "report"):
+            arguments += ("--results", "results", "--reports", "reports")
+        if arguments[0] == "run" and "--timeout" not in arguments:
+            arguments += ("--timeout", "3600")  # the tiny tasks' own is for a machine at rest
+        return main.main(arguments), *capsys.readouterr()
+
+    return run
 
 
 SMALL = ("--set", "budget.steps=6", "budget.batch=4")
@@ -86,8 +97,12 @@ def errors(folder):
     return {r["cell"]["method"]: r["error"] for r in records}
 
 
-def test_tiny_suite_from_run_to_report(tmp_path):
-    first = sparsebench(tmp_path, "run", "--suite", "tiny", "--method", "pst", "magnitude", *SMALL)
+def test_tiny_suite_from_run_to_report(tmp_path, capsys):
+    command = ["run", "--suite", "tiny", "--timeout", "3600", "--method", "pst", "magnitude"]
+    command += [*SMALL, "--results", str(tmp_path / "results")]
+    command += ["--reports", str(tmp_path / "reports")]
+    program = [sys.executable, "-m", "bench"]
+    first = subprocess.run([*program, *command], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "3 of 3 cells done" in first.stdout
     records, problems = Store(tmp_path / "results").records()
@@ -105,24 +120,21 @@ def test_tiny_suite_from_run_to_report(tmp_path):
     assert str(tmp_path) not in text
 
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
-    again = sparsebench(tmp_path, "run", "--suite", "tiny", "--method", "pst", "magnitude", *SMALL)
-    assert again.returncode == 0
-    assert again.stdout.splitlines()[:8] == first.stdout.splitlines()[:8]
+    assert main.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:8] == first.stdout.splitlines()[:8]
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "results").rglob("*.json")}
 
 
 @pytest.mark.faults
-def test_methods_of_another_package_and_every_way_to_fail(package):
-    listed = sparsebench(package, "list", "methods")
-    assert "half       A method of another package: prunes like magnitude." in listed.stdout
+def test_methods_of_another_package_and_every_way_to_fail(package, sparsebench):
+    _, listed, _ = sparsebench("list", "methods")
+    assert "half       A method of another package: prunes like magnitude." in listed
 
     bad = ("lying", "diverging", "dying")
     wanted = ("--method", *bad, "half", "--jobs", "2")
-    done = sparsebench(package, "run", "--suite", "tiny", *wanted, *SMALL)
-    assert done.returncode == 1
-    only = ("--method", "hanging", "--timeout", "15")
-    done = sparsebench(package, "run", "--suite", "tiny", *only, *SMALL)
-    assert done.returncode == 1
+    assert sparsebench("run", "--suite", "tiny", *wanted, *SMALL)[0] == 1
+    only = ("--method", "hanging", "--timeout", "5")
+    assert sparsebench("run", "--suite", "tiny", *only, *SMALL)[0] == 1
     found = errors(package)
     assert {name: error["kind"] for name, error in found.items()} == {
         "lying": "contract",
@@ -132,7 +144,7 @@ def test_methods_of_another_package_and_every_way_to_fail(package):
     }
     assert "counted sparsity 0.09" in found["lying"]["message"]
     assert found["diverging"]["message"] == "the loss is not finite at step 4"
-    assert found["hanging"]["message"] == "stopped after 15 s"
+    assert found["hanging"]["message"] == "stopped after 5 s"
     assert "about to die" in found["dying"]["log_tail"]
     assert "SIGKILL" in found["dying"]["message"]
     # The innocent cells are there.

@@ -4,6 +4,7 @@ import pytest
 
 from bench.api import BenchError
 from bench.core.pattern import Pattern
+from bench.costs import measure
 from bench.pipeline import training_step
 from bench.planning import registry
 
@@ -18,6 +19,7 @@ def test_a_name_carries_sparsity_and_parameters(monkeypatch):
         attach(self, model, ctx)
 
     monkeypatch.setattr(ast, "attach", spy)
+    monkeypatch.setattr(measure, "in_fresh_process", lambda *_: 2**20)
     names = ["ast", "ast::kd=0", "ast:0.5:kd=0.5:every=7"]
     table = training_step.step_table(names, "tiny-bert", 2, length=8, steps=1, dtype="float32")
     assert all(f"{name} " in table for name in ["dense", *names])
@@ -27,6 +29,13 @@ def test_a_name_carries_sparsity_and_parameters(monkeypatch):
         (Pattern("2:4"), 0.5, 0.0, default.every),
         (Pattern("2:4"), 0.5, 0.5, 7),
     ]
+
+
+def test_memory_is_the_peak_of_a_process_of_its_own():
+    table = training_step.step_table(["dense"], "tiny-bert", 2, length=8, steps=1, dtype="float32")
+    row = table.splitlines()[-1].split()
+    assert (row[0], row[-1]) == ("dense", "1.00")
+    assert 0 < float(row[-2]) < 4
 
 
 def test_an_unknown_parameter_is_named():
