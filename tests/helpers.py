@@ -1,5 +1,6 @@
 """Small models and contexts that several test files share."""
 
+import hashlib
 import os
 import re
 import textwrap
@@ -145,11 +146,13 @@ def installed(site, source):
     Every class of the source with a docstring is a method, named as the class is, in lower case.
     Returns a PYTHONPATH on which it and the project are found.
     """
-    info = site / "othermethods-1.0.dist-info"
+    # Another name for another source: a process keeps what it has imported.
+    module = f"other{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    info = site / f"{module}-1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "othermethods.py").write_text(textwrap.dedent(source))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: othermethods\nVersion: 1.0\n")
+    (site / f"{module}.py").write_text(textwrap.dedent(source))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     classes = re.findall(r"class (\w+)\(.*\n\s+'''", source)
-    lines = [f"{name.lower()} = othermethods:{name}" for name in classes]
+    lines = [f"{name.lower()} = {module}:{name}" for name in classes]
     (info / "entry_points.txt").write_text("[sparsebench.methods]\n" + "\n".join(lines) + "\n")
     return os.pathsep.join(filter(None, [str(site), os.getcwd(), os.environ.get("PYTHONPATH")]))

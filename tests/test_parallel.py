@@ -119,7 +119,7 @@ def weights(run, place, settings, **more):
         # Eight updates an epoch with batches of 128: the last one has seven rows.
         (
             {"model": "tiny-bert", "budget__batch": 128, "budget__steps": 10},
-            RunSettings(3, accumulate=2),
+            RunSettings(2, accumulate=2),
         ),
         (
             {"model": "tiny-gpt2", "task": "tiny/nlg"},
