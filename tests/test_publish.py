@@ -1,6 +1,7 @@
 """Is a score here inside the published tolerance? Which records may be published?"""
 
 import math
+import os
 import statistics
 import subprocess
 
@@ -271,3 +272,14 @@ def test_git_is_asked_about_the_whole_tree(clone):
     assert publishing.provenance.uncommitted(below) == ["new.txt"]
     subprocess.run(["git", "add", "new.txt"], check=True)
     assert publishing.provenance.uncommitted(below) == ["new.txt"]
+
+
+def test_git_writes_nothing_and_so_leaves_no_lock_if_it_is_killed(clone):
+    index = clone / ".git" / "index"
+    tracked = next(path for path in clone.glob("*") if path.is_file())
+    os.utime(tracked, (1e9, 1e9))  # a new time, which `git status` would write down
+    before = index.read_bytes()
+    assert publishing.provenance.uncommitted(clone) == []
+    assert index.read_bytes() == before
+    subprocess.run(["git", "status"], check=True, capture_output=True)
+    assert index.read_bytes() != before

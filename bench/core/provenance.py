@@ -108,10 +108,17 @@ def uncommitted(folder: Path) -> list[str] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Returns what git prints; None where it fails or is missing."""
+    """Returns what git prints; None where it fails or is missing.
+
+    Git takes no lock that it can do without: a cell may be killed at any time, and a lock that is
+    left behind stops every later commit.
+    """
     try:
         run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
