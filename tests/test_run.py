@@ -175,7 +175,7 @@ def descendants(pid):
 
 def cells_of(pid):
     """The processes of a driver's or worker's cells: each leads a session of its own."""
-    return [p for p in descendants(pid) if os.getsid(p) == p]
+    return [p for p in descendants(pid) if alive(p) and os.getsid(p) == p]
 
 
 @pytest.mark.faults
