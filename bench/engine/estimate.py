@@ -12,7 +12,6 @@ from bench.core import provenance
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError
 from bench.core.record import PUBLISHED, Record
-from bench.costs import without_weights
 from bench.planning.job import Job
 from bench.sources.architectures import config_of, for_task
 
@@ -90,6 +89,8 @@ def _shapes(job: Job) -> Any:
 
 
 def _update_macs(job: Job) -> int | None:
+    from bench.costs import without_weights  # here: seconds are estimated without transformers
+
     try:
         model, config = for_task(config_of(job.place.name), job.task)
         return without_weights.update_macs_by_parts(

@@ -20,19 +20,19 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.api import Budget, Scores, Split
 from bench.sources import token_windows
 from tasks.metrics import meteor
-from tasks.metrics.text import Bleu, TextMetric
 from tasks.shared.base import Base, Splits, position
-from tasks.shared.generation import Decoding, generate
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.metrics.text import TextMetric
 
 NEW_TOKENS = 64
 """Tokens a text may have: the scripts' `--eval_len`."""
@@ -119,6 +119,8 @@ class DataToText(Base[Items]):
 
     def train(self, tok: PreTrainedTokenizerBase) -> Dataset:
         """Returns a row for every text, with `length` and `labels`, −100 except on text and eos."""
+        from datasets import Dataset  # here, so that `plan` starts without it
+
         return Dataset.from_list(self._encode(self.data.train.pairs(), tok, tok.model_max_length))
 
     def documents(self) -> list[str]:
@@ -165,6 +167,8 @@ class DataToText(Base[Items]):
         Raises:
             BenchError: kind `nan` when an output is not a number.
         """
+        from tasks.metrics.text import Bleu
+
         budget = budget or self.budgets["default"]
         every = self.data[split]
         items = sample(every, budget.items)
@@ -192,6 +196,8 @@ class DataToText(Base[Items]):
         beams: int,
     ) -> list[str]:
         """Writes a text for each input; the two take at most `tok.model_max_length` tokens."""
+        from tasks.shared.generation import Decoding, generate
+
         length = tok.model_max_length
         new = min(NEW_TOKENS, length // 2)
         prompts = [ids[new - length :] for ids in _prompts(inputs, tok)]

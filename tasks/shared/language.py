@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -24,6 +23,7 @@ from bench.sources import token_windows
 from tasks.shared.base import Base, Splits
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EVAL_TOKENS = 2048
@@ -62,6 +62,8 @@ class Language(Base[list[str]]):
         """Returns windows of `tok.model_max_length` tokens with `labels` (the ids) and `length`."""
         rows = token_windows.cut(self.ids("train", tok), tok.model_max_length, self._what("train"))
         ids = rows.tolist()
+        from datasets import Dataset  # here, so that `plan` starts without it
+
         return Dataset.from_dict(
             {"input_ids": ids, "labels": ids, "length": [rows.shape[1]] * len(ids)}
         )
