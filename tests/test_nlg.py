@@ -21,7 +21,7 @@ from methods.dense import Dense
 from tasks import nlg, tiny
 from tasks.metrics import meteor
 from tasks.metrics.text import Bleu, Meteor
-from tasks.shared import data_to_text, generation
+from tasks.shared import generation
 from tasks.shared.base import carve
 from tasks.shared.data_to_text import IGNORED, Items, group, sample
 from tasks.shared.generation import Decoding, generate, pad_left
@@ -386,7 +386,7 @@ def test_an_input_leaves_room_for_its_text(task, monkeypatch):
         seen.update(prompts=prompts, how=how)
         return [""] * len(prompts)
 
-    monkeypatch.setattr(data_to_text, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     task.write(net, tok, CPU, ["w1 " * 20, "w2"], 4)
     assert seen["how"] == Decoding(beams=4, tokens=8, length_penalty=1.0)
     assert [len(p) for p in seen["prompts"]] == [8, 2]
