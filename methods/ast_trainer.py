@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
-from bench.api import Context, Field, Method, Published, parameters
+from bench.api import Context, Field, Method, Published, Setting, grid, parameters
 from bench.weights import side_branch
 from bench.weights.targets import Target, head_parameters, merge, normal_form, prunable
 from methods.shared.annealed_adamw import AnnealedAdamW
@@ -53,6 +53,7 @@ class AST(Method):
     version: ClassVar[int] = 3
     patterns: ClassVar[tuple[str, ...]] = ("N:M", "unstructured")
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[Setting, ...]] = grid(lr=(None, 6.25e-6, 2.5e-5, 5e-5), kd=(0.67, 0.33))
     state: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 

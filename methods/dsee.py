@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Context, Expected, Field, Method, Published, parameters
+from bench.api import (
+    BenchError,
+    Context,
+    Expected,
+    Field,
+    Method,
+    Published,
+    Setting,
+    grid,
+    parameters,
+)
 from bench.weights import slicing
 from bench.weights.targets import Target, freeze, merge
 from methods.shared.low_rank_sparse import Update
@@ -53,6 +63,9 @@ class DSEE(Method):
     trains: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     promises_sparsity: ClassVar[bool] = False
+    search: ClassVar[tuple[Setting, ...]] = grid(
+        lr=(5e-4, 2.5e-4, 1e-3, 2e-3), phase1=(1 / 3, 1 / 2)
+    )
     state: ClassVar[tuple[str, ...]] = ("derived",)
     published: ClassVar[Published | None] = Published(
         0.005, "model", "BERT-base, r = 16, N = 64, abstract"

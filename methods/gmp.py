@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from bench.api import Context, Field, Method, Pattern, parameters
+from bench.api import Context, Field, Method, Pattern, Setting, grid, parameters
 from bench.weights.targets import Target, merge, normal_form
 from methods.shared.counts import all_weights
 from methods.shared.masks import groups_of, keep_largest, keep_n_m_partly, pruned_count
@@ -33,6 +33,7 @@ class GMP(Method):
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[Setting, ...]] = grid(lr=(5e-5, 2.5e-5, 1e-4, 2e-4), end=(0.7, 0.5))
     needs_dense: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ("chosen",)
 

@@ -6,27 +6,35 @@
 
 As in the movement papers' code: gates on weights, λ constant. A weight is pruned when its gate
 after training is exactly zero, S ≤ logit(1/12); all others are scaled by a gate that is not binary.
+
+With `target=lagrangian` an augmented Lagrangian steers 1 − mean P(z > 0) to the cell's sparsity, as
+CoFi does (arXiv 2204.00408). In the end the share that was asked for goes, with the lowest S.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bench.api import Context, Field, parameters
+from bench.api import Context, Field, Setting, parameters
+from bench.core.pattern import UNSTRUCTURED
+from methods.shared.lagrangian import Lagrangian, rising
 from methods.shared.learned_scores import LearnedScores
+from methods.shared.masks import keep_masks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2.0 / 3.0
+SHUT, AJAR = -20.0, math.log((0.001 - GAMMA) / (ZETA - 0.001))
+"""Logits of a gate that is 0, and of one that is 0.001."""
 
 
 class L0(LearnedScores):
-    """L0 penalty on random hard concrete gates; how much is pruned comes out, λ decides."""
+    """L0 penalty on random hard concrete gates; λ or a target decides how much is pruned."""
 
     name: ClassVar[str] = "l0"
     summary: ClassVar[str] = "Trains a random gate for each weight and penalises open gates."
@@ -34,7 +42,14 @@ class L0(LearnedScores):
     year: ClassVar[int] = 2018
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
-    promises_sparsity: ClassVar[bool] = False
+    uniform: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ("lagrangian",)
+    search: ClassVar[tuple[Setting, ...]] = (
+        {},
+        *({"target": "lagrangian", "score_lr": rate} for rate in (1e-2, 2e-2, 3e-2, 5e-2, 2e-1)),
+        {"target": "lagrangian"},
+        {"target": "lagrangian", "lr": 1e-4},
+    )
 
     @parameters
     class Params:
@@ -55,6 +70,25 @@ class L0(LearnedScores):
         penalty: float = Field(
             default=125.0, ge=0, description="weight of the mean probability that a gate is open"
         )
+        target: Literal["penalty", "lagrangian"] = Field(
+            default="penalty",
+            description="penalty: λ is constant, and the sparsity a label; lagrangian: a "
+            "multiplier moves until the expected sparsity is the cell's",
+        )
+        target_ramp: float = Field(
+            default=0.5,
+            ge=0,
+            le=1,
+            description="fraction of the steps in which the target rises from 0, lagrangian only",
+        )
+        multiplier_lr: float = Field(
+            default=1.0, gt=0, description="learning rate of the multiplier, lagrangian only"
+        )
+        square: float = Field(
+            default=500.0,
+            ge=0,
+            description="weight of the squared distance from the target, lagrangian only",
+        )
         freeze_embeddings: bool = Field(
             default=False, description="whether embeddings and their norm are frozen"
         )
@@ -68,9 +102,19 @@ class L0(LearnedScores):
 
     params: Params
 
+    @property
+    def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether the counted sparsity is the cell's: a constant λ cannot promise it."""
+        return self.params.target == "lagrangian"
+
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Gives every weight of every target its gate."""
-        self.strength = self.params.penalty
+        p = self.params
+        self.strength = p.penalty if p.target == "penalty" else 0.0
+        self.sparsity = ctx.cell.sparsity
+        self.lagrangian: Lagrangian | None = None
+        if p.target == "lagrangian":
+            self.lagrangian = Lagrangian(p.multiplier_lr, p.square, ctx.device)
         self.prepare(model, ctx)
         self.layers = []
         for target in ctx.targets:
@@ -81,6 +125,36 @@ class L0(LearnedScores):
     def penalty(self) -> Tensor:
         """Returns the mean over layers of the mean probability that a gate is open."""
         return torch.stack([open_probability(layer.scores).mean() for layer in self.layers]).mean()
+
+    def step(self, model: PreTrainedModel, progress: float) -> None:
+        """Moves the multiplier, and raises the target."""
+        if self.lagrangian is not None:
+            target = rising(progress, self.params.target_ramp, self.sparsity)
+            self.lagrangian.ascend(target)
+
+    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """Returns the task's loss (and the teacher's) with λ·penalty, or with the Lagrangian."""
+        loss = super().loss(model, inputs, outputs)
+        if self.lagrangian is not None:
+            loss = loss + self.lagrangian.term(self.expected_sparsity())
+        return loss
+
+    def expected_sparsity(self) -> Tensor:
+        """Returns the share of all gates that are expected to be shut."""
+        still_open = [open_probability(layer.scores).sum() for layer in self.layers]
+        total = sum(layer.scores.numel() for layer in self.layers)
+        return 1.0 - torch.stack(still_open).sum() / total
+
+    @torch.no_grad()
+    def finish(self, model: PreTrainedModel) -> None:
+        """Sets W ← z⊙W with the gates after training."""
+        if self.lagrangian is not None:
+            self.report["expected_sparsity"] = float(self.expected_sparsity())
+            scores = {str(i): layer.scores for i, layer in enumerate(self.layers)}
+            masks = keep_masks(scores, UNSTRUCTURED, self.sparsity, "global")
+            for layer, keep in zip(self.layers, masks.values(), strict=True):
+                layer.settle(keep)
+        super().finish(model)
 
 
 def open_probability(scores: Tensor) -> Tensor:
@@ -94,6 +168,11 @@ class HardConcrete(nn.Module):
     def __init__(self, shape: torch.Size, initial: float) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.full(shape, initial))
+
+    @torch.no_grad()
+    def settle(self, keep: Tensor) -> None:
+        """Shuts the gates outside `keep` and leaves all others open, if only by 0.001."""
+        self.scores.copy_(torch.where(keep, self.scores.clamp(min=AJAR), SHUT))
 
     def forward(self, stored: Tensor) -> Tensor:
         """Maps the stored weight to its gated value in the same layout."""

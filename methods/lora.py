@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.api import BenchError, Context, Field, Method, Published, parameters
+from bench.api import BenchError, Context, Field, Method, Published, Setting, grid, parameters
 from bench.weights.targets import freeze, merge, prunable
 from methods.shared.low_rank import LowRankUpdate, updated_rows
 
@@ -30,6 +30,9 @@ class LoRA(Method):
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[Setting, ...]] = grid(
+        lr=(5e-4, 1.25e-4, 2.5e-4, 1e-3), weight_decay=(0.1, 0.0)
+    )
     shardable: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()

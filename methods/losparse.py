@@ -22,7 +22,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import BenchError, Context, Expected, Field, Published, parameters
+from bench.api import BenchError, Context, Expected, Field, Published, Setting, grid, parameters
 from bench.weights import side_branch
 from bench.weights.targets import Target, prunable
 from methods.shared.counts import all_weights
@@ -46,6 +46,7 @@ class LoSparse(ImportancePruning):
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("rows",)
     promises_sparsity: ClassVar[bool] = False
+    search: ClassVar[tuple[Setting, ...]] = grid(lr=(5e-5, 2.5e-5, 1e-4, 2e-4), kappa=(0.05, 0.1))
     uniform: ClassVar[bool] = False
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import Context, Field, parameters
+from bench.api import Context, Field, Setting, grid, parameters
 from bench.weights.patterns import local
 from bench.weights.targets import Target
 from methods.shared.learned_scores import LearnedScores
@@ -42,6 +42,7 @@ class Movement(LearnedScores):
     year: ClassVar[int] = 2020
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
+    search: ClassVar[tuple[Setting, ...]] = grid(score_lr=(5e-2, 1e-2, 2e-2, 1e-1), lr=(5e-5, 1e-4))
 
     @parameters
     class Params:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bench.api import Context, Field, parameters
+from bench.api import Context, Field, Setting, grid, parameters
 from bench.weights.targets import Target
 from methods.shared import obs
 from methods.shared.blockwise import ColumnNorms, Statistic, walk, wanda_scores
@@ -34,6 +34,7 @@ class OWL(OneShot):
     year: ClassVar[int] = 2024
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
+    search: ClassVar[tuple[Setting, ...]] = grid(outlier=(5.0, 3.0, 7.0, 10.0), band=(0.08, 0.04))
     uniform: ClassVar[bool] = False
 
     @parameters

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 
-from bench.api import Context, Field, Published, parameters
+from bench.api import Context, Field, Published, Setting, grid, parameters
 from methods.shared.counts import all_weights
 from methods.shared.importance import ImportancePruning
 from methods.shared.masks import keep_largest_global
@@ -38,6 +38,7 @@ class PLATON(ImportancePruning):
     paper: ClassVar[str] = "arXiv 2206.12562, ICML"
     year: ClassVar[int] = 2022
     version: ClassVar[int] = 2
+    search: ClassVar[tuple[Setting, ...]] = grid(lr=(5e-5, 2.5e-5, 1e-4, 2e-4), beta2=(0.95, 0.85))
     uniform: ClassVar[bool] = False
     published: ClassVar[Published | None] = Published(1.0, "model", "all weights")
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from bench.api import Context, Field, Method, Published, parameters
+from bench.api import Context, Field, Method, Published, Setting, grid, parameters
 from bench.weights.precision import autocast_dtype, without_autocast
 from bench.weights.targets import (
     Target,
@@ -48,6 +48,7 @@ class PST(Method):
     year: ClassVar[int] = 2022
     version: ClassVar[int] = 3
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[Setting, ...]] = grid(lr=(1.5e-4, 7.5e-5, 3e-4, 6e-4), cool=(0.3, 0.5))
     needs_dense: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
     # The abstract compares with "previous sparsity methods"; its script trains no head.

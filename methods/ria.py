@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench.api import BenchError, Budget, Cell, Context, Field, parameters
+from bench.api import BenchError, Budget, Cell, Context, Field, Setting, grid, parameters
 from bench.weights.targets import Target
 from methods.shared.blockwise import ColumnNorms
 from methods.shared.masks import keep_largest, keep_n_m, keep_spread
@@ -34,6 +34,7 @@ class RIA(OneShot):
     paper: ClassVar[str] = "ICLR"
     year: ClassVar[int] = 2024
     version: ClassVar[int] = 2
+    search: ClassVar[tuple[Setting, ...]] = grid(a=(0.5, 0.0, 0.25, 1.0), pool=("layer", "row"))
 
     @parameters
     class Params:

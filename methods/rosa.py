@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from pydantic import model_validator
 
-from bench.api import BenchError, Budget, Cell, Context, Field, Method, Published, parameters
+from bench.api import (
+    BenchError,
+    Budget,
+    Cell,
+    Context,
+    Field,
+    Method,
+    Published,
+    Setting,
+    grid,
+    parameters,
+)
 from bench.weights.targets import freeze, merge, prunable
 from methods.shared.low_rank import LowRankUpdate, updated_rows
 from methods.shared.sparse_update import SparseUpdate
@@ -38,6 +49,9 @@ class RoSA(Method):
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("dense",)
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[Setting, ...]] = grid(
+        lr=(5e-4, 2.5e-4, 1e-3, 2e-3), sparse_lr=(1.4e-4, 5.6e-4)
+    )
     needs_dense: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
     # Counts adapters of embeddings and LM head, too; ours has none there.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.api import Context, Field, parameters
+from bench.api import Context, Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.one_shot import OneShot
 
@@ -25,6 +25,9 @@ class SparseGPT(OneShot):
     paper: ClassVar[str] = "arXiv 2301.00774, ICML"
     year: ClassVar[int] = 2023
     version: ClassVar[int] = 2
+    search: ClassVar[tuple[Setting, ...]] = grid(
+        percdamp=(0.01, 0.001, 0.1, 1.0), blocksize=(128, 32)
+    )
 
     @parameters
     class Params:

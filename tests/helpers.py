@@ -51,8 +51,8 @@ def fit_cell(cell, emit=quiet, *more, **options):
 
 
 def tune_cell(cell, emit=quiet):
-    """Scores a cell on the select slice, in this process."""
-    return run.tune_cell(Job.resolve(cell), emit)
+    """A cell's scores on the select slice, run in this process."""
+    return run.run_cell(Job.resolve(cell, "select"), emit).scores.all
 
 
 def trained_dir(cell):

@@ -124,6 +124,7 @@ def test_every_method_ends_with_the_same_bytes(name, tmp_path):
         ("gmp", (9,), {"task": "tiny/wikitext", "model": "tiny-gpt2", "pattern": "2:4"}),
         # Inside a window of the ramp, at its end, and in the final hold.
         ("platon", (4, 6, 10), {"every": 3}),
+        ("l0", (5,), {"target": "lagrangian"}),
         ("losparse", (5, 10), {"every": 3}),
     ],
 )

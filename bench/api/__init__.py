@@ -12,7 +12,8 @@ from bench.api.method import Context, Expected, Method, Published
 from bench.api.task import Scores, Source, Split, Task
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError, Outcome
-from bench.core.parameters import parameters
+from bench.core.overrides import Setting
+from bench.core.parameters import grid, parameters
 from bench.core.pattern import Pattern
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "Pattern",
     "Published",
     "Scores",
+    "Setting",
     "Source",
     "Split",
     "Task",
+    "grid",
     "parameters",
 ]

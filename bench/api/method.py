@@ -12,6 +12,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from bench.core.cell import Budget, Cell
 from bench.core.errors import BenchError
+from bench.core.overrides import Setting
 from bench.core.parameters import parameters
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Method(ABC):
         version: raised when the method's numbers move; older records become stale.
         patterns: the patterns it can make, its default first; `N:M` and `block:RxC` stand for all
             of their family.
+        search: the settings that `sparsebench tune` tries, the default (no override) first, at
+            most `MOST_SETTINGS`; `bench.core.parameters.grid` writes them.
         trains: whether the harness trains between `attach` and `finish`.
         needs_dense: whether the dense cell must have been run: one-shot methods start from its
             weights on a task that trains, distilling methods take it as the teacher.
@@ -117,6 +120,7 @@ class Method(ABC):
     year: ClassVar[int] = 0
     version: ClassVar[int] = 1
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
+    search: ClassVar[tuple[Setting, ...]] = ({},)
     trains: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = True
     promises_sparsity: ClassVar[bool] = True

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bench.cli import costs, listing, models, results, review, run, worker
+from bench.cli import costs, listing, models, results, review, run, tune, worker
 from bench.cli.flags import Parser
 from bench.cli.output import warn
 
@@ -22,7 +22,7 @@ def parser() -> Parser:
         prog="sparsebench", description="A fair benchmark of sparsity methods for language models."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (listing, run, results, review, costs, models, worker):
+    for group in (listing, run, tune, results, review, costs, models, worker):
         group.add_commands(commands)
     return top
 

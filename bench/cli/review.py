@@ -182,6 +182,7 @@ def publish_records(options: argparse.Namespace) -> int:
     """Moves records to the published ones, all of them or, where one is refused, none."""
     from bench.core.errors import BenchError
     from bench.core.store import Store
+    from bench.core.tuning import path_of_choice
     from bench.review import publishing
 
     own, published = store_of(Shelves.of(options).own.root), Store(RESULTS)
@@ -194,16 +195,21 @@ def publish_records(options: argparse.Namespace) -> int:
     ]
     if not records:
         raise BenchError(f"{own.root}: no such records; `sparsebench run` makes them")
+    choices = publishing.choices_of(records, own)
     lines = publishing.refusals(records, problems, published, Path())
+    lines += publishing.choice_refusals(choices)
     for line in lines:
         say(f"refused: {line}")
     if lines:
         return 1
     if options.dry_run:
-        for record in records:
-            say(f"would publish {published.path(record.cell)}")
+        paths = [published.path(record.cell) for record in records]
+        for path in [*paths, *(path_of_choice(published.root, choice) for choice in choices)]:
+            say(f"would publish {path}")
         return 0
     for path in publishing.publish(records, own, published):
+        say(f"published {path}")
+    for path in publishing.publish_choices(choices, own, published):
         say(f"published {path}")
     say("now run `make report claims`, read the difference, and commit")
     return 0

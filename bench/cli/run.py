@@ -1,4 +1,4 @@
-"""Commands that run cells: plan, run, fetch, tune."""
+"""Commands that run cells: plan, run, fetch."""
 
 from __future__ import annotations
 
@@ -33,15 +33,6 @@ def add_commands(commands: Any) -> None:
     )
     add_selection(fetch)
     add_folders(fetch)
-    tune = add_command(
-        commands,
-        "tune",
-        tune_cells,
-        "Score parameters on the select slice of the training data; no record is written.",
-        ("tune --method pst --set lr=3e-4",),
-    )
-    add_selection(tune)
-    add_folders(tune)
 
 
 def _add_plan(commands: Any) -> None:
@@ -178,26 +169,6 @@ def _show(records: Sequence[Record], published: Sequence[Record], average: Seque
     say(leaderboard.table(with_published(records, published), average=average))
     if lines := reproduction.comparisons(records, published):
         say("\n" + "\n".join(lines))
-
-
-def tune_cells(options: argparse.Namespace) -> int:
-    """Prints scores on the select slice."""
-    from bench.core.errors import BenchError
-
-    if not options.method:
-        raise BenchError("tune needs --method")
-    _, _, jobs = resolve(options)
-    from bench.costs.measure import reuse_freed_memory
-    from bench.pipeline.cache import trained_dir
-    from bench.pipeline.run import run_cell, tune_cell
-
-    reuse_freed_memory()
-    for job in (job for job in jobs if job.cell.method in options.method):
-        if job.needs_dense and not trained_dir(job.dense).is_dir():
-            run_cell(job.dense, lambda *_: None)
-        scores = tune_cell(job, lambda *_: None)
-        say(f"{job.cell}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-    return 0
 
 
 def write_own_pages(shelves: Shelves, folder: Path) -> list[Path]:

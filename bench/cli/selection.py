@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bench.planning.suites import Suite
 
 
-def add_selection(command: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose cells."""
+def add_selection(command: argparse.ArgumentParser, seeds: bool = True) -> None:
+    """Adds the flags that choose cells; `tune` has a seed of its own."""
     command.add_argument(
         "--suite", default="quick", metavar="NAME", help="name of a suite, or a TOML file"
     )
@@ -28,7 +28,8 @@ def add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--sparsity", **{**MANY, "metavar": "S"}, type=float, help="fractions to prune"
     )
-    command.add_argument("--seeds", **{**MANY, "metavar": "K"}, type=int, help="seeds")
+    if seeds:
+        command.add_argument("--seeds", **{**MANY, "metavar": "K"}, type=int, help="seeds")
     command.add_argument("--budget", metavar="NAME", help="name of one of the task's budgets")
     command.add_argument(
         "--limit",
@@ -70,10 +71,16 @@ def add_smoke(command: argparse.ArgumentParser) -> None:
     )
 
 
-def resolve(options: argparse.Namespace) -> tuple[Suite, Shelves, list[Job]]:
-    """Returns the suite with the user's changes, where records lie, and its jobs."""
+def resolve(options: argparse.Namespace, tuned: bool = True) -> tuple[Suite, Shelves, list[Job]]:
+    """Returns the suite with the user's changes, where records lie, and its jobs.
+
+    Args:
+        options: the flags of `add_selection`.
+        tuned: whether a suite that asks for chosen settings gets them.
+    """
     from bench.core.overrides import Overrides, parse_settings
     from bench.core.pattern import parse_pattern
+    from bench.core.tuning import Choices
     from bench.planning.plan import expand
     from bench.planning.suites import load_suite
     from bench.sources.catalog import adopt
@@ -96,7 +103,8 @@ def resolve(options: argparse.Namespace) -> tuple[Suite, Shelves, list[Job]]:
     }
     flat |= {name: value for name, value in short.items() if value is not None}
     suite = load_suite(options.suite).narrowed(wanted).changed(Overrides.of(flat), options.budget)
-    jobs = expand(suite, explicit=bool(options.pattern))
+    choices = Choices(*shelves.roots) if tuned else Choices()
+    jobs = expand(suite, bool(options.pattern), choices)
     if getattr(options, "smoke", False):
         from bench.planning.twins import twins
 

@@ -56,6 +56,11 @@ class Shelves(NamedTuple):
             store_of(options.results)
         return cls.of(options)
 
+    @property
+    def roots(self) -> list[Path]:
+        """The trees, this machine's first."""
+        return [store.root for store in (self.own, self.published) if store]
+
     def published_records(self) -> list[Record]:
         """Returns the published records, marked as such."""
         return self.published.published() if self.published else []

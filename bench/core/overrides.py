@@ -17,6 +17,8 @@ from bench.core.errors import BenchError, first_error
 
 Scalar = bool | int | float | str
 Pairs = tuple[tuple[str, Scalar], ...]
+Setting = Mapping[str, Scalar]
+"""Parameters of a method that differ from its defaults."""
 
 BUDGET, EXPORT = "budget.", "export."
 """Prefixes of the flat names."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from itertools import product
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -38,6 +39,16 @@ def _undecorated(cls: type[T]) -> type[T]:
     body |= {"__annotations__": {f.name: f.type for f in declared}, "__doc__": cls.__doc__}
     body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (), body)
+
+
+def grid(**values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    """Returns the settings of a search: one parameter varies, or several with each other.
+
+    The first value of each parameter must be its default; a setting leaves it out.
+    """
+    points = product(*([(name, v) for v in some] for name, some in values.items()))
+    default = {name: some[0] for name, some in values.items()}
+    return tuple({k: v for k, v in point if v != default[k]} for point in points)
 
 
 def make_parameters(kind: type[T], values: Mapping[str, object], owner: str) -> T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,7 +33,8 @@ class ScoresPart(Part):
 
     `value` is the primary metric `metric`; `all` holds every metric by name. `items` holds one
     outcome for each of the `n` scored items: a text of 0 and 1, or numbers. `notes` are footnotes,
-    for example the reason for an absent metric.
+    for example the reason for an absent metric. `split` is `select` in a trial of settings, and
+    absent in a record of the reported split.
     """
 
     metric: Text
@@ -43,6 +44,7 @@ class ScoresPart(Part):
     n: Count
     items: str | list[Finite] = ""
     notes: list[Text] | None = None
+    split: Literal["train", "select"] | None = None
 
     @property
     def unit(self) -> int:

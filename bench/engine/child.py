@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import IO, Any, NoReturn, TypeVar
 
-from bench.core.cell import Cell
 from bench.core.errors import BenchError, Outcome
 from bench.core.record import Record
 from bench.core.run_settings import RunSettings
@@ -56,7 +55,7 @@ def child_main() -> int:
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # all other output goes to the log
     order = json.loads(sys.stdin.readline())
-    job = Job.resolve(Cell.model_validate(order["cell"]))
+    job = Job.of_order(order)
     threading.Thread(target=_die_with_driver, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "methods", "tasks"):

@@ -81,11 +81,8 @@ class Dask(scheduler.Engine):
             finally:
                 remote.release()  # a result kept on a lost worker would be computed again
 
-        order = {
-            "cell": job.cell.model_dump(mode="json"),
-            "timeout_s": self.timeout_s,
-            "settings": asdict(self.settings),
-        }
+        more = {"timeout_s": self.timeout_s, "settings": asdict(self.settings)}
+        order = job.order | more
         self.client.submit(run_job, order, pure=False).add_done_callback(done)
         return future
 

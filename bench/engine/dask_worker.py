@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.run_settings import RunSettings
 from bench.engine import isolate, local
@@ -33,11 +32,12 @@ Json = dict[str, Any]
 
 
 def run_job(order: Json) -> Json:
-    """Runs a cell on a worker and returns its record; `order` is {cell, timeout_s, settings}."""
-    job, settings = (
-        Job.resolve(Cell.model_validate(order["cell"])),
-        RunSettings(**order["settings"]),
-    )
+    """Runs a cell on a worker and returns its record.
+
+    Args:
+        order: `Job.order` with `timeout_s` and `settings`.
+    """
+    job, settings = Job.of_order(order), RunSettings(**order["settings"])
     with _while_wanted():
         record = run_here(job, lambda *_: None, order["timeout_s"], settings=settings)
     answer: Json = json.loads(record.to_json())

@@ -126,7 +126,7 @@ def _try(
         _kill(process)
     ooms = _kernel_ooms()
     outcome: Record | None = None
-    order = {"cell": job.cell.model_dump(mode="json"), "settings": asdict(settings), "rank": 0}
+    order = job.order | {"settings": asdict(settings), "rank": 0}
     try:
         with contextlib.suppress(BrokenPipeError):
             os.write(our_orders.fileno(), json.dumps(order).encode() + b"\n")

@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.api import Split
 from bench.core import provenance
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
@@ -64,7 +63,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
     model.to(device).eval()  # type: ignore[arg-type]
     eval_dtype = for_scoring(task.head, device)
     with autocast(eval_dtype, device):
-        scores = task.evaluate(model, fitted.loaded.tok, device, budget=budget)
+        scores = task.evaluate(model, fitted.loaded.tok, device, job.split, budget)
     eval_s = time.perf_counter() - start
     peak_bytes = measure.peak_bytes(device)
     emit("measure", 0, 1)
@@ -85,6 +84,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
             n=scores.n,
             items=scores.items,
             notes=list(scores.notes) or None,
+            split=None if job.split == "test" else job.split,
         ),
         params=params,
         sparsity=sparsity,
@@ -112,15 +112,6 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
         keep_weights(model, job, fitted.train_s)
     clear_scratch(job)
     return record
-
-
-def tune_cell(job: Job, emit: Emit, split: Split = "select") -> dict[str, float]:
-    """Returns a cell's scores on a split, for choosing parameters; writes no record."""
-    fitted, device = fit_cell(job, emit), default_device()
-    fitted.model.eval()
-    with autocast(for_scoring(job.task.head, device), device):
-        tok = fitted.loaded.tok
-        return dict(job.task.evaluate(fitted.model, tok, device, split, job.budget).values)
 
 
 def check_countable(job: Job) -> None:

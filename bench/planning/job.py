@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.api import Method, Task
+from bench.api import Method, Split, Task
 from bench.core.cell import REFERENCE, Budget, Cell
 from bench.core.errors import BenchError, unknown
 from bench.core.overrides import Overrides
@@ -29,6 +30,7 @@ class Job:
         budget: the numbers that limit the method.
         place: location of the model's weights.
         versions: present versions of method and task.
+        split: what is scored: `test`, or `select` for a trial of settings.
     """
 
     cell: Cell
@@ -38,9 +40,10 @@ class Job:
     budget: Budget
     place: Place
     versions: Versions
+    split: Split = "test"
 
     @classmethod
-    def resolve(cls, cell: Cell) -> Job:
+    def resolve(cls, cell: Cell, split: Split = "test") -> Job:
         """Looks up the cell's names and checks its parameters and budget; fetches nothing.
 
         Raises:
@@ -55,6 +58,7 @@ class Job:
             budget=_budget(cell, task),
             place=place_of(cell.model),
             versions=Versions(method=method.version, task=task.version),
+            split=split,
         )
         job.make_method().check(cell, job.budget)
         return job
@@ -66,7 +70,21 @@ class Job:
     @cached_property
     def dense(self) -> Job:
         """The job of the dense cell of the same task, model, seed and budget."""
-        return Job.resolve(self.cell.dense)
+        return Job.resolve(self.cell.dense, self.split)
+
+    def on(self, split: Split) -> Job:
+        """Returns the same job, scored on another split."""
+        return dataclasses.replace(self, split=split)
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """The job as JSON, for the process that runs it."""
+        return {"cell": self.cell.model_dump(mode="json"), "split": self.split}
+
+    @classmethod
+    def of_order(cls, order: Mapping[str, Any]) -> Job:
+        """Makes the job that `order` describes."""
+        return cls.resolve(Cell.model_validate(order["cell"]), order["split"])
 
     @property
     def only_rounds(self) -> bool:

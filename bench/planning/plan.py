@@ -14,6 +14,7 @@ from bench.core.cell import REFERENCE, Cell
 from bench.core.errors import BenchError, first_error
 from bench.core.pattern import Pattern, default_of
 from bench.core.store import State, Store
+from bench.core.tuning import Choices
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.suites import Grid, Suite
@@ -28,24 +29,28 @@ class Planned:
     todo: bool
 
 
-def expand(suite: Suite, explicit: bool = False) -> list[Job]:
+NONE = Choices()
+
+
+def expand(suite: Suite, explicit: bool = False, choices: Choices = NONE) -> list[Job]:
     """Resolves the suite's cells, grid by grid, baselines first.
 
     Args:
         suite: its grids.
         explicit: whether the user named the patterns; then a method that cannot make them is an
             error.
+        choices: settings that were chosen for methods, which the suite may ask for.
 
     Raises:
         BenchError: a name is unknown, or a parameter or a field of a cell is not allowed.
     """
-    cells = [cell for grid in suite.grids for cell in _cells(grid, explicit)]
+    cells = [cell for grid in suite.grids for cell in _cells(grid, explicit, choices)]
     # Recovery is measured against unquantized weights.
     references = [c.dense for c in cells if c.quantization and c.method == REFERENCE]
     return [Job.resolve(cell) for cell in dict.fromkeys([*references, *cells])]
 
 
-def _cells(grid: Grid, explicit: bool) -> Iterator[Cell]:
+def _cells(grid: Grid, explicit: bool, choices: Choices) -> Iterator[Cell]:
     wanted = grid.methods or tuple(registry.names("method"))
     for name in dict.fromkeys([REFERENCE, *grid.baselines, *wanted]):
         asked = name in wanted
@@ -55,7 +60,7 @@ def _cells(grid: Grid, explicit: bool) -> Iterator[Cell]:
         for task in grid.tasks:
             overrides = grid.overrides_of(name, registry.task(task), asked)
             for model, (pattern, sparsity), seed in product(grid.models, levels, grid.seeds):
-                yield make_cell(
+                cell = make_cell(
                     task=task,
                     model=model,
                     method=name,
@@ -65,6 +70,20 @@ def _cells(grid: Grid, explicit: bool) -> Iterator[Cell]:
                     budget=grid.budget,
                     overrides=overrides,
                 )
+                yield with_choice(cell, choices) if grid.tuned else cell
+
+
+def with_choice(cell: Cell, choices: Choices) -> Cell:
+    """Returns the cell with the settings that were chosen for its method, if it has none.
+
+    A choice of an earlier version of the method does not count.
+    """
+    choice = choices.of(cell)
+    if cell.overrides.method or choice is None:
+        return cell
+    if choice.version != registry.method(cell.method).version:
+        return cell
+    return cell.model_copy(update={"overrides": cell.overrides | choice.settings})
 
 
 def levels_of(

@@ -30,6 +30,7 @@ class Grid(BaseModel):
         overrides: of the budget and the export for all cells. Those of the method make a variant
             of `methods`, which tables name.
         params: parameters of single methods, by the method's name: the recipe.
+        tuned: whether methods without a recipe take the settings that `sparsebench tune` chose.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -45,6 +46,7 @@ class Grid(BaseModel):
     epochs: float | None = Field(default=None, gt=0)
     overrides: OverridesField = Overrides()
     params: dict[str, OverridesField] = {}
+    tuned: bool = False
 
     @field_validator("params")
     @classmethod

@@ -14,6 +14,7 @@ from bench.core import provenance
 from bench.core.cell import REFERENCE
 from bench.core.record import LOCAL, Record
 from bench.core.store import Store, path_of
+from bench.core.tuning import TUNING_SEED, Choice, Choices, path_of_choice, write
 from bench.planning import registry
 from bench.reporting.rows import Group, group_of
 from bench.reporting.statistics import MIN_SEEDS
@@ -42,6 +43,36 @@ def refusals(
     return [*lines, *_seeds(records), *_references(records, published)]
 
 
+def choices_of(records: Iterable[Record], own: Store) -> list[Choice]:
+    """Returns the choices of settings of this machine that some of the records stand for."""
+    choices = Choices(own.root)
+    cells = {r.cell.model_copy(update={"overrides": r.cell.overrides.shared}) for r in records}
+    found = [choices.of(cell) for cell in cells]
+    return [choice for choice in choices.all if choice in found]
+
+
+def choice_refusals(choices: Iterable[Choice]) -> list[str]:
+    """Returns one line for each choice that may not be published."""
+    return [
+        f"{path_of_choice(Path(), choice)}: the code that made it was not committed; tune again"
+        for choice in choices
+        if choice.code.dirty or choice.code.git == "unknown"
+    ]
+
+
+def publish_choices(choices: Iterable[Choice], own: Store, published: Store) -> list[Path]:
+    """Moves choices to the published ones and returns their new paths.
+
+    Raises:
+        BenchError: kind `disk`.
+    """
+    written = []
+    for choice in choices:
+        written.append(write(published.root, choice))
+        path_of_choice(own.root, choice).unlink()
+    return written
+
+
 def publish(records: Iterable[Record], own: Store, published: Store) -> list[Path]:
     """Moves records to the published ones and returns their new paths.
 
@@ -64,6 +95,8 @@ def _of_record(record: Record) -> Iterator[str]:
             yield f"{kind} {name!r} is not one of this project"
     if cell.model.startswith("local/"):
         yield "its model is a folder of this machine; publish what others can fetch"
+    if cell.seed == TUNING_SEED:
+        yield f"seed {TUNING_SEED} is for trials of settings; run it with another seed"
     if registry.is_stale(record):
         yield "an earlier version of its method or task made it; run it again"
         return  # nothing else is compared with the present version

@@ -7,6 +7,7 @@ import torch
 
 from bench.weights import targets
 from methods.l0 import L0, HardConcrete, open_probability
+from methods.shared.lagrangian import Lagrangian, rising
 from tests import helpers, meta
 
 every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
@@ -108,9 +109,54 @@ def test_counts_are_movements():
     assert sum(dict(meta.trainable(frozen, meta.model("bert"))).values()) == 170_581_250
 
 
-def test_promises_no_sparsity_and_decays_no_score():
+def test_promises_sparsity_with_a_target_alone_and_decays_no_score():
+    assert helpers.attached(helpers.cell("l0", target="lagrangian"))[1].promises_sparsity
     model, method, _ = helpers.attached(helpers.cell("l0"))
     assert not method.promises_sparsity
     group = method.param_groups(model)[-1]
     assert group["weight_decay"] == 0.0
     assert {id(p) for p in group["params"]} == {id(x.scores) for x in method.layers}
+
+
+def test_the_lagrangian_by_hand():
+    made = Lagrangian(rate=2.0, square=7.0, device=torch.device("cpu"))
+    first = gap = 0.0
+    for target, sparsity in ((0.0, 0.1), (0.3, 0.1), (0.5, 0.45), (0.5, 0.7)):
+        made.ascend(target)
+        first += 2.0 * gap
+        gap = target - sparsity
+        s = torch.tensor(sparsity, requires_grad=True)
+        term = made.term(s)
+        term.backward()
+        assert term.item() == pytest.approx(first * gap + 7 * gap**2, abs=1e-6)
+        assert s.grad.item() == pytest.approx(-first - 14 * gap, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("progress", "end", "target"),
+    [(0, 0.5, 0), (0.25, 0.5, 0.4), (0.5, 0.5, 0.8), (1, 0.5, 0.8), (0, 0, 0.8)],
+)
+def test_the_target_rises_evenly(progress, end, target):
+    assert rising(progress, end, 0.8) == pytest.approx(target)
+
+
+def test_settled_gates_are_shut_or_open():
+    layer = HardConcrete((30, 40), 0.0).eval()
+    layer.scores.data = torch.randn(30, 40, generator=torch.Generator().manual_seed(3)) - 1.5
+    before, keep = layer.scores.detach().clone(), torch.arange(40).expand(30, 40) % 3 > 0
+    layer.settle(keep)
+    out = layer(torch.ones(30, 40))
+    assert torch.equal(out != 0, keep)
+    assert torch.allclose(out[keep], gate(before).clamp(min=0.001)[keep], atol=1e-6)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_a_lagrangian_steers_to_the_sparsity_and_ends_at_it(sparsity):
+    more = {"target": "lagrangian", "budget__steps": 150, "budget__batch": 16}
+    fit = helpers.fit_cell(helpers.cell("l0", sparsity=sparsity, **more))
+    assert fit.method.report["expected_sparsity"] == pytest.approx(sparsity, abs=0.02)
+    zeros = [(t.weight == 0).flatten() for t in targets.prunable(fit.model)]
+    scores = [layer.scores.flatten() for layer in fit.method.layers]
+    shut, all_scores = torch.cat(zeros), torch.cat(scores)
+    assert int(shut.sum()) == math.floor(len(shut) * sparsity + 1e-6)
+    assert all_scores[shut].max() < all_scores[~shut].min()

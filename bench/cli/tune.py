@@ -1,0 +1,101 @@
+"""The command that chooses settings: tune."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bench.cli.driving import engine_of, run_planned
+from bench.cli.flags import add_command, add_folders, positive
+from bench.cli.output import say
+from bench.cli.selection import add_selection, planned, resolve
+from bench.cli.shelves import Shelves
+
+if TYPE_CHECKING:
+    from bench.core.tuning import Choice, Trial
+    from bench.planning.trials import Search
+
+TRIALS = "trials"
+"""Folder of the trials' records, below those of this machine."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the command."""
+    tune = add_command(
+        commands,
+        "tune",
+        tune_cells,
+        "Try the settings of methods on the select slice and keep the best of each.",
+        (
+            "tune --suite quick",
+            "tune --method pst --sparsity 0.5",
+            "tune --method pst --set lr=3e-4",
+        ),
+    )
+    add_selection(tune, seeds=False)
+    tune.add_argument("--jobs", type=positive, metavar="N", help="trials that run at a time")
+    tune.add_argument("--timeout", type=positive, metavar="SECONDS", help="limit of one trial")
+    add_folders(tune)
+
+
+def tune_cells(options: argparse.Namespace) -> int:
+    """Runs the trials that are missing and writes a choice for each search that is complete.
+
+    With parameters of the method given, it scores those alone and chooses nothing.
+    """
+    from bench.core.errors import BenchError
+    from bench.core.store import Store
+    from bench.core.tuning import TUNING_SEED, write
+    from bench.planning.trials import searches, trial_jobs
+    from bench.review.choosing import choice_of
+
+    options.seeds, options.engine = [TUNING_SEED], "local"
+    suite, shelves, jobs = resolve(options, tuned=False)
+    given = [job for job in jobs if job.cell.overrides.method]
+    found = searches(jobs)
+    if not (found or given):
+        raise BenchError("there is nothing to choose: name methods that have settings to try")
+    todo = trial_jobs(found, jobs) if not given else [job.on("select") for job in jobs]
+    place = Shelves(Store(shelves.own.root / TRIALS), None)
+    engine = partial(engine_of, options, suite.settings, todo, place)
+    run_planned(planned(options, place.own, todo), place, engine)
+    records = {job.cell: place.own.get(job.cell) for job in todo}
+    if given:
+        for job in given:
+            record = records[job.cell]
+            scores = record.scores.all if record and record.scores else {}
+            say(f"{job.cell}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        return 0
+    unfinished = 0
+    for search in found:
+        choice = choice_of(search, records)
+        unfinished += choice is None
+        if choice is not None:
+            write(shelves.own.root, choice)
+        say(_line(search, choice))
+    return int(unfinished > 0)
+
+
+def _line(search: Search, choice: Choice | None) -> str:
+    """Returns a line: the row, what was chosen, and the score of every setting."""
+    cell = search.cell
+    name = f"{cell.method} {cell.pattern.at(cell.sparsity)}"
+    if choice is None:
+        return f"{name}: trials are missing; run the same command again"
+    told = ", ".join(_told(trial) for trial in choice.trials)
+    return f"{name}: {_named(choice.trials[choice.best])}, best of {len(choice.trials)} ({told})"
+
+
+def _told(trial: Trial) -> str:
+    mark = "failed" if trial.value is None else f"{trial.value:.4f}"
+    return f"{_named(trial)} {mark}{' collapsed' if trial.collapsed else ''}"
+
+
+def _named(trial: Trial) -> str:
+    return (
+        " ".join(
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.settings.items()
+        )
+        or "default"
+    )

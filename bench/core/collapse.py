@@ -1,0 +1,39 @@
+"""Tells whether a run has collapsed: its score is that of a model that has learned nothing."""
+
+from __future__ import annotations
+
+import math
+
+from bench.core.record import Record
+from bench.core.record_parts import ScoresPart
+
+WIDTH = 2.0
+"""Standard errors above the level of chance up to which a score is no better than chance."""
+
+UNCORRELATED = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
+"""Metrics that are 0 for outputs that have nothing to do with the labels."""
+
+
+def collapsed(record: Record) -> bool:
+    """Tells whether a done record's score is within two standard errors of chance, or below it.
+
+    Chance is the majority class for accuracy (the task returns its share as `majority`), and 0 for
+    correlations. A metric without such a level never collapses.
+    """
+    scores = record.scores
+    if scores is None:
+        return False
+    level = _level(scores)
+    return level is not None and scores.value <= sum(level)
+
+
+def _level(scores: ScoresPart) -> tuple[float, float] | None:
+    """Returns chance and twice its standard error; None where the metric has no such level."""
+    if not scores.n:
+        return None
+    if scores.metric in UNCORRELATED:
+        return 0.0, WIDTH / math.sqrt(scores.n)  # Fisher: the standard error at no correlation
+    majority = scores.all.get("majority")
+    if majority is None or scores.metric != "accuracy":
+        return None
+    return majority, WIDTH * math.sqrt(majority * (1.0 - majority) / scores.n)

@@ -1,0 +1,207 @@
+"""Settings are chosen on the select slice, by the same rule for all, and suites take them."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from bench.api import Method, grid
+from bench.cli import main
+from bench.core.collapse import collapsed
+from bench.core.overrides import Overrides
+from bench.core.parameters import make_parameters
+from bench.core.store import Store
+from bench.core.tuning import MOST_SETTINGS, TUNING_SEED, Choices, Trial, best_of, family_of, read
+from bench.planning import registry
+from bench.planning.job import Job
+from bench.planning.plan import expand, with_choice
+from bench.planning.suites import load_suite
+from bench.review import publishing
+from tests import helpers
+from tests.samples import record
+
+SMALL = ("--set", "budget.steps=4", "budget.batch=8")
+
+
+def test_a_grid_leaves_defaults_out():
+    assert grid(a=(1, 2), b=("x", "y")) == ({}, {"b": "y"}, {"a": 2}, {"a": 2, "b": "y"})
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_every_method_tries_few_settings_and_its_default_first(name):
+    kind = registry.method(name)
+    assert 1 <= len(kind.search) <= MOST_SETTINGS
+    assert kind.search[0] == {}
+    made = [make_parameters(kind.Params, setting, name) for setting in kind.search]
+    assert all(a != b for a, b in itertools.combinations(made, 2))
+
+
+def trial(value, **more):
+    return Trial(settings={}, value=value, **more)
+
+
+@pytest.mark.parametrize(
+    ("trials", "higher", "best"),
+    [
+        ([trial(0.7), trial(0.8), trial(0.8)], True, 1),
+        ([trial(0.8), trial(0.8)], True, 0),  # a tie: the default
+        ([trial(30.0), trial(20.0)], False, 1),
+        ([trial(None), trial(0.1)], True, 1),  # a failure loses
+        ([trial(0.9, collapsed=True), trial(0.6)], True, 1),
+        ([trial(None), trial(0.5, collapsed=True)], True, 1),
+        ([trial(0.9, missed=True), trial(0.6)], True, 1),  # it prunes less than was asked for
+        ([trial(0.6, missed=True), trial(0.9, missed=True)], True, 1),  # all of them do
+        ([trial(0.5, collapsed=True), trial(0.6, collapsed=True)], True, 1),
+    ],
+)
+def test_the_best_trial_wins(trials, higher, best):
+    assert best_of(trials, higher) == best
+
+
+@pytest.mark.parametrize(
+    ("value", "everything", "metric", "n", "fallen"),
+    [
+        # Majority 0.6 of 96 items: standard error √(0.24 / 96) = 0.05.
+        (0.69, {"majority": 0.6}, "accuracy", 96, True),
+        (0.71, {"majority": 0.6}, "accuracy", 96, False),
+        (0.40, {"majority": 0.6}, "accuracy", 96, True),
+        (0.19, {}, "matthews", 100, True),  # 2 / √100
+        (0.21, {}, "matthews", 100, False),
+        (0.01, {}, "bleu", 100, False),  # nobody knows its level of chance
+    ],
+)
+def test_a_collapsed_run_is_within_two_standard_errors_of_chance(
+    value, everything, metric, n, fallen
+):
+    made = record(value)
+    scores = made.scores.model_copy(
+        update={"value": value, "all": {metric: value} | everything, "metric": metric, "n": n}
+    )
+    assert collapsed(made.model_copy(update={"scores": scores})) is fallen
+
+
+def test_families():
+    assert [family_of(t) for t in ("glue/rte", "reviews")] == ["glue", "reviews"]
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch, capsys):
+    """A folder in which gmp was tuned on the tiny suite; what the command printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry.method("gmp"), "search", grid(lr=(5e-5, 1e-3, 2e-3)))
+    assert main.main(["tune", "--suite", "tiny", "--method", "gmp", "--jobs", "2", *SMALL]) == 0
+    return tmp_path / "results/local", capsys.readouterr().out
+
+
+def test_all_trials_are_scored_on_select_and_the_best_is_written(tuned):
+    root, told = tuned
+    (path,) = (root / "tuning").rglob("*.json")
+    choice = read(path)
+    assert [t.settings for t in choice.trials] == [{}, {"lr": 1e-3}, {"lr": 2e-3}]
+    trials, _ = Store(root / "trials").records()
+    assert {r.cell.seed for r in trials} == {TUNING_SEED}
+    assert {(r.scores.split, r.scores.n) for r in trials} == {("select", 200)}
+    by_setting = {r.cell.overrides.method: r.scores.value for r in trials}
+    values = [by_setting[tuple(t.settings.items())] for t in choice.trials]
+    assert [t.value for t in choice.trials] == values
+    assert values[choice.best] == max(values)
+    assert told.startswith("gmp 50 %: ")
+    assert "best of 3" in told
+    assert Store(root).records() == ([], [])  # trials are no results
+
+
+def test_a_second_call_runs_nothing(tuned, capsys):
+    root, _ = tuned
+    stamps = {p: p.stat().st_mtime_ns for p in (root / "trials").rglob("*.json")}
+    assert main.main(["tune", "--suite", "tiny", "--method", "gmp", *SMALL]) == 0
+    assert "cells to run" not in capsys.readouterr().err
+    assert stamps == {p: p.stat().st_mtime_ns for p in (root / "trials").rglob("*.json")}
+
+
+def test_a_suite_takes_the_choice_where_nothing_is_given(tuned):
+    root, _ = tuned
+    (path,) = (root / "tuning").rglob("*.json")
+    value = json.loads(path.read_text()) | {"best": 2}
+    path.write_text(json.dumps(value))
+    choices = Choices(root)
+    more = {"budget__steps": 4, "budget__batch": 8}
+    cell = helpers.cell("gmp", **more)
+    assert with_choice(cell, choices).overrides.method == (("lr", 2e-3),)
+    assert with_choice(helpers.cell("gmp", lr=1e-4, **more), choices) == helpers.cell(
+        "gmp", lr=1e-4, **more
+    )
+    for other in (
+        helpers.cell("gmp"),  # another budget
+        helpers.cell("gmp", sparsity=0.6, **more),
+        helpers.cell("gmp", "tiny-gpt2", **more),
+        helpers.cell("pst", **more),
+    ):
+        assert with_choice(other, choices) == other
+
+    suite = load_suite("tiny").narrowed({"methods": ("gmp",)})
+    suite = suite.changed(Overrides.of({"budget.steps": 4, "budget.batch": 8}))
+    grids = tuple(g.model_copy(update={"tuned": True}) for g in suite.grids)
+    for grids_, expected in ((suite.grids, ()), (grids, (("lr", 2e-3),))):
+        found = expand(suite.model_copy(update={"grids": grids_}), choices=choices)
+        (job,) = [job for job in found if job.cell.method == "gmp"]
+        assert job.cell.overrides.method == expected
+
+
+def test_a_choice_of_an_earlier_version_does_not_count(tuned, monkeypatch):
+    root, _ = tuned
+    cell = helpers.cell("gmp", budget__steps=4, budget__batch=8)
+    assert Choices(root).of(cell) is not None
+    monkeypatch.setattr(registry.method("gmp"), "version", 99)
+    assert with_choice(cell, Choices(root)) == cell
+
+
+def test_given_settings_are_scored_and_nothing_is_chosen(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["tune", "--suite", "tiny", "--method", "gmp", *SMALL, "lr=1e-3"]
+    assert main.main(command) == 0
+    assert "accuracy 0." in capsys.readouterr().out
+    assert not (tmp_path / "results/local/tuning").exists()
+
+
+@pytest.mark.parametrize(
+    "search", [({"lr": 1e-3}, {}), ({}, *({"lr": 1e-3 * k} for k in range(1, 9)))]
+)
+def test_nine_settings_or_another_one_first_are_refused(search, monkeypatch, capsys):
+    monkeypatch.setattr(registry.method("gmp"), "search", search)
+    assert main.main(["tune", "--suite", "tiny", "--method", "gmp"]) == 2
+    assert "at most 8, the default (no parameter) first" in capsys.readouterr().err
+
+
+def test_nothing_to_choose_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["tune", "--suite", "tiny", "--method", "random"]) == 2
+    assert "nothing to choose" in capsys.readouterr().err
+
+
+def test_a_job_keeps_its_split_on_its_way_to_another_process():
+    job = Job.resolve(helpers.cell("magnitude"), "select")
+    again = Job.of_order(json.loads(json.dumps(job.order)))
+    assert (again.cell, again.split, again.dense.split) == (job.cell, "select", "select")
+    assert isinstance(again.make_method(), Method)
+
+
+def test_choices_are_published_with_the_records_that_they_stand_for(tuned, tmp_path):
+    own, published = Store(tuned[0]), Store(tmp_path / "results")
+    row = helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=1e-3)
+    other = helpers.cell("gmp", budget__steps=5)
+    assert publishing.choices_of([SimpleNamespace(cell=other)], own) == []
+    (choice,) = publishing.choices_of([SimpleNamespace(cell=row)], own)
+    (line,) = publishing.choice_refusals(
+        [choice.model_copy(update={"code": choice.code.model_copy(update={"dirty": True})})]
+    )
+    assert "was not committed; tune again" in line
+    (path,) = publishing.publish_choices([choice], own, published)
+    assert read(path) == choice
+    assert Choices(own.root).all == []
+    assert Choices(published.root).all == [choice]
+
+
+def test_records_of_the_tuning_seed_are_not_published():
+    made = record(seed=TUNING_SEED)
+    assert any("is for trials" in line for line in publishing._of_record(made))
