@@ -150,7 +150,9 @@ class L0(LearnedScores):
         """Sets W ← z⊙W with the gates after training."""
         if self.lagrangian is not None:
             self.report["expected_sparsity"] = float(self.expected_sparsity())
-            scores = {str(i): layer.scores for i, layer in enumerate(self.layers)}
+            scores: dict[str, Tensor] = {
+                str(i): layer.scores.detach() for i, layer in enumerate(self.layers)
+            }
             masks = keep_masks(scores, UNSTRUCTURED, self.sparsity, "global")
             for layer, keep in zip(self.layers, masks.values(), strict=True):
                 layer.settle(keep)

@@ -106,7 +106,7 @@ def test_all_trials_are_scored_on_select_and_the_best_is_written(tuned):
     values = [by_setting[tuple(t.settings.items())] for t in choice.trials]
     assert [t.value for t in choice.trials] == values
     assert values[choice.best] == max(values)
-    assert told.startswith("gmp 50 %: ")
+    assert told.startswith("gmp unstructured 0.5: ")
     assert "best of 3" in told
     assert Store(root).records() == ([], [])  # trials are no results
 
