@@ -46,8 +46,12 @@ class L0(LearnedScores):
     state: ClassVar[tuple[str, ...]] = ("lagrangian",)
     search: ClassVar[tuple[Setting, ...]] = (
         {},
-        *({"target": "lagrangian", "score_lr": rate} for rate in (1e-2, 2e-2, 3e-2, 5e-2, 2e-1)),
         {"target": "lagrangian"},
+        {"target": "lagrangian", "score_lr": 1e-2},
+        {"target": "lagrangian", "score_lr": 2e-2},
+        {"target": "lagrangian", "score_lr": 3e-2},
+        {"target": "lagrangian", "score_lr": 5e-2},
+        {"target": "lagrangian", "score_lr": 2e-1},
         {"target": "lagrangian", "lr": 1e-4},
     )
 
