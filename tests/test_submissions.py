@@ -13,9 +13,12 @@ from bench.cli import main
 from bench.core.record_parts import Speed
 from bench.core.store import Store
 from bench.core.tables import markdown, plain
+from bench.engine import messages
+from bench.planning.job import Job
 from bench.reporting import compare, export_table, leaderboard
 from bench.reporting.rows import method_name, ordered
 from bench.review import gate, published, submissions
+from tests import helpers
 from tests.samples import record
 
 
@@ -108,6 +111,14 @@ def test_the_command_accepts_a_folder(capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert run(capsys, "check", str(tmp_path / "empty"))[0] == 2
     assert run(capsys, "check", str(folder), "--update")[0] == 2
+
+
+def test_a_failure_is_filed_as_one(tmp_path):
+    job = Job.resolve(helpers.cell("magnitude"))
+    lost = messages.failed(job, "oom", "no memory").model_copy(update={"origin": "them"})
+    (path,) = submissions.accept([lost], tmp_path)
+    assert path.name == "seed1.failed.json"
+    assert Store(tmp_path / submissions.FOLDER / "them").load(path) == lost
 
 
 def test_the_command_names_every_file_that_is_wrong(capsys, tmp_path):

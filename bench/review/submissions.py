@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
-from bench.core.files import write_atomic
 from bench.core.record import Record, verified
 from bench.core.record_parts import Trainable
 from bench.core.store import Store, path_of, slug
@@ -73,14 +72,9 @@ def accept(records: Sequence[Record], results: Path) -> list[Path]:
     They replace earlier records of the same cells from the same sender.
 
     Raises:
-        OSError: the file system's own error.
+        BenchError: kind `disk`; it names the path.
     """
-    written = []
-    for record in records:
-        path = results / FOLDER / _folder(record) / path_of(record.cell)
-        write_atomic(path, record.to_json())
-        written.append(path)
-    return written
+    return [Store(results / FOLDER / _folder(record)).put(record) for record in records]
 
 
 def with_own(store: Store) -> tuple[list[Record], list[str]]:
