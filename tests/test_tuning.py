@@ -17,6 +17,8 @@ from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.plan import expand, with_choice
 from bench.planning.suites import load_suite
+from bench.reporting import leaderboard
+from bench.reporting.rows import collapse_note, score
 from bench.review import publishing
 from tests import helpers
 from tests.samples import record
@@ -205,3 +207,22 @@ def test_choices_are_published_with_the_records_that_they_stand_for(tuned, tmp_p
 def test_records_of_the_tuning_seed_are_not_published():
     made = record(seed=TUNING_SEED)
     assert any("is for trials" in line for line in publishing._of_record(made))
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        ([0.80, 0.82], ""),
+        ([0.80, 0.60, 0.84], ", collapsed 1 of 3 (82.0 without)"),
+        ([0.60, 0.61], ", collapsed 2 of 2"),
+    ],
+)
+def test_a_row_names_its_collapsed_runs(values, note):
+    made = [record(value, seed=k) for k, value in enumerate(values, 1)]
+    made = [  # the majority class of 100 items, ± 0.049
+        r.model_copy(update={"scores": r.scores.model_copy(update={"all": {"majority": 0.6}})})
+        for r in made
+    ]
+    assert collapse_note(made, 1) == note
+    digits = collapse_note(made, 2)
+    assert f"{score(made, 2)}{digits} " in leaderboard.table(made)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.core.cell import REFERENCE
+from bench.core.collapse import collapsed
 from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of
 from bench.core.tables import escape, markdown, percent
 from bench.reporting.leaderboard import Board, boards, stale_note
-from bench.reporting.rows import Row, higher, mean, method_name, name
+from bench.reporting.rows import Row, collapse_note, higher, mean, method_name, name, score
 
 MARGIN = 0.01
 """How far the counted sparsity may be from a column's; other rows are on the board alone."""
@@ -70,10 +71,8 @@ def _row(method: str, found: dict[str, Row], columns: Sequence[str]) -> list[str
 
 
 def _score(records: Sequence[Record]) -> str:
-    values = [r.scores.unit * r.scores.value for r in records if r.scores]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     folder = path_of(records[0].cell).parent.as_posix()
-    return f"[{statistics.fmean(values):.1f}{spread}](results/{folder})"
+    return f"[{score(records, 1)}](results/{folder}){collapse_note(records, 1)}"
 
 
 def _counted(row: Row) -> bool:
@@ -96,5 +95,10 @@ def _note(board: Board, apart: int) -> str:
     if apart:
         parts.append(
             f"The board has {apart} more rows, whose counted sparsity is not that of a column."
+        )
+    if any(map(collapsed, board.records)):
+        parts.append(
+            "*Collapsed* runs are no better than chance (the majority class), within two standard "
+            "errors."
         )
     return " ".join([*parts, *stale_note(board.records)])

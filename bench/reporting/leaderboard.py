@@ -27,12 +27,14 @@ from bench.reporting.rows import (
     Link,
     Mark,
     Row,
+    collapse_note,
     group_of,
     higher,
     mark_of,
     marked,
     name,
     ordered,
+    score,
 )
 
 HEADER = (
@@ -55,7 +57,9 @@ Holm-adjusted over all pairs of these rows, so that all ranges hold at once. The
 items, or over seeds alone (†) where the metric is not a mean of items.
 **unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100 where higher is better, unscaled where lower is better
-(perplexity); mean ± sample standard deviation over seeds. **recovery**: score / dense score on the
+(perplexity); mean ± sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are
+no better than the majority class or chance, within two standard errors; the mean without them
+stands beside it. **recovery**: score / dense score on the
 same seeds; dense score / score where lower is better. **sparsity**: exact zeros in the target
 weights of the exported, reloaded model. **quantized**: the width that the finished target weights
 were rounded to / the number of inputs that share a scale; *emb*: the embeddings too. Recovery is
@@ -248,15 +252,13 @@ def _row(
     clean: Clean,
     link: Link,
 ) -> list[str]:
-    values = [r.scores.unit * r.scores.value for r in records if r.scores]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     first = records[0]
     assert first.params is not None
     trainable, total = first.params.trainable, first.params.total
     return [
         *name(key, clean),
         str(len(records)),
-        link(f"{statistics.fmean(values):.2f}{spread}", records),
+        link(score(records, 2), records) + collapse_note(records, 2),
         percent(board.recovery[key], 1),
         board.ranks[key],
         percent(statistics.fmean(r.sparsity.overall for r in records if r.sparsity)),

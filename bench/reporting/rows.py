@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from bench.core.collapse import collapsed
 from bench.core.overrides import Overrides
 from bench.core.record import PUBLISHED, Record, verified
 
@@ -103,6 +104,28 @@ def method_name(method: str, overrides: Overrides) -> str:
 def higher(records: Sequence[Record]) -> bool:
     """Tells whether a higher score is better; records of one table agree."""
     return all(r.scores.higher_is_better for r in records if r.scores)
+
+
+def score(records: Sequence[Record], digits: int) -> str:
+    """Returns the mean primary score as printed, with its standard deviation over seeds."""
+    values = _printed(records)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def collapse_note(records: Sequence[Record], digits: int) -> str:
+    """Tells how many of a row's runs have collapsed, and the mean of the others; or nothing."""
+    rest = [record for record in records if not collapsed(record)]
+    if len(rest) == len(records):
+        return ""
+    note = f", collapsed {len(records) - len(rest)} of {len(records)}"
+    if rest:
+        note += f" ({statistics.fmean(_printed(rest)):.{digits}f} without)"
+    return note
+
+
+def _printed(records: Sequence[Record]) -> list[float]:
+    return [r.scores.unit * r.scores.value for r in records if r.scores]
 
 
 def mean(records: Sequence[Record]) -> float:
