@@ -48,7 +48,9 @@ def hardware(record: Record) -> str:
     A published record is of another machine, even of the same kind: other work ran beside it.
     """
     env = record.env
-    kind = str(env.get("gpu") or f"{env.get('cpu', '?')}, {env.get('threads', '?')} threads")
+    threads = env.get("threads", "?")
+    threads = f"{threads} thread{'' if threads == 1 else 's'}"
+    kind = str(env.get("gpu") or f"{env.get('cpu', '?')}, {threads}")
     mark = mark_of(record)
     return marked(kind, mark) if mark == "published" else kind
 
