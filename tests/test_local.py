@@ -181,14 +181,14 @@ def test_times_of_own_and_published_records_never_mix():
     own, other = both()
     shown = with_published(own, other)
     text = leaderboard.table(shown, markdown)
-    scores, costs = text.split("costs on this one, 1 threads")
+    scores, costs = text.split("costs on this one, 1 thread")
     assert "costs on" not in costs
     assert "\\(published\\)" in scores
     assert "published" not in costs.split("every score")[0]
     machines = {
         panel.where for panel in pareto.panels(ordered(shown), pareto.style_numbers(["pst"]))
     }
-    assert machines == {"", "this one, 1 threads"}
+    assert machines == {"", "this one, 1 thread"}
     (timed,) = [p for p in pareto.panels(ordered(shown), pareto.style_numbers(["pst"])) if p.where]
     assert sum(len(series.points) for series in timed.series) == len(own)
     assert cost_tables.hardware(own[0]) != cost_tables.hardware(other[0])

@@ -7,7 +7,7 @@ from bench.core.record_parts import Speed
 from bench.core.tables import escape, human, markdown, percent, plain
 from bench.planning.job import Job
 from bench.reporting import leaderboard, pages
-from bench.reporting.leaderboard import stale_note
+from bench.reporting.rows import stale_note
 from tests.samples import record
 
 

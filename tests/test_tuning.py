@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,22 @@ from bench.core.collapse import collapsed
 from bench.core.overrides import Overrides
 from bench.core.parameters import make_parameters
 from bench.core.store import Store
-from bench.core.tuning import MOST_SETTINGS, TUNING_SEED, Choices, Trial, best_of, family_of, read
+from bench.core.tuning import (
+    MOST_SETTINGS,
+    TUNING_SEED,
+    Choices,
+    Trial,
+    best_of,
+    family_of,
+    read,
+    write,
+)
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.plan import expand, with_choice
 from bench.planning.suites import load_suite
-from bench.reporting import leaderboard
-from bench.reporting.rows import collapse_note, score
+from bench.reporting import leaderboard, pages
+from bench.reporting.rows import collapse_note, method_name, score
 from bench.review import publishing
 from tests import helpers
 from tests.samples import record
@@ -226,3 +236,29 @@ def test_a_row_names_its_collapsed_runs(values, note):
     assert collapse_note(made, 1) == note
     digits = collapse_note(made, 2)
     assert f"{score(made, 2)}{digits} " in leaderboard.table(made)
+
+
+def test_a_board_says_where_settings_come_from_and_links_the_trials(tuned, tmp_path):
+    root, _ = tuned
+    choice = Choices(root).all[0].model_copy(update={"best": 1})
+    path = write(root, choice)
+    cells = {
+        "best of 3": helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=1e-3),
+        "given": helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=7e-3),
+        "default": helpers.cell("magnitude", budget__steps=4, budget__batch=8),
+    }
+    made = [
+        record(0.8).model_copy(update={"cell": cell, "key": cell.key}) for cell in cells.values()
+    ]
+    table = leaderboard.table(made, choices=Choices(root))
+    for told, cell in cells.items():
+        name = method_name(cell.method, cell.overrides)
+        (row,) = [x for x in table.splitlines() if x.startswith(f"{name} ") and "score" not in x][
+            :1
+        ]
+        assert told in row
+    assert "settings" not in leaderboard.table(made)
+    pages.write_pages(made, [], tmp_path / "pages", root)
+    page = "".join(p.read_text() for p in (tmp_path / "pages").glob("*.md"))
+    (linked,) = re.findall(r"\[best of 3\]\(([^)]+)\)", page)
+    assert (tmp_path / "pages" / linked).resolve() == path.resolve()

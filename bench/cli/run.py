@@ -150,7 +150,7 @@ def run_cells(options: argparse.Namespace) -> int:
     states = {job.cell: shelves.own.state(job.cell, job.versions) for job in jobs}
     done = [shelves.own.get(cell) for cell, state in states.items() if state == "done"]
     if records := [record for record in done if record is not None]:
-        _show(records, shelves.published_records(), suite.average)
+        _show(records, shelves, suite.average)
     written = write_own_pages(shelves, options.reports)
     others = counted([state for state in states.values() if state != "done"])
     say(
@@ -160,13 +160,16 @@ def run_cells(options: argparse.Namespace) -> int:
     return 0 if len(done) == len(jobs) else 1
 
 
-def _show(records: Sequence[Record], published: Sequence[Record], average: Sequence[str]) -> None:
+def _show(records: Sequence[Record], shelves: Shelves, average: Sequence[str]) -> None:
     """Prints the tables of a run with the published rows, and a line for each row in both."""
+    from bench.core.tuning import Choices
     from bench.reporting import leaderboard
     from bench.reporting.rows import with_published
     from bench.review import reproduction
 
-    say(leaderboard.table(with_published(records, published), average=average))
+    published, choices = shelves.published_records(), Choices(*shelves.roots)
+    shown = with_published(records, published)
+    say(leaderboard.table(shown, average=average, choices=choices))
     if lines := reproduction.comparisons(records, published):
         say("\n" + "\n".join(lines))
 

@@ -172,6 +172,16 @@ class Choices:
         """Returns the first choice that fits a cell; None if there is none."""
         return next((choice for choice in self.all if choice.fits(cell)), None)
 
+    def behind(self, cell: Cell) -> Choice | None:
+        """Returns the choice that a cell's parameters come from, defaults that won included."""
+        choice = self.of(cell)
+        if choice is None or choice.settings.method != cell.overrides.method:
+            return None
+        return choice
+
+
+NO_CHOICES = Choices()
+
 
 def path_of_choice(root: Path, choice: Choice) -> Path:
     """Returns where a choice lies in a tree of records."""

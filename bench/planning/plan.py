@@ -14,7 +14,7 @@ from bench.core.cell import REFERENCE, Cell
 from bench.core.errors import BenchError, first_error
 from bench.core.pattern import Pattern, default_of
 from bench.core.store import State, Store
-from bench.core.tuning import Choices
+from bench.core.tuning import NO_CHOICES, Choices
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.suites import Grid, Suite
@@ -29,10 +29,7 @@ class Planned:
     todo: bool
 
 
-NONE = Choices()
-
-
-def expand(suite: Suite, explicit: bool = False, choices: Choices = NONE) -> list[Job]:
+def expand(suite: Suite, explicit: bool = False, choices: Choices = NO_CHOICES) -> list[Job]:
     """Resolves the suite's cells, grid by grid, baselines first.
 
     Args:

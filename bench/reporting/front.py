@@ -13,8 +13,17 @@ from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of
 from bench.core.tables import escape, markdown, percent
-from bench.reporting.leaderboard import Board, boards, stale_note
-from bench.reporting.rows import Row, collapse_note, higher, mean, method_name, name, score
+from bench.reporting.leaderboard import Board, boards
+from bench.reporting.rows import (
+    Row,
+    collapse_note,
+    higher,
+    mean,
+    method_name,
+    name,
+    score,
+    stale_note,
+)
 
 MARGIN = 0.01
 """How far the counted sparsity may be from a column's; other rows are on the board alone."""

@@ -28,8 +28,8 @@ from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
-from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board, stale_note
-from bench.reporting.rows import Key, mark_of, name
+from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board
+from bench.reporting.rows import Key, mark_of, name, stale_note
 
 Number = float | None
 

@@ -11,30 +11,28 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench.core.cell import REFERENCE
 from bench.core.record import Record
-from bench.core.tables import escape, human, markdown, percent, plain, printable
-from bench.planning.registry import is_stale
+from bench.core.tables import duration, escape, human, markdown, percent, plain, printable
+from bench.core.tuning import NO_CHOICES, Choice, Choices
 from bench.reporting import cost_tables, paired
 from bench.reporting.averages import averages
+from bench.reporting.recovery import recovery_of
 from bench.reporting.rows import (
     NAME,
     Clean,
     Group,
     Key,
     Link,
-    Mark,
     Row,
     collapse_note,
     group_of,
-    higher,
     mark_of,
-    marked,
     name,
     ordered,
     score,
+    stale_note,
 )
 
 HEADER = (
@@ -66,6 +64,8 @@ were rounded to / the number of inputs that share a scale; *emb*: the embeddings
 against the unquantized dense model. **trainable**: elements of the tensors that the optimizer held,
 without the classification head; **% of model**: that / all parameters. **stored**: non-zero target
 weights + everything else.
+**settings**: *best of 8* was chosen by eight trials on the select slice of the training data, which
+took that long; *given* and *default* were not chosen by trials.
 **every score**: means of all the task's metrics, as the task returns them.
 """
 
@@ -83,12 +83,14 @@ class Board:
     Attributes:
         ranks: as printed; `–` where there is none.
         recovery: fraction of the dense score, None where a dense record is missing.
+        choices: the choice that a row's settings come from, if there is one.
     """
 
     group: Group
     rows: list[Row]
     ranks: dict[Key, str]
     recovery: dict[Key, float | None]
+    choices: dict[Key, Choice]
 
     @property
     def records(self) -> list[Record]:
@@ -105,8 +107,13 @@ Figure = Callable[[Board], str]
 """The Markdown of a board's figure, or of what its section opens with."""
 
 
-def boards(records: Iterable[Record]) -> list[Board]:
-    """Returns the tables of records, by task, model and budget."""
+def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Board]:
+    """Returns the tables of records, by task, model and budget.
+
+    Args:
+        records: done records.
+        choices: choices of settings, from which some rows may come.
+    """
     found = list(records)
     dense = {(mark_of(r), r.cell): r for r in found if r.cell.method == REFERENCE}
     groups: dict[Group, list[Record]] = defaultdict(list)
@@ -115,19 +122,24 @@ def boards(records: Iterable[Record]) -> list[Board]:
     made = []
     for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
         rows = ordered(groups[group])
-        recovery = {key: _recovery(inside, dense) for key, inside in rows}
-        made.append(Board(group, rows, _ranks(rows), recovery))
+        recovery = {key: recovery_of(inside, dense) for key, inside in rows}
+        chosen = {key: choices.behind(inside[0].cell) for key, inside in rows}
+        tuned = {key: choice for key, choice in chosen.items() if choice is not None}
+        made.append(Board(group, rows, _ranks(rows), recovery, tuned))
     return made
 
 
 def table(
-    records: Iterable[Record], render: Callable[..., str] = plain, average: Sequence[str] = ()
+    records: Iterable[Record],
+    render: Callable[..., str] = plain,
+    average: Sequence[str] = (),
+    choices: Choices = NO_CHOICES,
 ) -> str:
     """Returns one table a task and model, with a line above it that says what is in it.
 
     Where records hold several tasks of `average`, a last table has their scores and the mean.
     """
-    return tables(boards(records), render, average)
+    return tables(boards(records, choices), render, average)
 
 
 def tables(
@@ -135,6 +147,7 @@ def tables(
     render: Callable[..., str] = plain,
     average: Sequence[str] = (),
     link: Link = lambda text, _: text,
+    trials: Callable[[str, Choice], str] = lambda text, _: text,
     figure: Figure = lambda _: "",
     opening: Figure = lambda _: "",
 ) -> str:
@@ -144,9 +157,7 @@ def tables(
     for board in found:
         parts.append(_title(board, render is markdown))
         parts += [said] if (said := opening(board)) else []
-        parts.append(
-            render(HEADER, [_row(key, inside, board, clean, link) for key, inside in board.rows])
-        )
+        parts.append(_main_table(board, render, clean, link, trials))
         parts += [drawn] if (drawn := figure(board)) else []
         parts += cost_tables.costs_by_machine(board.own, clean, render)
         header, scores = _every_score(board.own, clean)
@@ -155,6 +166,23 @@ def tables(
     records = [record for board in found for record in board.records]
     parts += averages(records, average, render, link)
     return "\n\n".join(parts)
+
+
+def _main_table(
+    board: Board,
+    render: Callable[..., str],
+    clean: Clean,
+    link: Link,
+    trials: Callable[[str, Choice], str],
+) -> str:
+    """Returns the rows; where settings were chosen, a last column tells it of each row."""
+    header: tuple[str, ...] = HEADER
+    rows = [_row(key, inside, board, clean, link) for key, inside in board.rows]
+    if board.choices:
+        header = (*HEADER, "settings")
+        for row, (key, _) in zip(rows, board.rows, strict=True):
+            row.append(_settings(key, board, trials))
+    return render(header, rows)
 
 
 def _title(board: Board, is_markdown: bool) -> str:
@@ -191,22 +219,6 @@ def _title(board: Board, is_markdown: bool) -> str:
 def _notes(records: Sequence[Record]) -> set[str]:
     notes = {note for r in records if r.scores for note in r.scores.notes or ()}
     return notes | set(stale_note(records))
-
-
-def stale_note(records: Iterable[Record]) -> list[str]:
-    """Returns a line with the methods whose records are of an earlier version, or none."""
-    stale: dict[Mark, dict[str, bool]] = defaultdict(dict)
-    for record in records:
-        names = stale[mark_of(record)]
-        names[record.cell.method] = names.get(record.cell.method, False) or is_stale(record)
-    told = []
-    for mark, names in sorted(stale.items()):
-        old = sorted(name for name, is_old in names.items() if is_old)
-        whole = " ".join(filter(None, ("all", mark, "rows")))
-        told += [whole] if len(old) == len(names) else [marked(name, mark) for name in old]
-    return (
-        [f"Of an earlier version of the code, to be run again: {', '.join(told)}."] if told else []
-    )
 
 
 def _trained(record: Record) -> bool:
@@ -269,23 +281,8 @@ def _row(
     ]
 
 
-def _recovery(records: Sequence[Record], dense: dict[Any, Record]) -> float | None:
-    """Returns mean score / mean dense score over the same seeds, inverted where lower is better.
-
-    None where a dense record is missing.
-    """
-    pairs = [(r, _dense_of(r, dense)) for r in records]
-    scores = [(r.scores.value, d.scores.value) for r, d in pairs if r.scores and d and d.scores]
-    found, base = sum(s for s, _ in scores), sum(d for _, d in scores)
-    if not higher(records):
-        found, base = base, found
-    if len(scores) < len(records) or base <= 0:
-        return None
-    return found / base
-
-
-def _dense_of(record: Record, dense: dict[Any, Record]) -> Record | None:
-    """Returns the dense record of the same kind, else one of another kind."""
-    marks: tuple[Mark, ...] = (mark_of(record), "", "published", "unverified")
-    found = (dense.get((mark, record.cell.dense)) for mark in marks)
-    return next((reference for reference in found if reference is not None), None)
+def _settings(key: Key, board: Board, trials: Callable[[str, Choice], str]) -> str:
+    """Returns where a row's parameters come from, with the seconds of the trials."""
+    if choice := board.choices.get(key):
+        return trials(f"best of {len(choice.trials)}", choice) + f", {duration(choice.seconds)}"
+    return "given" if key[3].method else "default"

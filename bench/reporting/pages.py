@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
+from bench.core.tuning import NO_CHOICES, Choice, Choices, path_of_choice
 from bench.planning import registry
 from bench.planning.suites import Grid, Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
@@ -54,13 +55,17 @@ def write_pages(
     link: Link = _plain
     if results is not None:
         link = partial(_linked, results, published or results, folder)
+    trials: Callable[[str, Choice], str] = _plain
+    if results is not None:
+        trials = partial(_to_trials, [published or results, results], folder)
+    choices = Choices(*(root for root in (results, published) if root))
     styles = pareto.style_numbers([r.cell.method for r in records])
     index = ["# Reports", ""]
     written: list[Path] = []
     sections: list[html.Section] = []
     drawn: set[Path] = set()
-    for suite, inside in _by_suite(records):
-        boards = leaderboard.boards(inside)
+    for suite, inside in _by_suite(records, choices):
+        boards = leaderboard.boards(inside, choices)
         images: dict[Group, str] = {}
         for board in boards:
             drawings = [figures.draw(panel) for panel in pareto.panels(board.rows, styles)]
@@ -70,7 +75,7 @@ def write_pages(
             write_atomic(folder / path, figures.sheet(drawings, path.stem))
             images[board.group] = _image(board, path)
         figure = partial(_of_group, images)
-        text = leaderboard.tables(boards, markdown, suite.average, link, figure, _opening)
+        text = leaderboard.tables(boards, markdown, suite.average, link, trials, figure, _opening)
         path = folder / f"{suite.name}.md"
         beside = PUBLISHED_LEGEND if any(mark_of(r) == "published" for r in inside) else ""
         legends = BOARD_LEGEND + beside + pareto.FIGURE_LEGEND + cost_tables.COST_LEGEND
@@ -91,14 +96,14 @@ def write_pages(
     return [*pages, *written]
 
 
-def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
+def _by_suite(records: Sequence[Record], choices: Choices) -> list[tuple[Suite, list[Record]]]:
     """Returns the suites that have records, and `other` for the rest."""
     found = []
     rest = list(records)
     for suite in map(load_suite, suite_names()):
-        if inside := [r for r in records if belongs(r, suite)]:
+        if inside := [r for r in records if belongs(r, suite, choices)]:
             found.append((suite, inside))
-            rest = [r for r in rest if not belongs(r, suite)]
+            rest = [r for r in rest if not belongs(r, suite, choices)]
     if rest:
         found.append(
             (
@@ -109,16 +114,18 @@ def _by_suite(records: Sequence[Record]) -> list[tuple[Suite, list[Record]]]:
     return found
 
 
-def belongs(record: Record, suite: Suite) -> bool:
+def belongs(record: Record, suite: Suite, choices: Choices = NO_CHOICES) -> bool:
     """Tells whether a cell is one of a suite's, whatever its method, level, seed, quantizer."""
-    return any(_on_grid(record.cell, grid) for grid in suite.grids)
+    return any(_on_grid(record.cell, grid, choices) for grid in suite.grids)
 
 
-def _on_grid(cell: Cell, grid: Grid) -> bool:
+def _on_grid(cell: Cell, grid: Grid, choices: Choices) -> bool:
     if not (cell.task in grid.tasks and cell.model in grid.models and cell.budget == grid.budget):
         return False
     given = {grid.overrides_of(cell.method, registry.task(cell.task), v) for v in (True, False)}
     own = cell.overrides
+    if grid.tuned and choices.behind(cell):
+        return any(own.budget == g.budget and not g.method for g in given)
     return any(own.method == g.method and own.budget == g.budget for g in given)
 
 
@@ -146,8 +153,15 @@ def _image(board: Board, path: Path) -> str:
     return f"![{escape(alt)}]({quote(path.as_posix())})"
 
 
-def _plain(text: str, _: Sequence[Record]) -> str:
+def _plain(text: str, _: object) -> str:
     return text
+
+
+def _to_trials(roots: Sequence[Path], folder: Path, text: str, choice: Choice) -> str:
+    """Returns `text` as a link to the file of a choice, in the last tree that has it."""
+    places = [path_of_choice(root, choice) for root in roots]
+    place = next((p for p in reversed(places) if p.is_file()), places[-1])
+    return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"
 
 
 def _linked(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from bench.core.collapse import collapsed
 from bench.core.overrides import Overrides
 from bench.core.record import PUBLISHED, Record, verified
+from bench.planning.registry import is_stale
 
 NAME = ("method", "pattern", "quantized")
 """Header of what `name` gives."""
@@ -55,6 +56,22 @@ def mark_of(record: Record) -> Mark:
     if record.origin == PUBLISHED:
         return "published"
     return "" if verified(record) else "unverified"
+
+
+def stale_note(records: Iterable[Record]) -> list[str]:
+    """Returns a line with the methods whose records are of an earlier version, or none."""
+    stale: dict[Mark, dict[str, bool]] = defaultdict(dict)
+    for record in records:
+        names = stale[mark_of(record)]
+        names[record.cell.method] = names.get(record.cell.method, False) or is_stale(record)
+    told = []
+    for mark, names in sorted(stale.items()):
+        old = sorted(name for name, is_old in names.items() if is_old)
+        whole = " ".join(filter(None, ("all", mark, "rows")))
+        told += [whole] if len(old) == len(names) else [marked(name, mark) for name in old]
+    return (
+        [f"Of an earlier version of the code, to be run again: {', '.join(told)}."] if told else []
+    )
 
 
 def own_first(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
