@@ -2,7 +2,7 @@
 
 Every fault is a real one: signals, limits of the operating system, damaged bytes. What a driver
 does with methods that hang, die, lie or diverge stands in test_run.py, records in test_store.py,
-lost machines in test_cluster.py.
+lost machines in test_dask.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The whole path, run → record → report, in subprocesses, and what becomes of bad cells."""
+"""The whole path, run → record → report, and what becomes of bad cells."""
 
 import json
 import os

@@ -1,14 +1,18 @@
 """Settings are chosen on the select slice, by the same rule for all, and suites take them."""
 
+import contextlib
+import io
 import itertools
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
 from bench.api import Method, grid
-from bench.cli import main
+from bench.cli import main, tune
+from bench.cli.shelves import Shelves
 from bench.core.collapse import collapsed
 from bench.core.overrides import Overrides
 from bench.core.parameters import make_parameters
@@ -23,17 +27,21 @@ from bench.core.tuning import (
     read,
     write,
 )
+from bench.engine import messages
 from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.plan import expand, with_choice
 from bench.planning.suites import load_suite
+from bench.planning.trials import Search
 from bench.reporting import leaderboard, pages
 from bench.reporting.rows import collapse_note, method_name, score
-from bench.review import publishing
+from bench.review import publishing, submissions
+from bench.review.choosing import choice_of
 from tests import helpers
 from tests.samples import record
 
-SMALL = ("--set", "budget.steps=4", "budget.batch=8")
+STEPS = {"budget__steps": 60, "budget__batch": 16}
+SMALL = ("--set", "budget.steps=60", "budget.batch=16")
 
 
 def test_a_grid_leaves_defaults_out():
@@ -49,8 +57,8 @@ def test_every_method_tries_few_settings_and_its_default_first(name):
     assert all(a != b for a, b in itertools.combinations(made, 2))
 
 
-def trial(value, **more):
-    return Trial(settings={}, value=value, **more)
+def trial(value, **STEPS):
+    return Trial(settings={}, value=value, **STEPS)
 
 
 @pytest.mark.parametrize(
@@ -97,26 +105,42 @@ def test_families():
     assert [family_of(t) for t in ("glue/rte", "reviews")] == ["glue", "reviews"]
 
 
-@pytest.fixture
-def tuned(tmp_path, monkeypatch, capsys):
+SEARCH = grid(lr=(5e-5, 1e-3, 1e-2))
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
     """A folder in which gmp was tuned on the tiny suite; what the command printed."""
+    folder, printed = tmp_path_factory.mktemp("tuned"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr(registry.method("gmp"), "search", SEARCH)
+        command = ["tune", "--suite", "tiny", "--method", "gmp", "--jobs", "2", *SMALL]
+        assert main.main(command) == 0
+    return folder / "results/local", printed.getvalue()
+
+
+@pytest.fixture
+def tuned(once, tmp_path, monkeypatch):
+    """A copy of the tree, below the present folder; and what the command printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry.method("gmp"), "search", grid(lr=(5e-5, 1e-3, 2e-3)))
-    assert main.main(["tune", "--suite", "tiny", "--method", "gmp", "--jobs", "2", *SMALL]) == 0
-    return tmp_path / "results/local", capsys.readouterr().out
+    monkeypatch.setattr(registry.method("gmp"), "search", SEARCH)
+    shutil.copytree(once[0], tmp_path / "results/local")
+    return tmp_path / "results/local", once[1]
 
 
 def test_all_trials_are_scored_on_select_and_the_best_is_written(tuned):
     root, told = tuned
     (path,) = (root / "tuning").rglob("*.json")
     choice = read(path)
-    assert [t.settings for t in choice.trials] == [{}, {"lr": 1e-3}, {"lr": 2e-3}]
+    assert [t.settings for t in choice.trials] == [{}, {"lr": 1e-3}, {"lr": 1e-2}]
     trials, _ = Store(root / "trials").records()
     assert {r.cell.seed for r in trials} == {TUNING_SEED}
     assert {(r.scores.split, r.scores.n) for r in trials} == {("select", 200)}
     by_setting = {r.cell.overrides.method: r.scores.value for r in trials}
     values = [by_setting[tuple(t.settings.items())] for t in choice.trials]
     assert [t.value for t in choice.trials] == values
+    assert len(set(values)) > 1
     assert values[choice.best] == max(values)
     assert told.startswith("gmp unstructured 0.5: ")
     assert "best of 3" in told
@@ -137,24 +161,23 @@ def test_a_suite_takes_the_choice_where_nothing_is_given(tuned):
     value = json.loads(path.read_text()) | {"best": 2}
     path.write_text(json.dumps(value))
     choices = Choices(root)
-    more = {"budget__steps": 4, "budget__batch": 8}
-    cell = helpers.cell("gmp", **more)
-    assert with_choice(cell, choices).overrides.method == (("lr", 2e-3),)
-    assert with_choice(helpers.cell("gmp", lr=1e-4, **more), choices) == helpers.cell(
-        "gmp", lr=1e-4, **more
+    cell = helpers.cell("gmp", **STEPS)
+    assert with_choice(cell, choices).overrides.method == (("lr", 1e-2),)
+    assert with_choice(helpers.cell("gmp", lr=1e-4, **STEPS), choices) == helpers.cell(
+        "gmp", lr=1e-4, **STEPS
     )
     for other in (
         helpers.cell("gmp"),  # another budget
-        helpers.cell("gmp", sparsity=0.6, **more),
-        helpers.cell("gmp", "tiny-gpt2", **more),
-        helpers.cell("pst", **more),
+        helpers.cell("gmp", sparsity=0.6, **STEPS),
+        helpers.cell("gmp", "tiny-gpt2", **STEPS),
+        helpers.cell("pst", **STEPS),
     ):
         assert with_choice(other, choices) == other
 
     suite = load_suite("tiny").narrowed({"methods": ("gmp",)})
-    suite = suite.changed(Overrides.of({"budget.steps": 4, "budget.batch": 8}))
+    suite = suite.changed(Overrides.of({"budget.steps": 60, "budget.batch": 16}))
     grids = tuple(g.model_copy(update={"tuned": True}) for g in suite.grids)
-    for grids_, expected in ((suite.grids, ()), (grids, (("lr", 2e-3),))):
+    for grids_, expected in ((suite.grids, ()), (grids, (("lr", 1e-2),))):
         found = expand(suite.model_copy(update={"grids": grids_}), choices=choices)
         (job,) = [job for job in found if job.cell.method == "gmp"]
         assert job.cell.overrides.method == expected
@@ -162,7 +185,7 @@ def test_a_suite_takes_the_choice_where_nothing_is_given(tuned):
 
 def test_a_choice_of_an_earlier_version_does_not_count(tuned, monkeypatch):
     root, _ = tuned
-    cell = helpers.cell("gmp", budget__steps=4, budget__batch=8)
+    cell = helpers.cell("gmp", **STEPS)
     assert Choices(root).of(cell) is not None
     monkeypatch.setattr(registry.method("gmp"), "version", 99)
     assert with_choice(cell, Choices(root)) == cell
@@ -200,7 +223,7 @@ def test_a_job_keeps_its_split_on_its_way_to_another_process():
 
 def test_choices_are_published_with_the_records_that_they_stand_for(tuned, tmp_path):
     own, published = Store(tuned[0]), Store(tmp_path / "results")
-    row = helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=1e-3)
+    row = helpers.cell("gmp", **STEPS, lr=1e-3)
     other = helpers.cell("gmp", budget__steps=5)
     assert publishing.choices_of([SimpleNamespace(cell=other)], own) == []
     (choice,) = publishing.choices_of([SimpleNamespace(cell=row)], own)
@@ -243,9 +266,9 @@ def test_a_board_says_where_settings_come_from_and_links_the_trials(tuned, tmp_p
     choice = Choices(root).all[0].model_copy(update={"best": 1})
     path = write(root, choice)
     cells = {
-        "best of 3": helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=1e-3),
-        "given": helpers.cell("gmp", budget__steps=4, budget__batch=8, lr=7e-3),
-        "default": helpers.cell("magnitude", budget__steps=4, budget__batch=8),
+        "best of 3": helpers.cell("gmp", **STEPS, lr=1e-3),
+        "given": helpers.cell("gmp", **STEPS, lr=7e-3),
+        "default": helpers.cell("magnitude", **STEPS),
     }
     made = [
         record(0.8).model_copy(update={"cell": cell, "key": cell.key}) for cell in cells.values()
@@ -258,7 +281,50 @@ def test_a_board_says_where_settings_come_from_and_links_the_trials(tuned, tmp_p
         ]
         assert told in row
     assert "settings" not in leaderboard.table(made)
-    pages.write_pages(made, [], tmp_path / "pages", root)
+    pages.write_pages(made, [], tmp_path / "pages", root, choices=Choices(root))
     page = "".join(p.read_text() for p in (tmp_path / "pages").glob("*.md"))
     (linked,) = re.findall(r"\[best of 3\]\(([^)]+)\)", page)
     assert (tmp_path / "pages" / linked).resolve() == path.resolve()
+
+
+def test_settings_do_not_depend_on_where_records_lie(tuned, tmp_path):
+    for more in ([], ["--results", "elsewhere"]):
+        options = main.parser().parse_args(["plan", "--suite", "tiny", *more])
+        assert [c.method for c in Shelves.of(options).choices().all] == ["gmp"]
+
+
+def test_trials_that_all_fail_choose_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    job = Job.resolve(helpers.cell("gmp"), "select")
+    search = Search(job.cell, ({}, {"lr": 1e-3}), [[job], [job]])
+    lost = messages.failed(job, "error", "not today")
+    assert choice_of(search, {job.cell: lost}) is None
+    assert choice_of(search, {job.cell: None}) is None
+    assert tune._line(search, None, {job.cell: lost}) == (
+        "gmp unstructured 0.5: nothing is chosen; failed: not today"
+    )
+
+
+def test_a_task_without_a_select_slice_fails_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["tune", "--suite", "tiny", "--task", "tiny/zero-shot", "--model", "tiny-llama"]
+    assert main.main([*command, "--method", "magnitude", "--set", "pool=row"]) == 1
+    told = capsys.readouterr().out
+    assert "failed: " in told
+    assert "no select slice" in told
+
+
+def test_a_damaged_choice_is_one_line(tuned, capsys):
+    (path,) = (tuned[0] / "tuning").rglob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best": 3}))
+    assert main.main(["plan", "--suite", "tiny", "--method", "gmp"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "corrupt choice of settings: best is 3, and there are 3 trials" in line
+
+
+def test_a_trial_is_no_submission():
+    made = record(task="tiny/reviews", model="tiny-bert", method="magnitude")
+    sent = made.model_copy(
+        update={"scores": made.scores.model_copy(update={"split": "select"}), "origin": "them"}
+    )
+    assert any("a trial of settings is no result" in line for line in submissions.problems(sent))

@@ -75,12 +75,19 @@ def write_report(options: argparse.Namespace) -> int:
     """Writes the pages and prints their paths."""
     from bench.core.files import disk_error
     from bench.core.store import Store
+    from bench.core.tuning import Choices
     from bench.reporting import front, pages
     from bench.review import submissions
 
     records, problems = submissions.with_own(Store(options.results))
     try:
-        written = pages.write_pages(records, problems, options.reports, options.results)
+        written = pages.write_pages(
+            records,
+            problems,
+            options.reports,
+            options.results,
+            choices=Choices(options.results),
+        )
         if options.results == RESULTS:
             written += front.renewed(Path("README.md"), Store(RESULTS).records()[0])
     except OSError as error:

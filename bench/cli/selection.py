@@ -80,7 +80,7 @@ def resolve(options: argparse.Namespace, tuned: bool = True) -> tuple[Suite, She
     """
     from bench.core.overrides import Overrides, parse_settings
     from bench.core.pattern import parse_pattern
-    from bench.core.tuning import Choices
+    from bench.core.tuning import NO_CHOICES
     from bench.planning.plan import expand
     from bench.planning.suites import load_suite
     from bench.sources.catalog import adopt
@@ -103,7 +103,7 @@ def resolve(options: argparse.Namespace, tuned: bool = True) -> tuple[Suite, She
     }
     flat |= {name: value for name, value in short.items() if value is not None}
     suite = load_suite(options.suite).narrowed(wanted).changed(Overrides.of(flat), options.budget)
-    choices = Choices(*shelves.roots) if tuned else Choices()
+    choices = shelves.choices() if tuned else NO_CHOICES
     jobs = expand(suite, bool(options.pattern), choices)
     if getattr(options, "smoke", False):
         from bench.planning.twins import twins

@@ -11,6 +11,7 @@ from bench.cli.flags import OWN, RESULTS
 if TYPE_CHECKING:
     from bench.core.record import Record
     from bench.core.store import Store
+    from bench.core.tuning import Choices
 
 
 class Shelves(NamedTuple):
@@ -56,10 +57,15 @@ class Shelves(NamedTuple):
             store_of(options.results)
         return cls.of(options)
 
-    @property
-    def roots(self) -> list[Path]:
-        """The trees, this machine's first."""
-        return [store.root for store in (self.own, self.published) if store]
+    def choices(self) -> Choices:
+        """Returns the choices of settings: this machine's go before the published ones.
+
+        They do not depend on --results: what a suite's cells are must not depend on where their
+        records lie.
+        """
+        from bench.core.tuning import Choices
+
+        return Choices(*dict.fromkeys((self.own.root, OWN, RESULTS)))
 
     def published_records(self) -> list[Record]:
         """Returns the published records, marked as such."""

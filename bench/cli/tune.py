@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from bench.cli.selection import add_selection, planned, resolve
 from bench.cli.shelves import Shelves
 
 if TYPE_CHECKING:
+    from bench.core.cell import Cell
+    from bench.core.record import Record
     from bench.core.tuning import Choice, Trial
     from bench.planning.trials import Search
 
@@ -57,32 +60,43 @@ def tune_cells(options: argparse.Namespace) -> int:
     if not (found or given):
         raise BenchError("there is nothing to choose: name methods that have settings to try")
     todo = trial_jobs(found, jobs) if not given else [job.on("select") for job in jobs]
-    place = Shelves(Store(shelves.own.root / TRIALS), None)
+    # The published records serve to estimate the time.
+    place = Shelves(Store(shelves.own.root / TRIALS), shelves.published)
     engine = partial(engine_of, options, suite.settings, todo, place)
-    run_planned(planned(options, place.own, todo), place, engine)
+    if run_planned(planned(options, place.own, todo), place, engine) == len(todo):
+        return 2  # nothing could be fetched: the lines above say it all
     records = {job.cell: place.own.get(job.cell) for job in todo}
     if given:
         for job in given:
-            record = records[job.cell]
-            scores = record.scores.all if record and record.scores else {}
-            say(f"{job.cell}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-        return 0
-    unfinished = 0
-    for search in found:
-        choice = choice_of(search, records)
-        unfinished += choice is None
+            say(f"{job.cell}: {_scores(records[job.cell])}")
+        return int(any(_failed(records[job.cell]) for job in given))
+    choices = [choice_of(search, records) for search in found]
+    for search, choice in zip(found, choices, strict=True):
         if choice is not None:
             write(shelves.own.root, choice)
-        say(_line(search, choice))
-    return int(unfinished > 0)
+        say(_line(search, choice, records))
+    return int(None in choices)
 
 
-def _line(search: Search, choice: Choice | None) -> str:
+def _failed(record: Record | None) -> bool:
+    return record is None or record.status == "failed"
+
+
+def _scores(record: Record | None) -> str:
+    """Returns all scores of a trial, or why there are none."""
+    if record is None or record.scores is None:
+        return f"failed: {record.error.message}" if record and record.error else "was not run"
+    return " ".join(f"{name} {value:.4f}" for name, value in record.scores.all.items())
+
+
+def _line(search: Search, choice: Choice | None, records: Mapping[Cell, Record | None]) -> str:
     """Returns a line: the row, what was chosen, and the score of every setting."""
     cell = search.cell
     name = f"{cell.method} {cell.pattern.at(cell.sparsity)}"
     if choice is None:
-        return f"{name}: trials are missing; run the same command again"
+        jobs = [job for tried in search.jobs for job in tried]
+        first = next((job for job in jobs if _failed(records[job.cell])), jobs[0])
+        return f"{name}: nothing is chosen; {_scores(records[first.cell])}"
     told = ", ".join(_told(trial) for trial in choice.trials)
     return f"{name}: {_named(choice.trials[choice.best])}, best of {len(choice.trials)} ({told})"
 

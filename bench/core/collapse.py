@@ -10,8 +10,9 @@ from bench.core.record_parts import ScoresPart
 WIDTH = 2.0
 """Standard errors above the level of chance up to which a score is no better than chance."""
 
-UNCORRELATED = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
-"""Metrics that are 0 for outputs that have nothing to do with the labels."""
+CORRELATIONS = ("matthews", "pearson")
+"""Metrics that are 0 for outputs that have nothing to do with the labels; their standard error
+there is 1/√n."""
 
 
 def collapsed(record: Record) -> bool:
@@ -31,8 +32,8 @@ def _level(scores: ScoresPart) -> tuple[float, float] | None:
     """Returns chance and twice its standard error; None where the metric has no such level."""
     if not scores.n:
         return None
-    if scores.metric in UNCORRELATED:
-        return 0.0, WIDTH / math.sqrt(scores.n)  # Fisher: the standard error at no correlation
+    if scores.metric in CORRELATIONS:
+        return 0.0, WIDTH / math.sqrt(scores.n)
     majority = scores.all.get("majority")
     if majority is None or scores.metric != "accuracy":
         return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from bench.core.cell import Cell, canonical
 from bench.core.errors import BenchError, first_error
@@ -100,6 +100,12 @@ class Choice(Part):
         extra="forbid", frozen=True, validate_by_name=True, arbitrary_types_allowed=True
     )
 
+    @model_validator(mode="after")
+    def _has_a_best(self) -> Choice:
+        if self.best >= len(self.trials):
+            raise ValueError(f"best is {self.best}, and there are {len(self.trials)} trials")
+        return self
+
     @property
     def settings(self) -> Overrides:
         """The chosen settings, as overrides of a cell."""
@@ -164,9 +170,17 @@ class Choices:
     """
 
     def __init__(self, *roots: Path) -> None:
-        self.all = [
-            read(path) for root in roots for path in sorted((root / FOLDER).rglob("*.json"))
-        ]
+        paths = [path for root in roots for path in sorted((root / FOLDER).rglob("*.json"))]
+        self._found = [(path, read(path)) for path in paths]
+
+    @property
+    def all(self) -> list[Choice]:
+        """The choices, those of an earlier tree first."""
+        return [choice for _, choice in self._found]
+
+    def path(self, choice: Choice) -> Path:
+        """Returns the file of one of these choices."""
+        return next(path for path, found in self._found if found is choice)
 
     def of(self, cell: Cell) -> Choice | None:
         """Returns the first choice that fits a cell; None if there is none."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from bench.core.collapse import collapsed
 from bench.core.errors import BenchError
 from bench.core.record import Record, number
 from bench.core.tables import printable
@@ -29,7 +30,7 @@ from bench.reporting import cost_tables, pareto
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board
-from bench.reporting.rows import Key, mark_of, name, stale_note
+from bench.reporting.rows import Key, mark_of, name, printed_scores, stale_note
 
 Number = float | None
 
@@ -45,8 +46,10 @@ class Section(NamedTuple):
 _WORDS = ("method", "pattern", "table")
 _RANK = "rank"
 _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
-    "score": lambda _b, _k, rs: f"{statistics.fmean(_scores(rs)):.2f}",
-    "±\u00a0sd": lambda _b, _k, rs: f"{statistics.stdev(_scores(rs)):.2f}" if len(rs) > 1 else "",
+    "score": lambda _b, _k, rs: f"{statistics.fmean(printed_scores(rs)):.2f}",
+    "±\u00a0sd": lambda _b, _k, rs: (
+        f"{statistics.stdev(printed_scores(rs)):.2f}" if len(rs) > 1 else ""
+    ),
     "seeds": lambda _b, _k, rs: str(len(rs)),
     _RANK: lambda b, k, _: b.ranks[k],
     "recovery %": lambda b, k, _: _scaled(b.recovery[k], 0.01, 1),
@@ -57,6 +60,7 @@ _NUMBERS: dict[str, Callable[[Board, Key, Sequence[Record]], str]] = {
     "MACs effective, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.effective"), 1e6),
     "MACs realizable, M": lambda _b, _k, rs: _scaled(number(rs[0], "macs.realizable"), 1e6),
     "stored, MiB": lambda _b, _k, rs: _scaled(number(rs[0], "bytes.stored"), 2**20),
+    "collapsed": lambda _b, _k, rs: str(sum(map(collapsed, rs))),
     "train + prune, s": lambda _b, _k, rs: _seconds(rs),
 }
 """Columns in fixed units and without signs, so that they sort as numbers; empty where unknown."""
@@ -139,10 +143,6 @@ def _seconds(records: Sequence[Record]) -> str:
     if mark_of(records[0]) == "published":
         return ""
     return f"{statistics.fmean(map(cost_tables.seconds, records)):.1f}"
-
-
-def _scores(records: Sequence[Record]) -> list[float]:
-    return [r.scores.unit * r.scores.value for r in records if r.scores]
 
 
 def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown
-from bench.core.tuning import NO_CHOICES, Choice, Choices, path_of_choice
+from bench.core.tuning import NO_CHOICES, Choice, Choices
 from bench.planning import registry
 from bench.planning.suites import Grid, Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
@@ -39,6 +39,7 @@ def write_pages(
     results: Path | None = None,
     published: Path | None = None,
     source: str = SOURCE,
+    choices: Choices = NO_CHOICES,
 ) -> list[Path]:
     """Writes `README.md` (the index), a page a suite with records, `figures/` and `index.html`.
 
@@ -51,14 +52,12 @@ def write_pages(
         results: root of the records' tree. Scores then link to their records.
         published: root of the tree of published records that stand beside them.
         source: a sentence for the index that says where the pages come from.
+        choices: choices of settings, from which some rows may come; the pages link them.
     """
     link: Link = _plain
     if results is not None:
         link = partial(_linked, results, published or results, folder)
-    trials: Callable[[str, Choice], str] = _plain
-    if results is not None:
-        trials = partial(_to_trials, [published or results, results], folder)
-    choices = Choices(*(root for root in (results, published) if root))
+    trials = partial(_to_trials, choices, folder)
     styles = pareto.style_numbers([r.cell.method for r in records])
     index = ["# Reports", ""]
     written: list[Path] = []
@@ -153,15 +152,14 @@ def _image(board: Board, path: Path) -> str:
     return f"![{escape(alt)}]({quote(path.as_posix())})"
 
 
-def _plain(text: str, _: object) -> str:
+def _plain(text: str, _: Sequence[Record]) -> str:
     return text
 
 
-def _to_trials(roots: Sequence[Path], folder: Path, text: str, choice: Choice) -> str:
-    """Returns `text` as a link to the file of a choice, in the last tree that has it."""
-    places = [path_of_choice(root, choice) for root in roots]
-    place = next((p for p in reversed(places) if p.is_file()), places[-1])
-    return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"
+def _to_trials(choices: Choices, folder: Path, text: str, choice: Choice) -> str:
+    """Returns `text` as a link to the file of a choice."""
+    place = Path(os.path.relpath(choices.path(choice), folder))
+    return f"[{text}]({quote(place.as_posix())})"
 
 
 def _linked(

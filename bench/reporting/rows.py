@@ -125,7 +125,7 @@ def higher(records: Sequence[Record]) -> bool:
 
 def score(records: Sequence[Record], digits: int) -> str:
     """Returns the mean primary score as printed, with its standard deviation over seeds."""
-    values = _printed(records)
+    values = printed_scores(records)
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
@@ -137,11 +137,12 @@ def collapse_note(records: Sequence[Record], digits: int) -> str:
         return ""
     note = f", collapsed {len(records) - len(rest)} of {len(records)}"
     if rest:
-        note += f" ({statistics.fmean(_printed(rest)):.{digits}f} without)"
+        note += f" ({statistics.fmean(printed_scores(rest)):.{digits}f} without)"
     return note
 
 
-def _printed(records: Sequence[Record]) -> list[float]:
+def printed_scores(records: Sequence[Record]) -> list[float]:
+    """Returns the primary score of each record in the unit of tables."""
     return [r.scores.unit * r.scores.value for r in records if r.scores]
 
 

@@ -17,7 +17,7 @@ Records = Mapping[Cell, Record | None]
 
 
 def choice_of(search: Search, records: Records) -> Choice | None:
-    """Returns what the trials say; None while a trial has neither a score nor a failure of its own.
+    """Returns what the trials say; None while one of them is missing, or if all have failed.
 
     Args:
         search: the trials.
@@ -29,6 +29,8 @@ def choice_of(search: Search, records: Records) -> Choice | None:
         if len(found) < len(jobs) or any(r.error and r.error.kind == "offline" for r in found):
             return None
         trials.append(_trial(setting, found, search.cell.sparsity))
+    if all(trial.error for trial in trials):
+        return None
     first, cell = search.jobs[0][0], search.cell
     return Choice(
         method=cell.method,

@@ -239,6 +239,8 @@ def _registered(record: Record, job: Job) -> Iterator[str]:
         yield "versions are not those of this checkout: run the cell again"
     task, scores = job.task, record.scores
     assert scores is not None
+    if scores.split is not None:
+        yield f"scores.split is {scores.split!r}: a trial of settings is no result"
     if (scores.metric, scores.higher_is_better) != (task.metric, task.higher_is_better):
         yield f"scores.metric is {scores.metric!r}, the task's is {task.metric!r}"
 
