@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bench.core.tables import escape
-from bench.reporting import findings, leaderboard, pages
+from bench.reporting import boards, findings, pages
 from tests.samples import record, study
 
 SEEDS = (1, 2, 3)
@@ -22,7 +22,7 @@ def dense(right=90):
 
 
 def said(records):
-    (board,) = leaderboard.boards(records)
+    (board,) = boards.boards(records)
     return findings.sentences(board)
 
 
@@ -75,7 +75,7 @@ def test_old_rows_are_counted():
 @pytest.mark.parametrize("falls", [False, True])
 def test_a_study_is_told_as_its_ranks_have_it(falls):
     records = study(falls=falls)
-    (board,) = leaderboard.boards(records)
+    (board,) = boards.boards(records)
     text = findings.sentences(board)[0]
     levels = {}
     for key, inside in board.rows:
@@ -101,7 +101,7 @@ def test_pages_open_with_the_findings(tmp_path):
     records = [*study(), *study("wikitext", "smollm2-135m-q4", falls=True)]
     pages.write_pages(records, [], tmp_path)
     html = (tmp_path / "index.html").read_text("utf-8")
-    found = {board.group[0]: findings.sentences(board) for board in leaderboard.boards(records)}
+    found = {board.group[0]: findings.sentences(board) for board in boards.boards(records)}
     for task, page in (("reviews", "quick.md"), ("wikitext", "perplexity.md")):
         text = (tmp_path / page).read_text("utf-8")
         for line in found[task]:

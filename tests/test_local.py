@@ -22,7 +22,7 @@ from bench.engine.estimate import Estimator
 from bench.engine.local import default_slots
 from bench.planning import reach, registry
 from bench.planning.job import Job
-from bench.reporting import compare, cost_tables, leaderboard, pages, pareto
+from bench.reporting import boards, compare, cost_tables, leaderboard, pages, pareto
 from bench.reporting.html import page
 from bench.reporting.rows import ordered, own_first, with_published
 from bench.sources import hub
@@ -155,7 +155,7 @@ def both():
 
 def test_own_rows_come_first_and_recovery_is_against_the_dense_row_of_the_same_kind():
     own, other = both()
-    (board,) = leaderboard.boards(with_published(own, other))
+    (board,) = boards.boards(with_published(own, other))
     assert [(key[0], key[-1]) for key, _ in board.rows] == [
         ("dense", ""),
         ("pst", ""),
@@ -228,7 +228,7 @@ def test_the_html_page_has_no_seconds_of_published_rows():
     from bench.reporting import html
 
     own, other = both()
-    (board,) = leaderboard.boards(with_published(own, other))
+    (board,) = boards.boards(with_published(own, other))
     section = html.Section("quick", board, [])
     names = {row["words"][0] for row in html._rows(0, section)}
     assert names == {"dense", "pst", *(f"{m} (published)" for m in ("dense", "gmp", "pst"))}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.core.store import Store
 from bench.planning import registry
-from bench.reporting import figures, html, leaderboard, pages, pareto
+from bench.reporting import boards, figures, html, pages, pareto
 from bench.reporting.rows import ordered
 from bench.reporting.scale import Scale
 from bench.review import submissions
@@ -311,9 +311,9 @@ def test_the_page_holds_every_row_and_figure(tmp_path):
     records = [*study(), *study("wikitext", "smollm2-135m-q4", falls=True)]
     write(tmp_path, records)
     text = the_page(tmp_path)
-    boards = leaderboard.boards(records)
-    assert text.count("<tr data-b=") == sum(len(board.rows) for board in boards)
-    first = boards[0]
+    made = boards.boards(records)
+    assert text.count("<tr data-b=") == sum(len(board.rows) for board in made)
+    first = made[0]
     row = next(r for r in first.rows if r[0][0] == "pst")
     mean = f"{100 * sum(r.scores.value for r in row[1]) / 3:.2f}"
     assert f"<td>{mean}</td>" in text

@@ -80,16 +80,13 @@ def write_report(options: argparse.Namespace) -> int:
     from bench.review import submissions
 
     records, problems = submissions.with_own(Store(options.results))
+    choices = Choices(options.results)
     try:
         written = pages.write_pages(
-            records,
-            problems,
-            options.reports,
-            options.results,
-            choices=Choices(options.results),
+            records, problems, options.reports, options.results, choices=choices
         )
         if options.results == RESULTS:
-            written += front.renewed(Path("README.md"), Store(RESULTS).records()[0])
+            written += front.renewed(Path("README.md"), Store(RESULTS).records()[0], choices)
     except OSError as error:
         raise disk_error(options.reports, error) from error
     for path in written:

@@ -9,11 +9,14 @@ from typing import Any
 
 from bench.core.record import Record
 from bench.core.tables import escape, markdown, printable
-from bench.reporting.rows import NAME, Link, group_of, mean, name, ordered
+from bench.reporting.rows import NAME, Link, group_of, mean, name, ordered, unlinked
 
 
 def averages(
-    records: Sequence[Record], average: Sequence[str], render: Callable[..., str], link: Link
+    records: Sequence[Record],
+    average: Sequence[str],
+    render: Callable[..., str],
+    link: Link = unlinked,
 ) -> list[str]:
     """Returns a table a model and budget: scores of the tasks of `average`, and their mean.
 

@@ -6,19 +6,16 @@ another row of its level. A best mean is a mean, and seconds are seconds: neithe
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bench.core.cell import REFERENCE
 from bench.core.record import Record, number
 from bench.core.tables import human, percent
 from bench.planning import registry
 from bench.reporting import cost_tables
-from bench.reporting.leaderboard import Board
-from bench.reporting.rows import Key, Row, higher, mean, name
+from bench.reporting.boards import Board, Column, stands_apart
+from bench.reporting.rows import Row, higher, marked, mean
 from bench.reporting.statistics import MIN_SEEDS
 
 _SHOWN = 4
@@ -28,76 +25,55 @@ _NAMED = 3
 """Rows that are named; more are counted."""
 
 
-@dataclass(frozen=True)
-class _Level:
-    """The ranked rows of one pattern, sparsity and quantizer, the best mean first."""
-
-    text: str
-    ranked: list[Row]
-    best: list[Row]
-    seeds_alone: bool
-
-
 def sentences(board: Board) -> list[str]:
     """Returns two or three sentences, as plain text that may hold names from strangers."""
-    levels = sorted(_levels(board), key=lambda level: -len(level.ranked))[:_SHOWN]
-    if not levels:
+    columns = [column for column in board.columns if len(column.tested) > 1]
+    shown = sorted(columns, key=lambda column: -len(column.tested))[:_SHOWN]
+    if not shown:
         return [
             "Nothing is tested: a rank needs two rows of one level with "
             f"{MIN_SEEDS} common seeds. No claim is made of which is better.",
             *_limits(board),
         ]
-    more = len(_levels(board)) - len(levels)
-    quality = [f"at {level.text}, {_quality(level)}" for level in levels]
+    more = len(columns) - len(shown)
+    quality = [f"at {column.level}, {_quality(board, column)}" for column in shown]
     rest = [f"{more} more levels are in the table"] if more else []
     return [
         f"Rows that may be the best, since no paired test finds a better one: "
         f"{'; '.join([*quality, *rest])}.",
-        *_costs(board, levels),
+        *_costs(board, shown),
         *_limits(board),
     ]
 
 
-def _levels(board: Board) -> list[_Level]:
-    columns: dict[str, list[Row]] = defaultdict(list)
-    for key, records in board.rows:
-        if _range(board, key):
-            columns[_level(key)].append((key, records))
-    made = []
-    for text, rows in columns.items():
-        rows = sorted(rows, key=lambda r: mean(r[1]), reverse=higher(rows[0][1]))
-        best = [row for row in rows if _range(board, row[0])[0] == 1]
-        made.append(_Level(text, rows, best, "†" in board.ranks[rows[0][0]]))
-    return made
-
-
-def _range(board: Board, key: Key) -> list[int]:
-    """Returns the ends of a row's rank; empty where it has none."""
-    return [int(end) for end in re.findall(r"\d+", board.ranks[key])]
-
-
-def _quality(level: _Level) -> str:
-    total, best = len(level.ranked), level.best
-    top = f"{_name(level.ranked[0])}, {_score(level.ranked[0])}"
+def _quality(board: Board, column: Column) -> str:
+    ranked, best = column.tested, column.best
+    total, top = len(ranked), f"{_name(board, _top(column))}, {_score(_top(column))}"
     if len(best) == 1:
-        text = f"only {_name(best[0])} of {total} ({_score(best[0])})"
+        text = f"only {_name(board, best[0])} of {total} ({_score(best[0])})"
     elif len(best) == total:
         text = f"all {total} (best mean: {top})"
     elif len(best) <= _NAMED:
-        names = ", ".join(map(_name, best))
+        names = ", ".join(_name(board, row) for row in best)
         text = f"{names} of {total} (best mean: {top})"
     else:
         text = f"{len(best)} of {total} (best mean: {top})"
-    return f"{text}, tested over seeds alone" if level.seeds_alone else text
+    return f"{text}, tested over seeds alone" if column.tests.basis == "seeds" else text
 
 
-def _costs(board: Board, levels: Sequence[_Level]) -> list[str]:
-    """Returns a sentence with the cost of each level's best mean."""
-    dense = next((row for row in board.rows if row[0][0] == REFERENCE), None)
+def _top(column: Column) -> Row:
+    """Returns the row with the best mean of those that were tested."""
+    sign = 1 if higher(column.tested[0][1]) else -1
+    return max(column.tested, key=lambda row: sign * mean(row[1]))
+
+
+def _costs(board: Board, columns: Sequence[Column]) -> list[str]:
+    """Returns a sentence with the cost of each column's best mean."""
+    dense = board.dense
     machine = _machine(dense[1]) if dense else None
-    tops = [(level.text, level.ranked[0]) for level in levels]
+    tops = [(column.level, _top(column)) for column in columns]
     parts = [
-        f"at {text}, {_name(top)} {_cost(board, top, machine)}"
+        f"at {text}, {_name(board, top)} {_cost(board, top, machine)}"
         for text, top in tops
         if top[0][0] != REFERENCE
     ]
@@ -120,15 +96,21 @@ def _cost(board: Board, row: Row, machine: str | None) -> str:
 
 def _limits(board: Board) -> list[str]:
     """Returns a sentence about rows without a rank, which dense needs not, and about old ones."""
-    unranked = [row for row in board.rows if not _range(board, row[0]) and row[0][0] != REFERENCE]
+    tested = {key for column in board.columns for key, _ in column.tested}
+    unranked = [row for row in board.rows if row[0] not in tested and row[0][0] != REFERENCE]
     sent = [row for row in unranked if row[0][-1] == "unverified"]
     known = [row for row in unranked if row[0][-1] != "unverified"]
-    few = [row for row in known if len(row[1]) < MIN_SEEDS]
-    other = len(unranked) - len(sent) - len(few)
+    apart = [row for row in known if stands_apart(row)]
+    few = [row for row in known if not stands_apart(row) and len(row[1]) < MIN_SEEDS]
+    other = len(known) - len(apart) - len(few)
     old = sum(any(map(registry.is_stale, records)) for _, records in board.rows)
     parts = [
         f"{_rows(count)} {text}"
         for count, text in (
+            (
+                len(apart),
+                "at a sparsity of its own",
+            ),
             (len(few), f"with fewer than {MIN_SEEDS} seeds"),
             (other, "without another row of that level on the same seeds"),
             (len(sent), "that someone sent in, unverified"),
@@ -148,13 +130,8 @@ def _rows(count: int, total: int = 0) -> str:
     return f"{count} of {total} rows" if total else f"{count} row{'s' if count > 1 else ''}"
 
 
-def _level(key: Key) -> str:
-    _, level, quantized = name(key, str)
-    return level if quantized == "–" else f"{level} {quantized}"
-
-
-def _name(row: Row) -> str:
-    return name(row[0], str)[0]
+def _name(board: Board, row: Row) -> str:
+    return marked(board.label(row[0]), row[0][-1])
 
 
 def _score(row: Row) -> str:

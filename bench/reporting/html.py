@@ -27,9 +27,10 @@ from bench.core.errors import BenchError
 from bench.core.record import Record, number
 from bench.core.tables import printable
 from bench.reporting import cost_tables, pareto
+from bench.reporting.boards import Board
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
-from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board
+from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
 from bench.reporting.rows import Key, mark_of, name, printed_scores, stale_note
 
 Number = float | None

@@ -8,31 +8,25 @@ better. In Markdown every score links to its records.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
-from bench.core.cell import REFERENCE
 from bench.core.record import Record
 from bench.core.tables import duration, escape, human, markdown, percent, plain, printable
 from bench.core.tuning import NO_CHOICES, Choice, Choices
-from bench.reporting import cost_tables, paired
+from bench.reporting import cost_tables
 from bench.reporting.averages import averages
-from bench.reporting.recovery import recovery_of
+from bench.reporting.boards import Board, boards
 from bench.reporting.rows import (
     NAME,
     Clean,
-    Group,
     Key,
     Link,
     Row,
     collapse_note,
-    group_of,
-    mark_of,
     name,
-    ordered,
     score,
     stale_note,
+    unlinked,
 )
 
 HEADER = (
@@ -50,9 +44,10 @@ HEADER = (
 
 BOARD_LEGEND = """\
 **rank**: among rows of the same pattern, sparsity and quantizer, on at least three common seeds.
-`2–5` means: one row is better, and up to three more may be. The paired tests are at 5 %,
-Holm-adjusted over all pairs of these rows, so that all ranges hold at once. They are over seeds ×
-items, or over seeds alone (†) where the metric is not a mean of items.
+`2–5` means: one row is better, and up to three more may be. The paired tests are at 5 % over all
+pairs of these rows, so that all ranges hold at once. They are over seeds × items, or over seeds
+alone (†) where the metric is not a mean of items. A row whose counted sparsity is not what was
+asked for has no rank.
 **unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100 where higher is better, unscaled where lower is better
 (perplexity); mean ± sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are
@@ -76,59 +71,6 @@ never share a table.
 """
 
 
-@dataclass(frozen=True)
-class Board:
-    """One table: the rows of a group, in order, with all that takes the others to know.
-
-    Attributes:
-        ranks: as printed; `–` where there is none.
-        recovery: fraction of the dense score, None where a dense record is missing.
-        choices: the choice that a row's settings come from, if there is one.
-    """
-
-    group: Group
-    rows: list[Row]
-    ranks: dict[Key, str]
-    recovery: dict[Key, float | None]
-    choices: dict[Key, Choice]
-
-    @property
-    def records(self) -> list[Record]:
-        """Returns the records of all rows."""
-        return [record for _, inside in self.rows for record in inside]
-
-    @property
-    def own(self) -> list[Row]:
-        """Returns the rows that are not published ones beside those of this machine."""
-        return [row for row in self.rows if row[0][-1] != "published"]
-
-
-Figure = Callable[[Board], str]
-"""The Markdown of a board's figure, or of what its section opens with."""
-
-
-def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Board]:
-    """Returns the tables of records, by task, model and budget.
-
-    Args:
-        records: done records.
-        choices: choices of settings, from which some rows may come.
-    """
-    found = list(records)
-    dense = {(mark_of(r), r.cell): r for r in found if r.cell.method == REFERENCE}
-    groups: dict[Group, list[Record]] = defaultdict(list)
-    for record in found:
-        groups[group_of(record)].append(record)
-    made = []
-    for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
-        rows = ordered(groups[group])
-        recovery = {key: recovery_of(inside, dense) for key, inside in rows}
-        chosen = {key: choices.behind(inside[0].cell) for key, inside in rows}
-        tuned = {key: choice for key, choice in chosen.items() if choice is not None}
-        made.append(Board(group, rows, _ranks(rows), recovery, tuned))
-    return made
-
-
 def table(
     records: Iterable[Record],
     render: Callable[..., str] = plain,
@@ -139,36 +81,31 @@ def table(
 
     Where records hold several tasks of `average`, a last table has their scores and the mean.
     """
-    return tables(boards(records, choices), render, average)
+    found = boards(records, choices)
+    inside = [record for board in found for record in board.records]
+    parts = [tables(found, render), *averages(inside, average, render)]
+    return "\n\n".join(filter(None, parts))
 
 
 def tables(
     found: Sequence[Board],
     render: Callable[..., str] = plain,
-    average: Sequence[str] = (),
-    link: Link = lambda text, _: text,
-    trials: Callable[[str, Choice], str] = lambda text, _: text,
-    figure: Figure = lambda _: "",
-    opening: Figure = lambda _: "",
+    link: Link = unlinked,
+    trials: Callable[[str, Choice], str] = unlinked,
 ) -> str:
-    """Returns boards as text: opening, table, figure, costs and all scores of each."""
+    """Returns boards as text: what is in each, its rows, their costs and all their scores."""
     clean = escape if render is markdown else printable
     parts = []
     for board in found:
-        parts.append(_title(board, render is markdown))
-        parts += [said] if (said := opening(board)) else []
-        parts.append(_main_table(board, render, clean, link, trials))
-        parts += [drawn] if (drawn := figure(board)) else []
+        parts += [title(board, render is markdown), _rows(board, render, clean, link, trials)]
         parts += cost_tables.costs_by_machine(board.own, clean, render)
         header, scores = _every_score(board.own, clean)
         if len(header) > len(NAME) + 1:
             parts.append(f"every score\n\n{render(header, scores)}")
-    records = [record for board in found for record in board.records]
-    parts += averages(records, average, render, link)
     return "\n\n".join(parts)
 
 
-def _main_table(
+def _rows(
     board: Board,
     render: Callable[..., str],
     clean: Clean,
@@ -185,7 +122,8 @@ def _main_table(
     return render(header, rows)
 
 
-def _title(board: Board, is_markdown: bool) -> str:
+def title(board: Board, is_markdown: bool) -> str:
+    """Says in a few lines what was scored, on what data, and where it was measured."""
     records = board.records
     own = [record for _, inside in board.own for record in inside]
     first = records[0]
@@ -238,23 +176,6 @@ def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[lis
             cells.append(f"{statistics.fmean(known):.4f}" if len(known) == len(records) else "–")
         table.append(cells)
     return [*NAME, *map(clean, metrics)], table
-
-
-def _ranks(rows: Sequence[Row]) -> dict[Key, str]:
-    """Returns ranks as printed: `1`, `2–5` where no test tells, † where tested over seeds."""
-    columns: dict[Key, list[Row]] = defaultdict(list)
-    for key, records in rows:
-        _, pattern, sparsity, overrides, mark = key
-        if mark != "unverified":
-            columns[pattern, sparsity, str(overrides.quantization)].append((key, records))
-    found: dict[Key, str] = defaultdict(lambda: "–")
-    for inside in columns.values():
-        places, basis = paired.ranks([records for _, records in inside])
-        for (key, _), place in zip(inside, places, strict=True):
-            if place is not None:
-                told = "–".join(map(str, sorted(set(place))))
-                found[key] = f"{told}{'†' if basis == 'seeds' else ''}"
-    return found
 
 
 def _row(

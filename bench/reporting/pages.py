@@ -1,4 +1,7 @@
-"""The folder `reports/`: an index, a Markdown page a suite with its figures, and one HTML page.
+"""The folder `reports/`: an index, three Markdown pages a suite, figures, and one HTML page.
+
+A suite's first page has its main tables; `SUITE.rows.md` has every row with all costs and metrics,
+and `SUITE.pairs.md` all differences with their intervals.
 
 Made from records alone, the same bytes from the same records: nothing here looks at the clock.
 """
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -21,9 +24,13 @@ from bench.core.tuning import NO_CHOICES, Choice, Choices
 from bench.planning import registry
 from bench.planning.suites import Grid, Suite, load_suite, suite_names
 from bench.reporting import cost_tables, figures, html, leaderboard, pareto
+from bench.reporting.averages import averages
+from bench.reporting.boards import Board, boards
 from bench.reporting.findings import sentences
-from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND, Board
-from bench.reporting.rows import Group, Link, mark_of
+from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
+from bench.reporting.main_table import MAIN_LEGEND, cost_table, main_table
+from bench.reporting.pairs import PAIRS_LEGEND, pairs
+from bench.reporting.rows import Group, Link, mark_of, unlinked
 
 FIGURES = "figures"
 HTML = "index.html"
@@ -54,45 +61,90 @@ def write_pages(
         source: a sentence for the index that says where the pages come from.
         choices: choices of settings, from which some rows may come; the pages link them.
     """
-    link: Link = _plain
+    link: Link = unlinked
     if results is not None:
         link = partial(_linked, results, published or results, folder)
     trials = partial(_to_trials, choices, folder)
     styles = pareto.style_numbers([r.cell.method for r in records])
-    index = ["# Reports", ""]
-    written: list[Path] = []
+    texts: dict[str, str] = {}
+    listed: list[str] = []
     sections: list[html.Section] = []
-    drawn: set[Path] = set()
+    drawn: dict[Path, str] = {}
     for suite, inside in _by_suite(records, choices):
-        boards = leaderboard.boards(inside, choices)
-        images: dict[Group, str] = {}
-        for board in boards:
+        found = boards(inside, choices)
+        images = []
+        for board in found:
             drawings = [figures.draw(panel) for panel in pareto.panels(board.rows, styles)]
             sections.append(html.Section(suite.name, board, drawings))
             path = _file_of(suite, board.group)
-            drawn.add(folder / path)
-            write_atomic(folder / path, figures.sheet(drawings, path.stem))
-            images[board.group] = _image(board, path)
-        figure = partial(_of_group, images)
-        text = leaderboard.tables(boards, markdown, suite.average, link, trials, figure, _opening)
-        path = folder / f"{suite.name}.md"
-        beside = PUBLISHED_LEGEND if any(mark_of(r) == "published" for r in inside) else ""
-        legends = BOARD_LEGEND + beside + pareto.FIGURE_LEGEND + cost_tables.COST_LEGEND
-        write_atomic(path, f"# {suite.name}\n\n{suite.description}\n\n{text}\n\n{legends}")
-        written.append(path)
-        link_to = f"[{suite.name}]({suite.name}.md)"
-        index.append(f"* {link_to}: {suite.description} {len(inside)} records.")
-    if not sections:
-        index.append("No records yet: `make bench METHOD=pst` makes the first.")
-    index += ["", source]
-    if problems:
-        index += ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
-    pages = [folder / "README.md", folder / HTML]
-    write_atomic(pages[0], "\n".join(index) + "\n")
-    write_atomic(pages[1], html.page(sections, problems))
-    for path in set((folder / FIGURES).glob("*.svg")) - drawn:
+            drawn[folder / path] = figures.sheet(drawings, path.stem)
+            images.append(_image(board, path))
+        texts[f"{suite.name}.md"] = _first_page(suite, found, images, link, trials)
+        texts[f"{suite.name}.rows.md"] = _every_row(suite, found, link, trials)
+        texts[f"{suite.name}.pairs.md"] = _every_difference(suite, found)
+        listed.append(f"* {_page(suite)}: {suite.description} {len(inside)} records.")
+    none = ["No records yet: `make bench METHOD=pst` makes the first."]
+    left_out = ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
+    index = ["# Reports", "", *(listed or none), "", source, *(left_out if problems else [])]
+    for name, text in {"README.md": "\n".join(index) + "\n", **texts}.items():
+        write_atomic(folder / name, text)
+    write_atomic(folder / HTML, html.page(sections, problems))
+    for path, text in drawn.items():
+        write_atomic(path, text)
+    for path in set((folder / FIGURES).glob("*.svg")) - set(drawn):
         path.unlink()
-    return [*pages, *written]
+    return [folder / name for name in ("README.md", HTML, *texts)]
+
+
+def _first_page(
+    suite: Suite,
+    found: Sequence[Board],
+    images: Sequence[str],
+    link: Link,
+    trials: Callable[[str, Choice], str],
+) -> str:
+    """Returns findings, main table, figure and costs of each board."""
+    more = (
+        f"[Every row]({suite.name}.rows.md), with all costs and metrics, and "
+        f"[every difference]({suite.name}.pairs.md), with its interval."
+    )
+    parts = [f"# {suite.name}", suite.description, more]
+    for board, image in zip(found, images, strict=True):
+        findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
+        parts += [leaderboard.title(board, True), findings, main_table(board, link), image]
+        parts.append(cost_table(board, trials))
+    inside = [record for board in found for record in board.records]
+    parts += averages(inside, suite.average, markdown, link)
+    legend = MAIN_LEGEND + _beside(found) + pareto.FIGURE_LEGEND
+    return "\n\n".join(filter(None, [*parts, legend]))
+
+
+def _every_row(
+    suite: Suite, found: Sequence[Board], link: Link, trials: Callable[[str, Choice], str]
+) -> str:
+    """Returns the rows of each board with all that was counted, measured and scored."""
+    legend = BOARD_LEGEND + _beside(found) + cost_tables.COST_LEGEND
+    rows = leaderboard.tables(found, markdown, link, trials)
+    return "\n\n".join([f"# {suite.name}: every row", f"Of {_page(suite)}.", rows, legend])
+
+
+def _every_difference(suite: Suite, found: Sequence[Board]) -> str:
+    """Returns the differences of all pairs of each board."""
+    parts = [f"# {suite.name}: every difference", f"Of {_page(suite)}."]
+    for board in found:
+        task, model, *_ = board.group
+        differences = pairs(board) or "Nothing is tested."
+        parts += [f"## {escape(f'{task} · {model}')}", differences]
+    return "\n\n".join([*parts, PAIRS_LEGEND])
+
+
+def _beside(found: Sequence[Board]) -> str:
+    """Returns what published rows are, where there are some beside own ones."""
+    return PUBLISHED_LEGEND if any(len(b.own) < len(b.rows) for b in found) else ""
+
+
+def _page(suite: Suite) -> str:
+    return f"[{suite.name}]({suite.name}.md)"
 
 
 def _by_suite(records: Sequence[Record], choices: Choices) -> list[tuple[Suite, list[Record]]]:
@@ -137,23 +189,10 @@ def _file_of(suite: Suite, group: Group) -> Path:
     return Path(FIGURES, ".".join(parts) + ".svg")
 
 
-def _opening(board: Board) -> str:
-    """Returns a board's findings as a Markdown list."""
-    return "\n".join(f"* {escape(line)}" for line in sentences(board))
-
-
-def _of_group(images: dict[Group, str], board: Board) -> str:
-    return images[board.group]
-
-
 def _image(board: Board, path: Path) -> str:
     task, model, *_ = board.group
     alt = f"Quality of {task} on {model} against sparsity and costs; the numbers are in the tables."
     return f"![{escape(alt)}]({quote(path.as_posix())})"
-
-
-def _plain(text: str, _: Sequence[Record]) -> str:
-    return text
 
 
 def _to_trials(choices: Choices, folder: Path, text: str, choice: Choice) -> str:

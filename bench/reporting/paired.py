@@ -16,9 +16,10 @@ from typing import Literal
 
 import numpy as np
 
+from bench.core.collapse import collapsed
 from bench.core.record import Record
 from bench.core.record_parts import ScoresPart
-from bench.reporting.statistics import MIN_SEEDS, Floats, pairwise, rank_ranges
+from bench.reporting.statistics import MIN_SEEDS, Floats, adjusted, pairwise, rank_ranges
 
 Basis = Literal["mean", "log", "seeds"]
 """How a score follows from its items: mean, exponential of the mean, or not at all."""
@@ -72,7 +73,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
         reason = f"{len(blocks)} of {MIN_SEEDS} seeds in common"
         return Test(shown, nan, nan, nan, ratio, len(blocks), items, reason)
     found = pairwise(x)
-    p, half = float(found.p[0, 1]), float(found.half[0, 1])
+    p, half = float(found.p[0, 1]), float(found.half()[0, 1])
     if math.isnan(p):
         reason = "no seed moves the scores, and the metric is no mean of items"
         return Test(shown, nan, nan, nan, ratio, len(blocks), items, reason)
@@ -82,30 +83,62 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
     return Test(shown, low, high, p, ratio, len(blocks), items)
 
 
-def ranks(rows: Sequence[Sequence[Record]]) -> tuple[list[tuple[int, int] | None], Basis]:
-    """Returns the first and last rank that each row may have, and what was tested over.
+@dataclass(frozen=True)
+class Column:
+    """The tests of all pairs of a column's rows, which hold at once with 95 %.
+
+    Matrices are (rows, rows), row minus column, and NaN for rows that are not tested.
+
+    Attributes:
+        places: first and last rank that each row may have; None where it is not tested.
+        basis: what was tested over.
+        seeds: common ones.
+        effect: mean differences, or ratios where the basis is `log`.
+        low: lower ends of their 95 % intervals.
+        high: upper ends.
+        p: two-sided, adjusted over all pairs.
+    """
+
+    places: list[tuple[int, int] | None]
+    basis: Basis
+    seeds: int
+    effect: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+
+
+def test_column(rows: Sequence[Sequence[Record]]) -> Column:
+    """Tests all rows of a column against each other.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
-    `MIN_SEEDS` of them, has no rank, and neither has a row that is alone.
+    `MIN_SEEDS` of them, is not tested, and neither is a row that is alone. Rows with collapsed runs
+    lend the others no variance.
     """
     blocks = [frozenset(_blocks(row)) for row in rows]
-    ranked: list[tuple[int, int] | None] = [None] * len(rows)
     candidates = {a & b for a in set(blocks) for b in set(blocks)}
     chosen = max(
         (c for c in candidates if len(c) >= MIN_SEEDS),
         key=lambda c: (sum(c <= found for found in blocks), len(c), sorted(c)),
         default=frozenset[Block](),
     )
-    inside = [i for i, found in enumerate(blocks) if chosen <= found]
-    if not chosen or len(inside) < 2:
-        return ranked, "seeds"
+    inside = [i for i, found in enumerate(blocks) if chosen and chosen <= found]
+    places: list[tuple[int, int] | None] = [None] * len(rows)
+    effect, low, high, p = (np.full((len(rows), len(rows)), np.nan) for _ in range(4))
+    if len(inside) < 2:
+        return Column(places, "seeds", 0, effect, low, high, p)
     basis, x = _outcomes([rows[i] for i in inside], sorted(chosen))
+    steady = np.array([not any(map(collapsed, rows[i])) for i in inside])
+    found, means = pairwise(x, steady), x.mean(axis=(1, 2))
+    at = np.ix_(inside, inside)
+    p[at] = adjusted(found.p)
     rises = basis != "log" and _scores(rows[inside[0]][0]).higher_is_better
-    means = x.mean(axis=(1, 2))
-    found = rank_ranges(means if rises else -means, pairwise(x).p)
-    for i, ends in zip(inside, found, strict=True):
-        ranked[i] = ends
-    return ranked, basis
+    for i, ends in zip(inside, rank_ranges(means if rises else -means, p[at]), strict=True):
+        places[i] = ends
+    half = found.half()
+    matrices = (found.difference, found.difference - half, found.difference + half)
+    effect[at], low[at], high[at] = (np.exp(m) if basis == "log" else m for m in matrices)
+    return Column(places, basis, len(chosen), effect, low, high, p)
 
 
 def basis_of(scores: ScoresPart) -> Basis:

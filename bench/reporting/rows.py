@@ -36,6 +36,11 @@ Clean = Callable[[str], str]
 """Makes foreign text harmless in a table."""
 
 
+def unlinked(text: str, _: Any) -> str:
+    """Leaves a text as it is, for pages that cannot link."""
+    return text
+
+
 def ordered(records: Sequence[Record]) -> list[Row]:
     """Returns the records of each row, by sparsity and then score; published ones come last."""
     by_row: dict[Key, list[Record]] = defaultdict(list)

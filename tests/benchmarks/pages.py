@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.core.store import Store, path_of
 from bench.planning.suites import load_suite
-from bench.reporting import leaderboard, pages
+from bench.reporting import boards, pages
 from bench.reporting.pages import HTML
 from tests.samples import study
 
@@ -37,7 +37,7 @@ def main(wanted=10_000):
         records, problems = timed(seconds, "load", Store(results).records)
         assert len(records) == wanted
         assert not problems
-        timed(seconds, "rank", lambda: leaderboard.boards(records))
+        timed(seconds, "rank", lambda: boards.boards(records))
         timed(seconds, "pages, with ranking", lambda: write(records, reports, results))
         for what, (wall, cpu) in seconds.items():
             print(f"{what:20} {wall:6.1f} s, {cpu:6.1f} s of CPU")

@@ -1,0 +1,175 @@
+"""Boards: the records of a task and model as rows, and columns of rows that are tested together.
+
+A column holds the rows of one pattern, sparsity and quantizer, so of one size. A row whose counted
+sparsity is not what was asked for (DSEE, whose update fills zeros; methods without a controller)
+stands apart: it is tested in no column.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.core.cell import REFERENCE
+from bench.core.pattern import DENSE
+from bench.core.record import Record
+from bench.core.tuning import MISS, NO_CHOICES, Choice, Choices
+from bench.reporting import paired
+from bench.reporting.recovery import recovery_of
+from bench.reporting.rows import Group, Key, Row, group_of, mark_of, method_name, name, ordered
+from bench.reporting.statistics import ALPHA
+
+MARGIN = MISS
+"""How far a row's counted sparsity may be from that of its column."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Rows that were tested against each other.
+
+    Attributes:
+        level: pattern, sparsity and quantizer as printed: `unstructured 0.5`, `2:4 int4/64`.
+        rows: the best mean first.
+        tests: of all pairs, in the order of `rows`.
+    """
+
+    level: str
+    rows: list[Row]
+    tests: paired.Column
+
+    @property
+    def tested(self) -> list[Row]:
+        """Returns the rows with a rank."""
+        return [row for row, place in zip(self.rows, self.tests.places, strict=True) if place]
+
+    @property
+    def best(self) -> list[Row]:
+        """Returns the rows that no other row of the column is told to be better than."""
+        places = zip(self.rows, self.tests.places, strict=True)
+        return [row for row, place in places if place and place[0] == 1]
+
+    @property
+    def apart(self) -> int:
+        """Returns how many pairs are told apart."""
+        return int((self.tests.p < ALPHA).sum()) // 2
+
+    def rank(self, i: int) -> str:
+        """Returns a row's rank as printed: `1`, `2–5` where no test tells, † over seeds alone."""
+        place = self.tests.places[i]
+        if place is None:
+            return "–"
+        told = "–".join(map(str, sorted(set(place))))
+        return f"{told}{'†' if self.tests.basis == 'seeds' else ''}"
+
+
+@dataclass(frozen=True)
+class Board:
+    """The rows of a group, in order, with all that takes the others to know.
+
+    Attributes:
+        columns: dense first, then by sparsity.
+        ranks: as printed; `–` where there is none.
+        recovery: fraction of the dense score, None where a dense record is missing.
+        choices: the choice that a row's settings come from, if there is one.
+    """
+
+    group: Group
+    rows: list[Row]
+    columns: list[Column]
+    ranks: dict[Key, str]
+    recovery: dict[Key, float | None]
+    choices: dict[Key, Choice]
+
+    @property
+    def records(self) -> list[Record]:
+        """Returns the records of all rows."""
+        return [record for _, inside in self.rows for record in inside]
+
+    @property
+    def own(self) -> list[Row]:
+        """Returns the rows that are not published ones beside those of this machine."""
+        return [row for row in self.rows if row[0][-1] != "published"]
+
+    @property
+    def dense(self) -> Row | None:
+        """Returns the reference's row."""
+        return next((row for row in self.rows if row[0][0] == REFERENCE), None)
+
+    def label(self, key: Key) -> str:
+        """Names a row's method: `pst` where its settings were chosen, else with its parameters.
+
+        Default settings are named where the method's other rows have chosen ones.
+        """
+        method, overrides = key[0], key[3]
+        if key in self.choices:
+            return str(method)
+        if not overrides.method and any(other[0] == method for other in self.choices):
+            return f"{method} default"
+        return method_name(method, overrides)
+
+
+def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Board]:
+    """Returns the boards of records, by task, model and budget.
+
+    Args:
+        records: done records.
+        choices: choices of settings, from which some rows may come.
+    """
+    found = list(records)
+    dense = {(mark_of(r), r.cell): r for r in found if r.cell.method == REFERENCE}
+    groups: dict[Group, list[Record]] = defaultdict(list)
+    for record in found:
+        groups[group_of(record)].append(record)
+    made = []
+    for group in sorted(groups, key=lambda g: (g[0], g[1], g[2], str(g[3]))):
+        rows = ordered(groups[group])
+        recovery = {key: recovery_of(inside, dense) for key, inside in rows}
+        chosen = {key: choices.behind(inside[0].cell) for key, inside in rows}
+        tuned = {key: choice for key, choice in chosen.items() if choice is not None}
+        columns = _columns(rows)
+        ranks = {key: "–" for key, _ in rows}
+        for column in columns:
+            for i, (key, _) in enumerate(column.rows):
+                ranks[key] = column.rank(i)
+        made.append(Board(group, rows, columns, ranks, recovery, tuned))
+    return made
+
+
+def counted(records: Sequence[Record]) -> float:
+    """Returns the zeros in the target weights of a row, as a fraction, the mean over seeds."""
+    return statistics.fmean(r.sparsity.overall for r in records if r.sparsity)
+
+
+def stands_apart(row: Row) -> bool:
+    """Tells whether a row's counted sparsity is not that of its column.
+
+    Of heads and neurons the sparsity is a share of units, so no count of weights is wrong.
+    """
+    (_, pattern, sparsity, *_), records = row
+    if pattern == DENSE or pattern.removes_units:
+        return False
+    return abs(counted(records) - float(sparsity)) > MARGIN
+
+
+def level_of(key: Key) -> str:
+    """Returns pattern, sparsity and quantizer as printed."""
+    _, level, quantized = name(key, str)
+    return level if quantized == "–" else f"{level} {quantized}"
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row[0][-1] != "unverified" and not stands_apart(row):
+            found[level_of(row[0])].append(row)
+
+    def order(level: str) -> tuple[bool, bool, float, str]:
+        _, pattern, sparsity, *_ = found[level][0][0]
+        return pattern != DENSE, pattern.sparsity is not None, sparsity, level
+
+    return [
+        Column(level, found[level], paired.test_column([records for _, records in found[level]]))
+        for level in sorted(found, key=order)
+    ]

@@ -1,0 +1,193 @@
+"""A board as a paper prints it: a method a row, a level of sparsity a column, then the costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench.core.cell import REFERENCE
+from bench.core.collapse import collapsed
+from bench.core.pattern import DENSE, UNSTRUCTURED
+from bench.core.record import Record, number
+from bench.core.tables import duration, escape, gib, human, markdown, mib, percent
+from bench.core.tuning import Choice
+from bench.reporting import cost_tables
+from bench.reporting.boards import Board, Column, counted, stands_apart
+from bench.reporting.rows import (
+    Key,
+    Link,
+    Row,
+    collapse_note,
+    higher,
+    marked,
+    mean,
+    name,
+    score,
+    stale_note,
+)
+from bench.reporting.statistics import MIN_SEEDS
+
+MAIN_LEGEND = f"""\
+**bold**: no other row of the column is told to be better. The paired tests are at 5 % over all
+pairs of a column at once; \\* marks a row that is not tested, with fewer than {MIN_SEEDS} seeds or
+other ones than the rest. **scores**: the task's metric × 100 where higher is better, unscaled where
+lower is better; mean ± sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are
+no better than the majority class or chance, within two standard errors; the mean without them
+stands beside it. **columns**: zeros in the target weights, of any pattern that is not named.
+**time**: seconds to the pruned model / those of the dense one, on the same machine; one-shot
+methods include the dense training that they start from. **MACs**: multiply-adds of one sequence;
+*effective* leaves out products with zero weights, *realizable* only what this hardware can skip.
+**tuning**: seconds of the trials that chose the settings.
+"""
+
+Linked = Callable[[str], str]
+"""Makes a method's name lead to its description."""
+
+
+def main_table(board: Board, link: Link, method: Linked = escape) -> str:
+    """Returns the scores as Markdown, with a note, and a second table for rows that stand apart."""
+    columns = board.columns
+    cells: dict[str, dict[str, str]] = {}
+    means: dict[str, dict[str, float]] = {}
+    sign = -1 if higher(board.records) else 1
+    for column in columns:
+        best = [key for key, _ in column.best] if len(column.tested) > 1 else []
+        tested = [key for key, _ in column.tested]
+        for key, records in column.rows:
+            text = link(score(records, 1), records)
+            text = f"**{text}**" if key in best else text
+            text += "" if key in tested else "\\*"
+            label = _label(board, key)
+            cells.setdefault(label, {})[column.level] = text + collapse_note(records, 1)
+            means.setdefault(label, {})[column.level] = sign * mean(records)
+    levels = [column.level for column in columns]
+
+    def order(label: str) -> tuple[bool, bool, list[float]]:
+        found = [means[label].get(level, float("inf")) for level in levels]
+        return label != REFERENCE, found[0] == float("inf"), found[1:]
+
+    rows = [
+        [_named(label, method), *(cells[label].get(level, "") for level in levels)]
+        for label in sorted(cells, key=order)
+    ]
+    parts = [markdown(("method", *map(_heading, columns)), rows)] if rows else []
+    parts.append(_note(board))
+    if outside := [row for row in board.rows if stands_apart(row)]:
+        parts += ["At a sparsity of their own, so in no column and not tested:"]
+        parts.append(_apart(board, outside, link, method))
+    return "\n\n".join(parts)
+
+
+def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linked = escape) -> str:
+    """Returns what each method costs, in its first column, without columns that are empty."""
+    first: dict[str, tuple[str, Row]] = {}
+    for column in board.columns:
+        for key, records in column.rows:
+            first.setdefault(_label(board, key), (_heading(column), (key, records)))
+    for key, records in board.rows:
+        text = f"{percent(counted(records), 1)} %" if key[1] != DENSE else "dense"
+        first.setdefault(_label(board, key), (text, (key, records)))
+    own = {key for key, _ in board.own}
+    header = ("method", "at", "trained %", "time × dense", "peak memory", "stored",
+              "MACs effective", "MACs realizable", "tuning")  # fmt: skip
+    rows = [
+        [_named(label, method), at, *_costs(board, row, trials)]
+        for label, (at, row) in first.items()
+        if row[0] in own
+    ]
+    kept = [i for i in range(len(header)) if i < 2 or any(row[i] != "–" for row in rows)]
+    return markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list[str]:
+    key, records = row
+    first = records[0]
+    assert first.params is not None
+    choice = board.choices.get(key)
+    stored = number(first, "bytes.stored")
+    macs = [number(first, f"macs.{kind}") for kind in ("effective", "realizable")]
+    return [
+        percent(first.params.trainable.body / first.params.total),
+        _time(board, records),
+        gib(max(r.cost.peak_bytes for r in records if r.cost)),
+        "–" if stored is None else mib(int(stored)),
+        *("–" if value is None else human(value) for value in macs),
+        trials(duration(choice.seconds), choice) if choice else "–",
+    ]
+
+
+def _time(board: Board, records: Sequence[Record]) -> str:
+    """Returns the ratio of mean seconds to the dense row's, where both are of one machine."""
+    dense = board.dense
+    if dense is None or len({cost_tables.hardware(r) for r in (*records, *dense[1])}) > 1:
+        return "–"
+    taken, base = (
+        statistics.fmean(map(cost_tables.seconds, inside)) for inside in (records, dense[1])
+    )
+    return f"{taken / base:.2f}" if base else "–"
+
+
+def _apart(board: Board, rows: Sequence[Row], link: Link, method: Linked) -> str:
+    table = []
+    for key, records in rows:
+        _, level, quantized = name(key, escape)
+        table.append(
+            [
+                _named(_label(board, key), method),
+                level if quantized == "–" else f"{level} {quantized}",
+                percent(counted(records), 1),
+                link(score(records, 1), records) + collapse_note(records, 1),
+            ]
+        )
+    return markdown(("method", "asked for", "zeros %", "score"), table)
+
+
+def _label(board: Board, key: Key) -> str:
+    return marked(board.label(key), key[-1])
+
+
+def _named(label: str, method: Linked) -> str:
+    """Returns a row's name, of which the method's is linked."""
+    first, _, rest = label.partition(" ")
+    return " ".join(filter(None, (method(first), escape(rest))))
+
+
+def _heading(column: Column) -> str:
+    """Returns a column's heading: `50 %`, `rows 50 %`, `2:4`, `50 % int4/64`."""
+    _, pattern, sparsity, overrides, _ = column.rows[0][0]
+    parts: list[Any] = [] if pattern == UNSTRUCTURED else [pattern.text]
+    if pattern.sparsity is None and pattern != DENSE:
+        parts.append(f"{100 * sparsity:g} %")
+    if overrides.quantization:
+        parts.append(overrides.quantization)
+    return " ".join(map(str, parts))
+
+
+def _note(board: Board) -> str:
+    """Says what the scores are, how rows are sorted, and how many pairs were told apart."""
+    first = board.records[0]
+    assert first.scores is not None
+    assert first.budget is not None
+    seeds = sorted({len(records) for _, records in board.rows})
+    parts = [
+        f"{first.scores.metric.capitalize()} on {first.scores.n:,} items of `{first.cell.task}`, "
+        f"{first.cell.model}, {first.budget.steps} steps of {first.budget.batch}; mean ± sd of "
+        f"{' or '.join(map(str, seeds))} seeds. Sorted by the columns, from the left."
+    ]
+    tested = [column for column in board.columns if len(column.tested) > 1]
+    if tested:
+        pairs = "; ".join(
+            f"{column.apart} of {len(column.tested) * (len(column.tested) - 1) // 2} at "
+            f"{_heading(column)}"
+            for column in tested
+        )
+        parts.append(
+            f"**Bold**: no row of the column is told to be better. Pairs told apart: {pairs}."
+        )
+    if any(map(collapsed, board.records)):
+        parts.append(
+            "*Collapsed* runs are no better than chance (the majority class), within two standard "
+            "errors."
+        )
+    return " ".join([*parts, *stale_note(board.records)])
