@@ -14,14 +14,14 @@ CoFi does (arXiv 2204.00408). In the end the share that was asked for goes, with
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bench.api import Context, Field, Setting, parameters
 from bench.core.pattern import UNSTRUCTURED
-from methods.shared.lagrangian import Lagrangian, rising
+from methods.shared.lagrangian import TargetParams
 from methods.shared.learned_scores import LearnedScores
 from methods.shared.masks import keep_masks
 
@@ -43,7 +43,6 @@ class L0(LearnedScores):
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured",)
     uniform: ClassVar[bool] = False
-    state: ClassVar[tuple[str, ...]] = ("lagrangian",)
     search: ClassVar[tuple[Setting, ...]] = (
         {},
         {"target": "lagrangian"},
@@ -56,7 +55,7 @@ class L0(LearnedScores):
     )
 
     @parameters
-    class Params:
+    class Params(TargetParams):
         """Gates and penalty of the movement paper's code for SQuAD; the sparsity is a label."""
 
         lr: float = Field(default=5e-5, gt=0, description="learning rate of the weights")
@@ -73,25 +72,6 @@ class L0(LearnedScores):
         )
         penalty: float = Field(
             default=125.0, ge=0, description="weight of the mean probability that a gate is open"
-        )
-        target: Literal["penalty", "lagrangian"] = Field(
-            default="penalty",
-            description="penalty: λ is constant, and the sparsity a label; lagrangian: a "
-            "multiplier moves until the expected sparsity is the cell's",
-        )
-        target_ramp: float = Field(
-            default=0.5,
-            ge=0,
-            le=1,
-            description="fraction of the steps in which the target rises from 0, lagrangian only",
-        )
-        multiplier_lr: float = Field(
-            default=1.0, gt=0, description="learning rate of the multiplier, lagrangian only"
-        )
-        square: float = Field(
-            default=500.0,
-            ge=0,
-            description="weight of the squared distance from the target, lagrangian only",
         )
         freeze_embeddings: bool = Field(
             default=False, description="whether embeddings and their norm are frozen"
@@ -113,13 +93,8 @@ class L0(LearnedScores):
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Gives every weight of every target its gate."""
-        p = self.params
-        self.strength = p.penalty if p.target == "penalty" else 0.0
-        self.sparsity = ctx.cell.sparsity
-        self.lagrangian: Lagrangian | None = None
-        if p.target == "lagrangian":
-            self.lagrangian = Lagrangian(p.multiplier_lr, p.square, ctx.device)
         self.prepare(model, ctx)
+        self.strength = self.params.penalty
         self.layers = []
         for target in ctx.targets:
             layer = HardConcrete(target.stored.shape, self.params.initial).to(ctx.device)
@@ -129,19 +104,6 @@ class L0(LearnedScores):
     def penalty(self) -> Tensor:
         """Returns the mean over layers of the mean probability that a gate is open."""
         return torch.stack([open_probability(layer.scores).mean() for layer in self.layers]).mean()
-
-    def step(self, model: PreTrainedModel, progress: float) -> None:
-        """Moves the multiplier, and raises the target."""
-        if self.lagrangian is not None:
-            target = rising(progress, self.params.target_ramp, self.sparsity)
-            self.lagrangian.ascend(target)
-
-    def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
-        """Returns the task's loss (and the teacher's) with λ·penalty, or with the Lagrangian."""
-        loss = super().loss(model, inputs, outputs)
-        if self.lagrangian is not None:
-            loss = loss + self.lagrangian.term(self.expected_sparsity())
-        return loss
 
     def expected_sparsity(self) -> Tensor:
         """Returns the share of all gates that are expected to be shut."""

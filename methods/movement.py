@@ -8,6 +8,10 @@ Blocks of R × C are C × R in the attention output, which reads what q, k and v
 
     hard   H keeps all but the ⌊n·s(t)⌋ lowest of a matrix
     soft   H = 1[σ(S) > τ(t)], loss + λ(t)·mean σ(S): how much is pruned comes out, λ decides
+
+With `target=lagrangian` an augmented Lagrangian takes the place of λ, as in CoFi (arXiv
+2204.00408). It steers the expected sparsity ŝ = Σ σ(logit τ − S/β) / n, and the ⌊n·ŝ⌋ weights with
+the lowest scores of all matrices are pruned: so what is counted is what is expected.
 """
 
 from __future__ import annotations
@@ -19,16 +23,21 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import Context, Field, Setting, grid, parameters
+from bench.api import Context, Expected, Field, Setting, grid, parameters
 from bench.weights.patterns import local
 from bench.weights.targets import Target
+from methods.shared.lagrangian import TargetParams
 from methods.shared.learned_scores import LearnedScores
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import between_holds, cubic
-from methods.shared.score_masks import BiasMask, Gate, Masked, units_of
+from methods.shared.score_masks import BiasMask, Gate, Masked, keep_together, units_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+REACH = 7.5
+"""In units of β, how far a score can move: by its rate in every update. β is 1 with the default
+rate and 300 updates."""
 
 
 class Movement(LearnedScores):
@@ -45,7 +54,7 @@ class Movement(LearnedScores):
     search: ClassVar[tuple[Setting, ...]] = grid(score_lr=(5e-2, 1e-2, 2e-2, 1e-1), lr=(5e-5, 1e-4))
 
     @parameters
-    class Params:
+    class Params(TargetParams):
         """The first paper's schedule and penalty, the second's treatment of biases and embeddings.
 
         The first paper trains SQuAD with lr 3e-5, score_lr 1e-2, freeze_embeddings, distill 0.5
@@ -54,8 +63,8 @@ class Movement(LearnedScores):
 
         mode: Literal["hard", "soft"] = Field(
             default="hard",
-            description="hard keeps exactly the sparsity's share; soft has a threshold, and the "
-            "sparsity is a label",
+            description="hard keeps exactly the sparsity's share of each matrix; soft has a "
+            "threshold, and target says what decides the sparsity",
         )
         lr: float = Field(default=5e-5, gt=0, description="learning rate of the weights")
         score_lr: float = Field(default=5e-2, gt=0, description="learning rate of the scores")
@@ -73,7 +82,8 @@ class Movement(LearnedScores):
             default=0.1,
             ge=0,
             lt=1,
-            description="final threshold on the sigmoid of the scores, soft only",
+            description="final threshold on the sigmoid of the scores, soft only; with "
+            "target=lagrangian the expected sparsity at the start",
         )
         penalty: float = Field(
             default=400.0, ge=0, description="final weight of the penalty on the scores, soft only"
@@ -102,27 +112,46 @@ class Movement(LearnedScores):
         @model_validator(mode="after")
         def _leaves_a_ramp(self) -> Self:
             between_holds(self)
+            if self.target == "lagrangian" and self.mode != "soft":
+                raise ValueError(
+                    "target=lagrangian needs mode=soft; hard meets the sparsity anyway"
+                )
+            if self.target == "lagrangian" and not self.threshold:
+                raise ValueError("target=lagrangian needs a threshold above 0, such as 0.1")
             return self
 
     params: Params
 
     @property
     def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
-        """Whether the counted sparsity is the cell's: a threshold cannot promise it."""
+        """Whether the counted sparsity is the cell's: a constant λ cannot promise it."""
+        return self.params.mode == "hard" or self.params.target == "lagrangian"
+
+    @property
+    def uniform(self) -> bool:  # type: ignore[override]  # the base allows a property
+        """Whether each matrix has the sparsity: with a multiplier all weights compete."""
         return self.params.mode == "hard"
+
+    def expected(self, ctx: Context) -> Expected | None:
+        """Returns what is known before training; how many neurons a multiplier prunes is not."""
+        if self.params.mode == "soft" and ctx.cell.pattern.neurons:
+            return None
+        return super().expected(ctx)
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Gives every target its scores, one gate a pool."""
         p = self.params
         self.ramp = between_holds(p)
-        self.sparsity, self.strength = ctx.cell.sparsity, 0.0
         self.prepare(model, ctx)
+        # The rates of all updates add up to half of score_lr's.
+        self.unit = p.score_lr * ctx.budget.steps / 2 / REACH
         pattern = ctx.cell.pattern
         neurons: list[Gate] = []
         blocks: list[Gate] = []
         paired: set[str] = set()
         for ffn in feed_forward(ctx.targets) if pattern.neurons else []:
-            gate = self.gate(ffn.out.shape[1], ctx)
+            extent = ffn.out.shape[0] + sum(target.shape[1] for target in ffn.ins)
+            gate = self.gate(ffn.out.shape[1], extent, ctx)
             neurons.append(gate)
             for target in ffn.ins:
                 self.mask(target, gate, (1, target.shape[1]))
@@ -132,16 +161,19 @@ class Movement(LearnedScores):
             if target.name not in paired:
                 block = local(pattern, target).block or (1, 1)
                 units = units_of(target, block)
-                blocks.append(self.gate(math.prod(units), ctx))
+                blocks.append(self.gate(math.prod(units), math.prod(block), ctx))
                 self.mask(target, blocks[-1], block)
         # The penalty is a mean over kinds of layers, and over the layers of each.
         self.kinds = [kind for kind in (blocks, neurons) if kind]
+        self.gates = [*blocks, *neurons]
 
-    def gate(self, units: int, ctx: Context) -> Gate:
-        """Makes a pool of `units` scores."""
+    def gate(self, units: int, extent: int, ctx: Context) -> Gate:
+        """Makes a pool of `units` scores that stand for `extent` weights each."""
         soft = self.params.mode == "soft"
         floor = int(self.params.min_kept * units) + 1 if self.params.min_kept else 0
-        return Gate(units, soft, floor).to(ctx.device)
+        if self.lagrangian is not None:  # what is promised leaves no more
+            floor = min(floor, int((1.0 - self.sparsity) * units))
+        return Gate(units, soft, floor, extent).to(ctx.device)
 
     def mask(self, target: Target, gate: Gate, unit: tuple[int, int]) -> None:
         """Parametrizes the target's weight, and its bias where that is masked."""
@@ -152,7 +184,16 @@ class Movement(LearnedScores):
             target.parametrize(BiasMask(layer), "bias")
 
     def step(self, model: PreTrainedModel, progress: float) -> None:
-        """Sets s(t) or τ(t), and λ(t), which goes with τ; masks are chosen anew."""
+        """Sets s(t) or τ(t), and λ(t), which goes with τ; masks are chosen anew.
+
+        With a multiplier ŝ of all weights go, and no more than the target asks for.
+        """
+        super().step(model, progress)
+        if self.lagrangian is not None:
+            with torch.no_grad():
+                expected, target = self.expected_sparsity(), self.lagrangian.target
+            self.prune(target if expected.is_meta else min(float(expected), target))
+            return
         ramp = cubic(progress, *self.ramp, 0.0, 1.0)
         soft = self.params.mode == "soft"
         self.strength = ramp * self.params.penalty if soft else 0.0
@@ -164,3 +205,23 @@ class Movement(LearnedScores):
         """Returns the mean over kinds of layers of the mean over layers of mean σ(S)."""
         means = [torch.stack([g.scores.sigmoid().mean() for g in kind]) for kind in self.kinds]
         return torch.stack([mean.mean() for mean in means]).mean()
+
+    @torch.no_grad()
+    def prune(self, share: float) -> None:
+        """Chooses the masks so that the lowest scores go, a share of all weights."""
+        for gate, keep in zip(self.gates, keep_together(self.gates, share), strict=True):
+            gate.set(share, keep)
+
+    def expected_sparsity(self) -> Tensor:
+        """Returns the share of the weights that is expected to go: Σ σ(logit τ − S/β) / n."""
+        cut = math.log(self.params.threshold / (1.0 - self.params.threshold))
+        gone = [g.extent * torch.sigmoid(cut - g.scores / self.unit).sum() for g in self.gates]
+        return torch.stack(gone).sum() / sum(g.extent * g.scores.numel() for g in self.gates)
+
+    @torch.no_grad()
+    def finish(self, model: PreTrainedModel) -> None:
+        """Merges the masks; with a multiplier those of exactly the sparsity."""
+        if self.lagrangian is not None:
+            self.report["expected_sparsity"] = float(self.expected_sparsity())
+            self.prune(self.sparsity)
+        super().finish(model)

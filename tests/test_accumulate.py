@@ -58,6 +58,7 @@ def test_smoothing_counts_the_same_tokens():
     [
         ("ast", {"kd": 0.67, "model": "tiny-gpt2", "task": "tiny/wikitext"}),
         ("movement", {"mode": "soft", "distill": 0.5}),
+        ("movement", {"mode": "soft", "target": "lagrangian"}),
         ("l0", {}),
     ],
 )

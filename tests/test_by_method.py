@@ -236,6 +236,15 @@ def test_what_training_decides_is_left_out(method, params):
     assert found.train > 0
 
 
+def test_a_target_settles_the_zeros_but_not_how_many_are_neurons():
+    more = {"batch": 1, "length": 8, "mode": "soft", "target": "lagrangian"}
+    hard = row("tiny-bert", "movement", batch=1, length=8)
+    made = row("tiny-bert", "movement", **more)
+    assert (made.stored, made.effective) == (hard.stored, hard.effective)
+    assert made.train == hard.train
+    assert row("tiny-bert", "movement", "block:16x16+neurons", **more).stored is None
+
+
 def test_unstructured_is_realized_as_dense_and_2_4_only_where_there_is_a_kernel():
     half = FORWARD - T * P // 2
     assert row("bert-base/2", "magnitude", "2:4").effective == half

@@ -67,7 +67,7 @@ def test_sparsity_is_exact_in_the_finished_model(name, model, once):
     cell, fit = once(name, model)
     if not fit.method.promises_sparsity or cell.pattern != UNSTRUCTURED:
         pytest.skip("promises no exact unstructured sparsity")
-    if not type(fit.method).uniform:
+    if not fit.method.uniform:
         found = helpers.zeros(fit.model)
         total = sum(t.weight.numel() for t in targets.prunable(fit.model))
         assert sum(found.values()) == pruned_count(total, cell.sparsity)

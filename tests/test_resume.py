@@ -118,6 +118,7 @@ def test_every_method_ends_with_the_same_bytes(name, tmp_path):
         # Before the coefficients are folded, and after.
         ("dsee", (3, 5), {"pattern": "heads+neurons"}),
         ("movement", (9,), {"mode": "soft", "distill": 0.5, "pattern": "block:16x16+neurons"}),
+        ("movement", (5,), {"mode": "soft", "target": "lagrangian"}),
         # While it collects gradients.
         ("rosa", (3, 4), {"gradients": 3, "model": "tiny-gpt2"}),
         ("ast", (9,), {"slorb": "mean", "model": "tiny-llama"}),

@@ -97,8 +97,8 @@ class Method(ABC):
         needs_dense: whether the dense cell must have been run: one-shot methods start from its
             weights on a task that trains, distilling methods take it as the teacher.
         promises_sparsity: whether the counted sparsity must equal the cell's (a learned threshold
-            cannot promise it). This and `needs_dense` may be properties of the instance where the
-            parameters decide.
+            cannot promise it). This, `uniform` and `needs_dense` may be properties of the instance
+            where the parameters decide.
         uniform: whether that holds for every matrix, or only for all of them together.
         shardable: whether it can train where every process holds a part of each weight (FSDP):
             outside the model's forward it then touches no weight, and it keeps nothing of training

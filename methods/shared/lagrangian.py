@@ -10,8 +10,37 @@ overshoots.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+from bench.api import Field, parameters
+
+
+@parameters
+class TargetParams:
+    """How the sparsity is decided: parameters of every method whose gates learn it."""
+
+    target: Literal["penalty", "lagrangian"] = Field(
+        default="penalty",
+        description="penalty: λ is given, and the sparsity a label; lagrangian: a multiplier moves "
+        "until the expected sparsity is the cell's",
+    )
+    target_ramp: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="fraction of the steps in which the target rises from 0, lagrangian only",
+    )
+    multiplier_lr: float = Field(
+        default=1.0, gt=0, description="learning rate of the multiplier, lagrangian only"
+    )
+    square: float = Field(
+        default=500.0,
+        ge=0,
+        description="weight of the squared distance from the target, lagrangian only",
+    )
 
 
 class Lagrangian(nn.Module):

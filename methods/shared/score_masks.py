@@ -26,18 +26,25 @@ def units_of(target: Target, block: tuple[int, int]) -> tuple[int, int]:
 
 
 class Gate(nn.Module):
-    """A pool of scores and the keep mask that they make, which stands for one update."""
+    """A pool of scores and the keep mask that they make, which stands for one update.
 
-    def __init__(self, units: int, soft: bool, floor: int) -> None:
+    Args:
+        units: how many scores.
+        soft: whether a threshold decides, or a share.
+        floor: how many of the best survive any threshold.
+        extent: how many weights a unit stands for.
+    """
+
+    def __init__(self, units: int, soft: bool, floor: int, extent: int = 1) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(units))
-        self.soft, self.floor = soft, floor
+        self.soft, self.floor, self.extent = soft, floor, extent
         self.set(0.0)
 
-    def set(self, level: float) -> None:
-        """Sets the sparsity (hard) or τ (soft) that the next forward uses."""
+    def set(self, level: float, keep: Tensor | None = None) -> None:
+        """Sets the sparsity (hard) or τ (soft) that the next forward uses, or the mask itself."""
         self.level = level
-        self._keep: Tensor | None = None
+        self._keep = keep
 
     def keep(self) -> Tensor:
         """Returns the mask, (units,), as floats: on CPUs products with bools are slower."""
@@ -55,6 +62,32 @@ class Gate(nn.Module):
                 keep = keep_largest(scores, pruned_count(n, self.level), scores.dtype)
             self._keep = keep
         return self._keep
+
+
+@torch.no_grad()
+def keep_together(gates: list[Gate], share: float) -> list[Tensor]:
+    """Returns the masks of gates whose units compete with each other, as floats.
+
+    The lowest scores go, for as long as no more than the share of all weights is gone. The best of
+    each gate, its floor, go last.
+    """
+    scores = torch.cat([gate.scores for gate in gates])
+    if scores.is_meta:
+        return [torch.empty_like(gate.scores) for gate in gates]
+    for gate, part in zip(gates, scores.split([g.scores.numel() for g in gates]), strict=True):
+        if gate.floor:
+            n = gate.scores.numel()
+            part.masked_fill_(keep_largest(gate.scores, n - gate.floor), math.inf)
+    extents = {gate.extent for gate in gates}
+    wanted = pruned_count(sum(gate.scores.numel() * gate.extent for gate in gates), share)
+    if len(extents) == 1:
+        k = wanted // extents.pop()
+    else:
+        sizes = torch.cat([torch.full_like(g.scores, g.extent, dtype=torch.long) for g in gates])
+        gone = sizes[scores.argsort(stable=True)].cumsum(0)
+        k = int((gone <= wanted).sum())
+    keep = keep_largest(scores, k, scores.dtype)
+    return list(keep.split([gate.scores.numel() for gate in gates]))
 
 
 class Masked(nn.Module):
