@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from bench.core.record import parse
 from bench.reporting import paired
@@ -11,7 +12,9 @@ from tasks.metrics import jackknife
 from tasks.metrics.classification import classification_items, classification_scores
 from tasks.metrics.ngram import Nist, RougeL
 from tasks.metrics.text import Bleu, words_apart
+from tasks.tiny import TinyReviews
 from tasks.zero_shot import mean_items
+from tests import helpers
 from tests.benchmarks import simulate_metrics
 from tests.oracles import jackknife as oracle
 from tests.oracles import text
@@ -50,6 +53,20 @@ def test_items_equal_leaving_out_each(metric, make, by_definition, n):
         assert found == pytest.approx(oracle.values(by_definition, pairs), abs=1e-9)
 
 
+@pytest.mark.parametrize(("metric", "labels"), [("f1", 2), ("matthews", 2), ("pearson", 1)])
+def test_a_task_returns_them(metric, labels, monkeypatch):
+    monkeypatch.setattr(TinyReviews, "metric", metric)
+    monkeypatch.setattr(TinyReviews, "labels", labels)
+    task = TinyReviews("tiny/reviews")
+    loaded = helpers.load("tiny-bert", task, 1)
+    loaded.tok.model_max_length = 20
+    found = task.evaluate(loaded.model.eval(), loaded.tok, torch.device("cpu"))
+    assert found.n == len(found.items) == 300
+    assert len(set(found.items)) <= 4 or labels == 1
+    assert np.mean(found.items) == pytest.approx(found.values[metric], abs=1e-9)
+    assert ("majority" in found.values) == (labels == 2)
+
+
 def test_of_accuracy_they_are_right_or_wrong():
     predicted, gold = classes(50, 1)
     found = classification_items("accuracy", predicted, gold)
@@ -63,6 +80,10 @@ def test_of_accuracy_they_are_right_or_wrong():
 def test_a_constant_prediction_has_items_of_nothing():
     gold = [float(i) for i in range(20)]
     assert classification_items("pearson", [1.0] * 20, gold) == [0.0] * 20
+    # Constant without the first: the items are finite, and their mean is the score.
+    found = classification_items("pearson", [3.0] + [1.0] * 19, gold)
+    pairs = list(zip([3.0] + [1.0] * 19, gold, strict=True))
+    assert found == pytest.approx(oracle.values(oracle.pearson, pairs))
     assert classification_items("matthews", [1] * 20, [1, 0] * 10) == [0.0] * 20
     assert classification_items("f1", [0] * 20, [1, 0] * 10) == [0.0] * 20
 
