@@ -183,7 +183,7 @@ def rates(metric, draws, seeds, items, noise):
     }
 
 
-def main(draws=2000, *metrics):
+def main(draws=1000, *metrics):
     """Prints the table."""
     for seeds in (3, 5):
         for items in (300, 1000):
