@@ -23,6 +23,7 @@ import torch
 
 from bench.api import BenchError, Budget, Scores, Source, Split
 from bench.core import provenance
+from tasks.metrics import jackknife
 from tasks.shared.base import Splits
 from tasks.shared.c4 import C4_SAMPLE, c4_sample
 from tasks.shared.language import Language
@@ -61,6 +62,8 @@ class ZeroShot(Language):
         self.averaged = [chosen] if chosen else list(self.mean_over)
         self.sets = [self.known_sets[chosen]] if chosen else list(self.known_sets.values())
         self.limit = max(s.rows for s in self.sets)
+        # The records of the mean have held jackknife values since version 2.
+        self.version = 1 if len(self.sets) == 1 else 2
 
     def prepare(self) -> None:
         """Fetches and checks the rows.
@@ -97,7 +100,8 @@ class ZeroShot(Language):
     ) -> Scores:
         """Scores every set with lm-eval.
 
-        `items` holds 1 where the right choice is the likeliest, set by set and row by row.
+        `items` goes set by set and row by row: 1 where the right choice is the likeliest. Where
+        the score is a mean over sets, they are its jackknife values.
         `budget.items` limits each set to its first rows.
 
         Raises:
@@ -152,7 +156,7 @@ class ZeroShot(Language):
 
     def _scores(self, results: dict[str, Any], samples: dict[str, Any]) -> Scores:
         values: dict[str, float] = {}
-        items = ""
+        right: dict[str, str] = {}
         for wanted in self.sets:
             for metric, value in results[wanted.task].items():
                 name, _, rule = metric.partition(",")
@@ -161,9 +165,30 @@ class ZeroShot(Language):
                     other = "" if name == "acc" else f"_{name.removeprefix('acc_')}"
                     values[wanted.task + other] = float(value)
             rows = sorted(samples[wanted.task], key=lambda sample: sample["doc_id"])
-            items += "".join("01"[round(row["acc"])] for row in rows)
+            right[wanted.task] = "".join("01"[round(row["acc"])] for row in rows)
         mean = sum(values[name] for name in self.averaged) / len(self.averaged)
-        return Scores(values={"accuracy": mean, **values}, n=len(items), items=items)
+        n = sum(map(len, right.values()))
+        items = right[self.sets[0].task] if len(right) == 1 else mean_items(right, self.averaged)
+        return Scores(values={"accuracy": mean, **values}, n=n, items=items)
+
+
+def mean_items(right: Mapping[str, str], averaged: Sequence[str]) -> list[float]:
+    """Returns the jackknife values of the mean accuracy of the `averaged` sets.
+
+    An item of another set leaves the mean as it is, and so does the only item of a set.
+
+    Args:
+        right: for each set, 1 where an item is right and 0 elsewhere.
+        averaged: names of sets.
+    """
+    accuracy = {name: row.count("1") / len(row) for name, row in right.items()}
+    mean = sum(accuracy[name] for name in averaged) / len(averaged)
+    without = []
+    for name, row in right.items():
+        share = (name in averaged) / len(averaged) / max(len(row) - 1, 1)
+        moved = {item: mean + share * (accuracy[name] - int(item)) for item in "01"}
+        without += [moved[item] for item in row]
+    return jackknife.values(mean, without)
 
 
 def rows_of(split: str, kind: str, file: Path) -> dict[str, Any]:

@@ -404,7 +404,8 @@ def test_scores_are_those_of_the_texts(task, monkeypatch):
     outputs = task.write(net, tok, CPU, items.inputs, 1)
     assert found.n == len(found.items) == 20
     assert found.values["bleu"] == Bleu().corpus(outputs, items.texts)
-    assert found.items == Bleu().segments(outputs, items.texts)
+    assert found.items == Bleu().items(outputs, items.texts)
+    assert sum(found.items) / 20 == pytest.approx(found.values["bleu"])
     assert set(found.values) == {"bleu", "nist", "rouge_l", "cider", "ter", "chrf++"}
     assert found.notes == ("scored on 20 of 60 inputs",)
     assert task.evaluate(net, tok, CPU, budget=budget) == found

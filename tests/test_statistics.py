@@ -144,8 +144,8 @@ def lower(made):
     return made.model_copy(update={"scores": scores})
 
 
-def test_a_metric_that_is_no_mean_of_items_is_tested_over_seeds_alone():
-    # Matthews: the items are right or wrong, their mean is another number.
+def test_a_score_that_its_items_do_not_give_is_tested_over_seeds_alone():
+    # Matthews with items that are right or wrong: their mean is another number.
     found = [
         [
             scored("10" * 50, value + s / 1000, metric="matthews", method=m, seed=s)

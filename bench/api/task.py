@@ -22,7 +22,9 @@ class Scores:
     Attributes:
         values: every metric by name; the task's `metric` is one of them. Fractions, not percent.
         n: items scored.
-        items: one outcome an item for paired tests: a string of 0/1, or a list of numbers.
+        items: one outcome an item for paired tests: a string of 0/1, or a list of numbers. Their
+            mean is the score (of perplexity: its logarithm). A metric that is no mean of items has
+            jackknife values (`tasks/metrics/jackknife.py`).
         notes: footnotes, as why a score is absent.
     """
 

@@ -32,9 +32,10 @@ class ScoresPart(Part):
     """The scores of a cell: fractions, or perplexities where lower is better.
 
     `value` is the primary metric `metric`; `all` holds every metric by name. `items` holds one
-    outcome for each of the `n` scored items: a text of 0 and 1, or numbers. `notes` are footnotes,
-    for example the reason for an absent metric. `split` is `select` in a trial of settings, and
-    absent in a record of the reported split.
+    outcome for each of the `n` scored items: a text of 0 and 1, or numbers. Their mean is `value`,
+    or its logarithm for perplexity. `notes` are footnotes, for example the reason for an absent
+    metric. `split` is `select` in a trial of settings, and absent in a record of the reported
+    split.
     """
 
     metric: Text

@@ -23,7 +23,7 @@ from bench.core.store import Store, path_of, slug
 from bench.planning.job import Job
 from bench.planning.registry import is_known
 from bench.planning.setups import Setup
-from bench.reporting import export_table
+from bench.reporting import export_table, paired
 from bench.review import gate
 
 if TYPE_CHECKING:
@@ -210,14 +210,10 @@ def _scores(record: Record) -> Iterator[str]:
         yield "scores.n is 0"
     if scores.items and len(scores.items) != scores.n:
         yield f"scores.items are {len(scores.items)}, scores.n is {scores.n}"
-    if isinstance(scores.items, str) and set(scores.items) - {"0", "1"}:
+    elif isinstance(scores.items, str) and set(scores.items) - {"0", "1"}:
         yield "scores.items holds other characters than 0 and 1"
-    elif "accuracy" in scores.all and "majority" in scores.all and isinstance(scores.items, str):
-        # Only classifiers state the majority's share. A mean over data sets, which is not a mean
-        # over items, states none.
-        right = scores.items.count("1") / max(len(scores.items), 1)
-        if scores.items and abs(scores.all["accuracy"] - right) > _ROUNDING:
-            yield "scores.all['accuracy'] is not the share of right items"
+    elif scores.items and paired.basis_of(scores) == "seeds":
+        yield "scores.value is neither the mean of scores.items nor its exponential"
 
 
 def _against_job(record: Record, known: Sequence[str]) -> list[str]:

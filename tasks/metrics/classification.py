@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from tasks.metrics import jackknife
+
 Numbers = NDArray[Any]
 
 
@@ -34,7 +36,7 @@ def _matthews(predicted: Numbers, gold: Numbers) -> dict[str, float]:
 
 
 def _correlation(predicted: Numbers, gold: Numbers) -> dict[str, float]:
-    if np.ptp(predicted) == 0:  # scipy would return NaN for a constant
+    if np.ptp(predicted) == 0 or np.ptp(gold) == 0:  # scipy would return NaN for a constant
         return {"pearson": 0.0, "spearman": 0.0}
     return {
         "pearson": pearsonr(predicted, gold).statistic,
@@ -81,3 +83,37 @@ def classification_scores(
     # `compute` would write cache files that processes share; `_compute` does not.
     scorer = ClassificationMetric(config_name=metric, keep_in_memory=True)
     return scorer._compute(predictions, references)
+
+
+def classification_items(
+    metric: str, predictions: Sequence[float], references: Sequence[float]
+) -> str | list[float]:
+    """Returns an outcome for each item whose mean is `metric`, a key of METRICS.
+
+    For accuracy 1 where the prediction is right, otherwise jackknife values.
+    """
+    if metric == "accuracy":
+        return "".join("01"[p == g] for p, g in zip(predictions, references, strict=True))
+    predicted, gold = np.asarray(predictions), np.asarray(references)
+    if metric == "pearson":  # numbers: no two items are alike
+        whole = _correlation(predicted, gold)[metric]
+        return jackknife.values(float(whole), _pearson_without_each(predicted, gold))
+
+    def score(rows: jackknife.Indices) -> float:
+        return float(METRICS[metric](predicted[rows], gold[rows])[metric])
+
+    return jackknife.recomputed(score, list(zip(predictions, references, strict=True)))
+
+
+def _pearson_without_each(x: Numbers, y: Numbers) -> Numbers:
+    """Returns Pearson's correlation without each item; 0 where one side is then constant."""
+    n = len(x)
+    if n == 1:
+        return np.zeros(1)
+    a, b = x - x.mean(), y - y.mean()
+    # Without item i, the mean moves too: a sum of centred products loses aᵢbᵢ n / (n − 1).
+    share = n / (n - 1)
+    aa, bb, ab = ((u * v).sum() - share * u * v for u, v in ((a, a), (b, b), (a, b)))
+    varies = (aa > 1e-12 * (a * a).sum()) & (bb > 1e-12 * (b * b).sum())
+    found: Numbers = np.where(varies, ab / np.sqrt(np.where(varies, aa * bb, 1.0)), 0.0)
+    return found

@@ -22,18 +22,21 @@ from itertools import zip_longest
 from typing import Any, ClassVar, cast
 
 import evaluate
+import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
-from sacrebleu.metrics.bleu import BLEU
+from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from tasks.metrics import meteor
+from tasks.metrics import jackknife, meteor
 from tasks.metrics.ptb_tokens import ptb_text
 
 Texts = Sequence[str]
 Tokenize = Callable[[str], str]
 References = Sequence[Sequence[str]]
+Counts = NDArray[np.int64]
 
 
 class TextMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
@@ -82,6 +85,14 @@ class TextMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not type
         """Returns the score of each item. Raises as `corpus` does."""
         return self._segments(*self._tokenized(predictions, references))
 
+    def items(self, predictions: Texts, references: References) -> list[float]:
+        """Returns an outcome for each item, whose mean is `corpus`: jackknife values.
+
+        Raises as `corpus` does. A metric scores as many corpora as there are items, if it does not
+        define `_items`.
+        """
+        return self._items(*self._tokenized(predictions, references))
+
     def _tokenized(self, predictions: Texts, references: References) -> tuple[Texts, References]:
         if not predictions or len(predictions) != len(references) or not all(references):
             raise ValueError("a metric takes one text and at least one reference for each item")
@@ -97,12 +108,19 @@ class TextMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not type
         """Returns the items' scores; by default, each item is a corpus of its own."""
         return [self._corpus([p], [r]) for p, r in zip(predictions, references, strict=True)]
 
+    def _items(self, predictions: Texts, references: References) -> list[float]:
+        """Returns jackknife values; by default, scores the corpus anew without each item."""
+
+        def score(kept: jackknife.Indices) -> float:
+            return self._corpus([predictions[i] for i in kept], [references[i] for i in kept])
+
+        return jackknife.recomputed(score, range(len(predictions)))
+
 
 class Bleu(TextMetric):
     """BLEU-4 (Papineni et al. 2002) as in mteval-v13a: 13a tokens, case ignored.
 
-    The brevity penalty takes the closest reference length. An item's score is sacrebleu's sentence
-    BLEU: exponential smoothing, effective order.
+    The brevity penalty takes the closest reference length.
     """
 
     key = "bleu"
@@ -112,10 +130,29 @@ class Bleu(TextMetric):
         scorer = BLEU(lowercase=True, tokenize="13a", force=True)
         return float(scorer.corpus_score(predictions, _streams(references)).score) / 100
 
-    def _segments(self, predictions: Texts, references: References) -> list[float]:
+    def _items(self, predictions: Texts, references: References) -> list[float]:
+        # BLEU follows from sums of counts over items, so an item is left out by a subtraction.
+        # `effective_order` silences a warning; the counts do not depend on it.
         scorer = BLEU(lowercase=True, tokenize="13a", force=True, effective_order=True)
         pairs = zip(predictions, references, strict=True)
-        return [float(scorer.sentence_score(p, r).score) / 100 for p, r in pairs]
+        counts = np.array([_bleu_counts(scorer.sentence_score(p, rs)) for p, rs in pairs])
+        total = counts.sum(axis=0)
+        if len(counts) == 1:
+            return [_bleu(total)]
+        return jackknife.values(_bleu(total), [_bleu(total - own) for own in counts])
+
+
+def _bleu_counts(score: BLEUScore) -> list[int]:
+    """Returns lengths of text and reference, then matched and written n-grams by order."""
+    return [score.sys_len, score.ref_len, *score.counts, *score.totals]
+
+
+def _bleu(counts: Counts) -> float:
+    """Returns BLEU from sums of `_bleu_counts`, with the smoothing of `Bleu._corpus`."""
+    length, reference, *ngrams = counts.tolist()
+    half = len(ngrams) // 2
+    found = BLEU.compute_bleu(ngrams[:half], ngrams[half:], length, reference, smooth_method="exp")
+    return float(found.score) / 100
 
 
 class ChrF(TextMetric):

@@ -116,12 +116,16 @@ class Classification(Base[Rows]):
     ) -> Scores:
         """Scores one split; all rows, whatever the budget.
 
-        `items` holds 1 where the predicted class is right; of a regression, the predictions.
+        `items` holds 1 where the predicted class is right, or jackknife values if `metric` is not
+        accuracy.
 
         Raises:
             BenchError: kind `nan` when an output is not finite.
         """
-        from tasks.metrics.classification import classification_scores  # loads scikit-learn
+        from tasks.metrics.classification import (  # loads scikit-learn
+            classification_items,
+            classification_scores,
+        )
 
         rows = self.data[split]
         encoded = self._encode(rows, tok, tok.model_max_length)
@@ -136,15 +140,14 @@ class Classification(Base[Rows]):
         if not outputs.isfinite().all():
             raise BenchError("the model's outputs are not finite", "nan")
         if self.labels == 1:
-            values: list[float] = outputs[:, 0].tolist()
-            scores = classification_scores(self.metric, values, rows.labels)
-            return Scores(values=scores, n=len(rows), items=values)
-        classes: list[int] = outputs.argmax(1).tolist()
-        gold = [int(label) for label in rows.labels]
-        scores = classification_scores(self.metric, classes, gold)
-        scores["majority"] = max(gold.count(c) for c in set(gold)) / len(gold)
-        right = "".join("01"[p == g] for p, g in zip(classes, gold, strict=True))
-        return Scores(values=scores, n=len(rows), items=right)
+            predicted, gold = outputs[:, 0].tolist(), rows.labels
+        else:
+            predicted, gold = outputs.argmax(1).tolist(), [int(label) for label in rows.labels]
+        scores = classification_scores(self.metric, predicted, gold)
+        if self.labels > 1:
+            scores["majority"] = max(gold.count(c) for c in set(gold)) / len(gold)
+        items = classification_items(self.metric, predicted, gold)
+        return Scores(values=scores, n=len(rows), items=items)
 
     def _encode(self, rows: Rows, tok: PreTrainedTokenizerBase, length: int) -> Dataset:
         texts = (rows.first,) if rows.second is None else (rows.first, rows.second)

@@ -82,7 +82,7 @@ class DataToText(Base[Items]):
         length_penalty: of the beam search.
     """
 
-    version = 1
+    version = 2
     metric = "bleu"
     higher_is_better = True
     head = "causal-lm"
@@ -160,15 +160,13 @@ class DataToText(Base[Items]):
         split: Split = "test",
         budget: Budget | None = None,
     ) -> Scores:
-        """Scores one split: `n` counts the inputs, `items` are their smoothed sentence BLEUs.
+        """Scores one split: `n` counts the inputs, `items` holds BLEU's jackknife values.
 
         `budget.items` limits the inputs to those whose hashes come first.
 
         Raises:
             BenchError: kind `nan` when an output is not a number.
         """
-        from tasks.metrics.text import Bleu
-
         budget = budget or self.budgets["default"]
         every = self.data[split]
         items = sample(every, budget.items)
@@ -180,10 +178,11 @@ class DataToText(Base[Items]):
         shown = zip(items.inputs, outputs, items.texts, strict=True)
         for input_, output, texts in islice(shown, SHOWN):
             logger.info("input:     %s\nwritten:   %s\nreference: %s\n", input_, output, texts[0])
+        primary = next(metric for metric in self.metrics() if metric.key == self.metric)
         return Scores(
             values=values,
             n=len(items),
-            items=Bleu().segments(outputs, items.texts),
+            items=primary.items(outputs, items.texts),
             notes=tuple(dict.fromkeys(notes)),
         )
 
