@@ -155,7 +155,7 @@ class _Room:
         owners = np.full(len(boxes), i)
         leads = _leads(self.points[owners], boxes)
         price = price + self._disturbs(owners, boxes, leads)
-        price[_any_in(leads, self.boxes)] = np.inf
+        price[_cross(self.boxes, leads).any(axis=0)] = np.inf
         if np.isfinite(price).any():
             best = int(np.argmin(price))
             self._take(i, boxes[best], leads[best])
@@ -180,11 +180,11 @@ class _Room:
         if not self._inside(boxes).all() or self._covers(boxes).any():
             return np.inf
         meets = _overlap(boxes, boxes)
-        crosses = _in(boxes, leads.reshape(-1, 2)).reshape(len(boxes), *leads.shape[:2]).any(axis=2)
+        crosses = _cross(boxes, leads)
         np.fill_diagonal(meets, False)
         np.fill_diagonal(crosses, False)
         far = _long(leads)
-        if meets.any() or crosses.any() or _any_in(leads, self.boxes).any() or max(far) > _LONGEST:
+        if meets.any() or crosses.any() or _cross(self.boxes, leads).any() or max(far) > _LONGEST:
             return np.inf
         return float((far + self._disturbs(owners, boxes, leads)).sum())
 
@@ -195,8 +195,7 @@ class _Room:
     def _covers(self, boxes: _Pixels) -> _Flags:
         """Tells whether a box would hide a point, a label or a line to one."""
         hidden = _in(boxes, self.points, _POINT).any(axis=1) | _in(boxes, self.leads).any(axis=1)
-        found: _Flags = hidden | _overlap(boxes, self.boxes).any(axis=1)
-        return found
+        return np.asarray(hidden | _overlap(boxes, self.boxes).any(axis=1), dtype=np.bool_)
 
     def _disturbs(self, owners: NDArray[np.int64], boxes: _Pixels, leads: _Pixels) -> _Pixels:
         """Returns the price of lines under a label, of points near it and under its line."""
@@ -254,8 +253,7 @@ def _overlap(a: _Pixels, b: _Pixels) -> _Flags:
     """Tells for each box of `a` and each of `b` whether they overlap."""
     x = (a[:, None, 0] < b[None, :, 2] + 2) & (b[None, :, 0] < a[:, None, 2] + 2)
     y = (a[:, None, 1] < b[None, :, 3] - 1e-6) & (b[None, :, 1] < a[:, None, 3] - 1e-6)
-    found: _Flags = np.logical_and(x, y)
-    return found
+    return np.asarray(x & y, dtype=np.bool_)
 
 
 def _closest(lines: _Pixels, points: _Pixels) -> _Pixels:
@@ -266,10 +264,10 @@ def _closest(lines: _Pixels, points: _Pixels) -> _Pixels:
     return found
 
 
-def _any_in(lines: _Pixels, boxes: _Pixels) -> _Flags:
-    """Tells for each line whether one of its points lies in a box."""
-    found: _Flags = _in(boxes, lines.reshape(-1, 2)).any(axis=0)
-    return found.reshape(lines.shape[:2]).any(axis=1)
+def _cross(boxes: _Pixels, lines: _Pixels) -> _Flags:
+    """Tells for each box and line whether one of the line's points lies in the box."""
+    found = _in(boxes, lines.reshape(-1, 2)).reshape(len(boxes), *lines.shape[:2])
+    return np.asarray(found.any(axis=2), dtype=np.bool_)
 
 
 def _in(boxes: _Pixels, points: _Pixels, margin: float = 0.0) -> _Flags:
@@ -277,5 +275,4 @@ def _in(boxes: _Pixels, points: _Pixels, margin: float = 0.0) -> _Flags:
     x, y = points[None, :, 0], points[None, :, 1]
     across = (x > boxes[:, None, 0] - margin) & (x < boxes[:, None, 2] + margin)
     along = (y > boxes[:, None, 1] - margin) & (y < boxes[:, None, 3] + margin)
-    found: _Flags = np.logical_and(across, along)
-    return found
+    return np.asarray(across & along, dtype=np.bool_)
