@@ -236,8 +236,8 @@ def _chart(figure: Figure, panel: Panel, x: Scale, y: Scale) -> dict[str, Any]:
     above = {"titleX": 4 - LEFT, "titleY": 10 - TOP, "titleAngle": 0, "titleAlign": "left"}
     made = deepcopy(chart.template(panel.curves))
     points = next(layer for layer in made["layer"] if layer["mark"]["type"] == "point")
-    points["encoding"]["x"] |= axis(x, _cut(panel.x, 56), **below)
-    points["encoding"]["y"] |= axis(y, _cut(figure.y, 56), **above)
+    points["encoding"]["x"] |= axis(x, _cut(panel.x, 52), **below)
+    points["encoding"]["y"] |= axis(y, _cut(figure.y, 52), **above)
     padding = {"left": LEFT, "top": TOP, "right": WIDTH - LEFT - x.length, "bottom": BOTTOM}
     return made | {"width": x.length, "height": y.length, "padding": padding}
 

@@ -1,7 +1,7 @@
 """How figures look: a method's colour and shape, and the colours of the dark theme.
 
 The colours differ for the colour-blind too, and stand out from their ground by 3 : 1 at least
-(`tests/test_looks.py`). A figure is drawn in the light colours. The dark figure is the same file
+(`tests/test_figures.py`). A figure is drawn in the light colours. The dark figure is the same file
 with each colour replaced, so the files need no style sheet, which static renderers ignore.
 """
 
