@@ -179,12 +179,10 @@ class _Room:
         """Returns what columns cost, by how far labels are and what they disturb."""
         if not self._inside(boxes).all() or self._covers(boxes).any():
             return np.inf
-        meets = _overlap(boxes, boxes)
         crosses = _cross(boxes, leads)
-        np.fill_diagonal(meets, False)
         np.fill_diagonal(crosses, False)
         far = _long(leads)
-        if meets.any() or crosses.any() or _cross(self.boxes, leads).any() or max(far) > _LONGEST:
+        if crosses.any() or _cross(self.boxes, leads).any() or max(far) > _LONGEST:
             return np.inf
         return float((far + self._disturbs(owners, boxes, leads)).sum())
 
