@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from bench.reporting import pages
+from bench.reporting import looks, pages
 from tests.samples import record, study
 from tests.test_pages import EVIL
 from tests.test_submissions import hostile
@@ -15,7 +15,10 @@ pytestmark = pytest.mark.browser
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 )
-POINT = "#figures > svg:nth-of-type(2) [aria-roledescription=point][aria-label^='pst 2:4']"
+POINT = (
+    "#figures > svg:last-of-type [aria-roledescription=point]"
+    "[aria-label^='pst 2:4'][aria-label$='trained']"
+)
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -168,8 +171,25 @@ def test_text_stands_out_from_its_ground(written, visit, scheme):
     fills = page.evaluate(
         "[...document.querySelectorAll('#figures text')].map(t => getComputedStyle(t).fill)"
     )
-    for fill in set(fills):  # a figure brings its white ground
-        assert contrast(fill, "rgb(255, 255, 255)") >= 4.5, fill
+    grounds = page.evaluate(
+        "[...document.querySelectorAll('#figures rect')].map(r => getComputedStyle(r).fill)"
+    )
+    assert set(grounds) == {body[1]}
+    for fill in set(fills):
+        assert contrast(fill, body[1]) >= 4.5, fill
+
+
+def test_a_figure_takes_the_theme_of_its_reader_at_once(written, visit):
+    page = visit(written)
+    mark = page.locator(POINT)
+
+    def colour():
+        return mark.evaluate("m => getComputedStyle(m).stroke")
+
+    light = colour()
+    page.emulate_media(color_scheme="dark")
+    dark = looks.DARK["#" + "".join(f"{int(part):02x}" for part in light[4:-1].split(","))]
+    assert colour() == f"rgb({', '.join(str(int(dark[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
 def contrast(*colours):

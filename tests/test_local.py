@@ -22,7 +22,7 @@ from bench.engine.estimate import Estimator
 from bench.engine.local import default_slots
 from bench.planning import reach, registry
 from bench.planning.job import Job
-from bench.reporting import boards, compare, cost_tables, leaderboard, pages, pareto
+from bench.reporting import axes, boards, compare, cost_tables, leaderboard, pages
 from bench.reporting.html import page
 from bench.reporting.rows import ordered, own_first, with_published
 from bench.sources import hub
@@ -185,12 +185,14 @@ def test_times_of_own_and_published_records_never_mix():
     assert "costs on" not in costs
     assert "\\(published\\)" in scores
     assert "published" not in costs.split("every score")[0]
-    machines = {
-        panel.where for panel in pareto.panels(ordered(shown), pareto.style_numbers(["pst"]))
+    dense, *_ = rows = ordered(shown)
+    time, trained = axes.costs(shown, dense)
+    assert time.label == "training time / dense's (this one, 1 thread)"
+    assert {key[-1]: time.of(records) is not None for key, records in rows} == {
+        "": True,
+        "published": False,
     }
-    assert machines == {"", "this one, 1 thread"}
-    (timed,) = [p for p in pareto.panels(ordered(shown), pareto.style_numbers(["pst"])) if p.where]
-    assert sum(len(series.points) for series in timed.series) == len(own)
+    assert all(trained.of(records) == 3 for _, records in rows)
     assert cost_tables.hardware(own[0]) != cost_tables.hardware(other[0])
     (line,) = compare.lines(own_first(own, other), "pst", "gmp")[0]
     assert compare._seconds(line) == "other hardware"

@@ -1,8 +1,7 @@
-"""Figures and the HTML page: what they show, the policy, and that no record becomes markup."""
+"""The pages and the HTML page: what they show, the policy, and that no record becomes markup."""
 
 import base64
 import hashlib
-import itertools
 import re
 import xml.etree.ElementTree as ET
 import zlib
@@ -10,206 +9,27 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.core.store import Store
-from bench.planning import registry
-from bench.reporting import boards, figures, html, pages, pareto
-from bench.reporting.rows import ordered
-from bench.reporting.scale import Scale
+from bench.reporting import boards, html, looks, pages
 from bench.review import submissions
 from tests.samples import record, study
 from tests.test_submissions import HOSTILE, hostile
 
-SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def beats(a, b):
-    return a[0] <= b[0] and a[1] >= b[1] and a != b
-
-
-coordinate = st.integers(0, 6).map(float)
-
-
-@given(st.lists(st.tuples(coordinate, coordinate), max_size=30))
-def test_the_frontier_is_what_nothing_beats(points):
-    found = pareto.frontier(points)
-    assert sorted(found) == [
-        i for i, point in enumerate(points) if not any(beats(other, point) for other in points)
-    ]
-    assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
-
-
-def panels(records):
-    return pareto.panels(ordered(records), pareto.style_numbers([r.cell.method for r in records]))
-
-
-def by_name(records):
-    return {panel.x: panel for panel in panels(records)}
-
-
-def test_every_cost_is_a_panel_and_every_row_a_point():
-    records = study()
-    found = panels(records)
-    assert [p.x for p in found] == [
-        "sparsity, % zeros in target weights",
-        "trainable parameters, without the head",
-        "MACs, effective",
-        "MACs, realizable",
-        "bytes stored",
-        "time / dense's, 1 × 64 tokens, float32",
-        "time / dense's, 32 × 64 tokens, float32",
-        "seconds to train and prune",
-    ]
-    rows = len(ordered(records))
-    for panel in found[1:]:
-        assert sum(len(s.points) for s in panel.series) == rows
-    assert sum(len(s.points) for s in found[0].series) == rows - 1  # dense is the line across
-    assert found[0].reference == pytest.approx(86.5, abs=1)
-
-
-def test_what_was_not_counted_has_no_panel():
-    names = by_name([record(0.5), record(0.6, method="gmp")])
-    assert "MACs, realizable" not in names
-    assert "bytes stored" not in names
-    assert not any(name.startswith("ms") for name in names)
-
-
-def test_points_are_means_and_their_spread():
-    records = [record(0.5), record(0.7, seed=2), record(0.5, method="gmp")]
-    (point,) = (q for s in by_name(records)["MACs, effective"].series for q in s.points if q.sd)
-    assert (point.y, point.sd) == (pytest.approx(60), pytest.approx(14.142, abs=1e-3))
-    assert point.note.startswith("pst unstructured 0.5: 60.00 ± 14.14 (2 seeds), 6k ")
-
-
-def front(records, name="MACs, effective"):
-    panel = by_name(records)[name]
-    return {q.label for s in panel.series for q in s.points if q.front}
-
-
-def test_where_lower_is_better_the_frontier_and_the_axis_are_turned():
-    assert front([record(0.5), record(0.7, method="gmp")]) == {"gmp 50%"}
-    low = [r for r in study(falls=True) if r.cell.method in ("dense", "magnitude")]
-    best = min(low, key=lambda r: r.scores.value)
-    assert by_name(low)["MACs, effective"].falling
-    assert any(best.cell.method in label for label in front(low))
-
-
-def test_an_unverified_row_is_drawn_and_never_on_the_frontier():
-    sent = record(0.99).model_copy(update={"origin": "someone"})
-    panel = by_name([sent, record(0.5, method="gmp")])["MACs, effective"]
-    assert front([sent, record(0.5, method="gmp")]) == {"gmp 50%"}
-    assert {s.kind for s in panel.series} == {"cross", "mark"}
-
-
-def test_built_in_methods_look_different_and_keep_their_look():
-    known = [name for name in registry.builtin("method") if name != "dense"]
-    styles = pareto.style_numbers(["dense", "theirs"])
-    looks = {
-        (n % len(figures.COLOURS), n // len(figures.COLOURS) % len(figures.SHAPES))
-        for n in styles.values()
-    }
-    assert len(looks) == len(styles) == len(known) + 1
-    assert {k: v for k, v in styles.items() if k != "theirs"} == pareto.style_numbers([])
-
-
-costs = st.floats(0, 1e12, allow_subnormal=False)
-
-
-@given(st.lists(costs, min_size=1, max_size=9), st.booleans(), st.booleans())
-def test_a_scale_keeps_order_and_stays_inside(values, log, turned):
-    scale = Scale(values, 280.0, log, inset=8, turned=turned)
-    at = [scale(v) for v in sorted(values)]
-    assert at == sorted(at, reverse=turned)
-    assert all(7.99 <= pixel <= 272.01 for pixel in at)
-    if log:
-        assert all(7.99 <= scale(tick) <= 272.01 for tick in scale.ticks())
-
-
-def sheet(panels):
-    return figures.sheet([figures.draw(panel) for panel in panels], "t")
-
-
-def marks(drawn, kind="point"):
-    return [node for node in drawn.iter() if node.get("aria-roledescription") == kind]
-
-
-def place_of(mark):
-    return tuple(map(float, re.findall(r"[\d.]+", mark.get("transform"))))
-
-
-def test_a_sheet_is_xml_and_its_points_are_where_the_numbers_say():
-    found = panels(study())
-    inner = ET.fromstring(sheet(found)).findall(f"{SVG}svg")
-    assert len(inner) == len(found)
-    for drawn, panel in zip(inner, found, strict=True):
-        places = {mark.get("aria-label"): place_of(mark) for mark in marks(drawn)}
-        points = {q.note: q for s in panel.series for q in s.points}
-        assert set(points) <= set(places)
-        by_x = sorted(points, key=lambda note: points[note].x)
-        assert all(places[a][0] <= places[b][0] for a, b in itertools.pairwise(by_x))
-        by_y = sorted(points, key=lambda note: -points[note].y)
-        assert all(places[a][1] <= places[b][1] for a, b in itertools.pairwise(by_y))
-
-
-@pytest.mark.parametrize(
-    ("values", "log"),
-    [([3.0, 4.0, 9.0], False), ([3.0, 40.0, 9e5], True), ([0.0, 5.0, 7e4], True), ([5.0], True)],
-)
-def test_labels_are_placed_by_the_pixels_of_vega(values, log):
-    points = tuple(figures.Point(v, v, 0.0, f"m {v}") for v in values)
-    series = (figures.Series("m", 0, "mark", points),)
-    drawn = figures.draw(
-        figures.Panel("x", "y", "", series, log_x=log, log_y=log and min(values) > 0)
-    )
-    width = figures.WIDTH - figures.LEFT - figures.RIGHT
-    x = Scale(values, width, log, 12)
-    y = Scale(values, 235, log and min(values) > 0, 8, turned=True)
-    for mark, value in zip(marks(ET.fromstring(drawn.svg)), values, strict=True):
-        assert place_of(mark) == pytest.approx((x(value), y(value)), abs=0.06)
-
-
-def test_patterns_and_unverified_rows_have_marks_of_their_own():
-    made = [record(0.5), record(0.6, pattern="2:4"), record(0.9, sparsity=0.9)]
-    made[2] = made[2].model_copy(update={"origin": "someone"})
-    drawn = ET.fromstring(figures.draw(by_name(made)["MACs, effective"]).svg)
-    looks = {mark.get("aria-label").split(":")[0]: mark for mark in marks(drawn)}
-    colours = {mark.get("stroke") for mark in looks.values()}
-    assert len(colours) == 1
-    assert {looks[name].get("fill") for name in looks} == {*colours, "white", "none"}
-    assert looks["pst unstructured 0.5"].get("fill") in colours
-    assert looks["pst 2"].get("fill") == "white"
-    assert looks["pst (unverified) unstructured 0.9"].get("fill") == "none"
-
-
-def test_no_font_of_this_machine_moves_anything(monkeypatch):
-    found = panels(study())[:2]
-    plain = sheet(found)
-    template = figures._template
-
-    def other(curves):
-        made = template(curves)
-        return made | {"config": made["config"] | {"font": "monospace"}}
-
-    monkeypatch.setattr(figures, "_template", other)
-    assert "monospace" in sheet(found)
-    assert sheet(found).replace("monospace", "sans-serif") == plain
-
-
-def test_a_figure_shows_its_colours_to_every_program():
-    """No style sheet, no variables: rsvg, cairosvg and resvg draw those black."""
-    text = sheet(panels(study()))
-    assert not re.search(r"\b(style|class|href|on\w+|src)=\"[^\"]*var|<style|currentColor", text)
-    assert not re.search(r"\b(style|href|on\w+|src)=|<script|url\(", text)
-    drawn = {node.get("fill") for node in ET.fromstring(text).iter()}
-    assert set(figures.COLOURS) <= drawn
 
 
 def write(folder, records=None, problems=()):
     found = study() if records is None else records
     return pages.write_pages(found, problems, folder / "reports", folder / "results")
+
+
+FILES = {
+    f"quick.reviews.minilm-l6{name}{theme}.svg"
+    for name in ("", ".unstructured-0.5", ".unstructured-0.9", ".2of4-0.5")
+    for theme in ("", ".dark")
+}
+"""The figures of `study`."""
 
 
 def texts(folder):
@@ -223,21 +43,29 @@ def test_pages_are_the_same_bytes_whatever_the_order_of_records(tmp_path):
     write(tmp_path / "b", records[::-1])
     first, second = texts(tmp_path / "a"), texts(tmp_path / "b")
     assert first == second
-    assert {"reports/index.html", "reports/figures/quick.reviews.minilm-l6.svg"} <= set(first)
-    assert b"](figures/quick.reviews.minilm-l6.svg)" in first["reports/quick.md"]
+    assert {"reports/index.html", *(f"reports/figures/{name}" for name in FILES)} <= set(first)
+
+
+def test_a_page_shows_each_figure_in_both_themes(tmp_path):
+    write(tmp_path)
+    files = texts(tmp_path)
+    shown = re.findall(r'(?:srcset|src)="([^"]*)"', files["reports/quick.md"].decode())
+    assert sorted(shown) == sorted(f"figures/{name}" for name in FILES)
+    for dark, light in zip(shown[::2], shown[1::2], strict=True):
+        assert dark == light.replace(".svg", ".dark.svg")
+        plain = files[f"reports/{light}"].decode()
+        assert files[f"reports/{dark}"].decode() == looks.dark(plain) != plain
 
 
 def test_a_figure_that_is_no_more_is_removed(tmp_path):
     write(tmp_path, [*study(), record(0.5, task="glue/rte")])
     write(tmp_path, study())
-    assert [p.name for p in (tmp_path / "reports/figures").iterdir()] == [
-        "quick.reviews.minilm-l6.svg"
-    ]
+    assert {p.name for p in (tmp_path / "reports/figures").iterdir()} == FILES
 
 
 def test_boards_that_differ_in_budget_have_figures_of_their_own(tmp_path):
     write(tmp_path, [record(0.5), record(0.5, overrides=(("budget.steps", 10),))])
-    assert len(list((tmp_path / "reports/figures").iterdir())) == 2
+    assert len(list((tmp_path / "reports/figures").iterdir())) == 2 * 2  # curves, in two themes
 
 
 class Page(HTMLParser):
@@ -319,9 +147,9 @@ def test_the_page_holds_every_row_and_figure(tmp_path):
     assert f"<td>{mean}</td>" in text
     found = figures_of(text)
     assert len(found) == 2
-    sheet = (tmp_path / "reports/figures/quick.reviews.minilm-l6.svg").read_text("utf-8")
-    for drawn in found[1].removesuffix("</svg>").split("</svg>"):
-        assert drawn.strip().partition(">")[2] in sheet
+    light = {name for name in FILES if "dark" not in name}
+    files = {(tmp_path / "reports/figures" / name).read_text("utf-8") for name in light}
+    assert sorted(found[1].split("\n")) == sorted("".join(files).rstrip("\n").split("\n"))
 
 
 def test_a_page_without_records_says_so(tmp_path):
@@ -415,4 +243,6 @@ def test_stale_pages_are_found(tmp_path):
     assert stale(tmp_path, tmp_path / "again") == (records, set())
     Store(tmp_path / "results").put(record(0.1234))
     _, names = stale(tmp_path, tmp_path / "again")
-    assert names == {"reports/quick.md", "reports/figures/quick.reviews.minilm-l6.svg"}
+    curves = "reports/figures/quick.reviews.minilm-l6"
+    assert names >= {"reports/quick.md", f"{curves}.svg", f"{curves}.dark.svg"}
+    assert not {name for name in names if "0.9" in name or "2of4" in name}

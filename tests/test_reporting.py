@@ -88,8 +88,8 @@ def test_pages_are_deterministic_and_name_what_was_left_out(tmp_path):
         pages.write_pages(records, ["x.json: corrupt | record"], tmp_path / name)
     texts = [{p.name: p.read_text() for p in (tmp_path / n).rglob("*.*")} for n in "ab"]
     assert texts[0] == texts[1]
-    figure = "quick.reviews.minilm-l6.svg"
-    assert set(texts[0]) == {"README.md", "quick.md", "index.html", figure}
+    curves = {"quick.reviews.minilm-l6.svg", "quick.reviews.minilm-l6.dark.svg"}
+    assert set(texts[0]) == {"README.md", "quick.md", "index.html", *curves}
     assert "x.json: corrupt \\| record" in texts[0]["README.md"]
 
 

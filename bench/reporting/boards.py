@@ -40,6 +40,11 @@ class Column:
     tests: paired.Column
 
     @property
+    def zeros(self) -> bool:
+        """Tells whether the rows are pruned."""
+        return bool(self.rows[0][0][1] != DENSE)
+
+    @property
     def tested(self) -> list[Row]:
         """Returns the rows with a rank."""
         return [row for row, place in zip(self.rows, self.tests.places, strict=True) if place]
@@ -162,7 +167,7 @@ def level_of(key: Key) -> str:
 def _columns(rows: Sequence[Row]) -> list[Column]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row[0][-1] != "unverified" and not stands_apart(row):
+        if not stands_apart(row):
             found[level_of(row[0])].append(row)
 
     def order(level: str) -> tuple[bool, bool, float, str]:

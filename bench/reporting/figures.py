@@ -1,62 +1,57 @@
 """Figures: panels of points and curves as SVG, drawn by Vega-Lite through altair and vl-convert.
 
-The bytes depend on the panel alone: sizes and places of titles are set, so that no font of this
+The bytes depend on the figure alone: sizes and places of titles are set, so that no font of this
 machine is measured. A mark's `aria-label` says what it is; its first word is the method's name.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from bench.core.cell import REFERENCE
 from bench.core.tables import printable
+from bench.reporting import chart
 from bench.reporting.labels import LINE, Label, Spot, apart, beside
+from bench.reporting.looks import INK, PAPER, look
 from bench.reporting.scale import Scale
 
 Rows = list[dict[str, Any]]
 """What the marks of one layer show."""
 
 WIDTH = 400
-LEFT, TOP, RIGHT, BOTTOM = 50, 28, 20, 42
-"""Pixels of a panel's width, and those around its axes; names of curves take more at the right."""
-
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
-"""Okabe and Ito's colours, which the colour-blind tell apart, without yellow and black."""
-SHAPES = ("circle", "square", "triangle-up", "diamond")
-DASHES = ((1, 0), (7, 3), (2, 2), (8, 2, 2, 2))
-"""A method's colour and shape (with its line's dashes) are those of its number."""
-INK, SOFT, RULE = "#1b1b1b", "#5c5c5c", "#dcdcdc"
-STAR = "M0-1.5L.4-.5L1.5-.5L.6.2L.9 1.3L0 .6L-.9 1.3L-.6.2L-1.5-.5L-.4-.5Z"
-CROSS = "M-1-1L1 1M1-1L-1 1"
-
-_PLACES = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')
-_DECIMALS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+"""Pixels of a figure: a phone shows it as it is, and a desk shows two or three side by side."""
+LEFT, TOP, RIGHT, BOTTOM = 42, 28, 14, 42
+"""Pixels around a panel's axes."""
+NAMES = 116
+"""Pixels at the right of curves for their names."""
+LOW, HIGH = 196, 2 * 196 + TOP + BOTTOM
+"""Pixels of the axes of points, and of curves: as high as two panels of points."""
 
 
 @dataclass(frozen=True)
 class Point:
     """A row's place: `x` and `y` as printed, `sd` of y over seeds, a line of `note` on hover.
 
-    `label` stands beside the point, if there is room; labels of the `front` are placed first.
+    Labels of points on the `front` are placed first.
     """
 
     x: float
     y: float
     sd: float
     note: str
-    label: str = ""
     front: bool = False
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method: `name` beside the end of its curve; `style` below 0 is the reference.
+    """Points of one method; `name`, if any, stands beside them; `style` below 0 is the reference.
 
     Attributes:
         kind: `mark`, `hollow` for patterns other than unstructured, `cross` for unverified ones.
@@ -70,111 +65,166 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. Up is better: `falling` turns the axis of a metric that should be low.
+    """One pair of axes.
 
     Attributes:
-        x, y, where: what is on the axes, and the machine that it was measured on.
-        curves: points of a series are joined and named at the right.
+        x: what is on its axis.
+        curves: points of a series are joined.
+        log_x: by its logarithm; zeros stand apart.
         front: corners of the Pareto frontier, by x; empty for curves.
-        reference: y of the dense model, a line across curves.
     """
 
     x: str
-    y: str
-    where: str
     series: tuple[Series, ...]
     curves: bool = False
     log_x: bool = False
-    log_y: bool = False
-    falling: bool = False
     front: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels below each other that share the y axis. Up is better.
+
+    Attributes:
+        name: tells the figures of one board apart, as a part of a file's name.
+        y: what is on the axis.
+        falling: the axis of a metric that should be low is turned.
+        reference: y of the dense model, a line across.
+        note: what is not drawn and why.
+    """
+
+    name: str
+    y: str
+    panels: tuple[Panel, ...]
+    falling: bool = False
+    log_y: bool = False
     reference: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A panel as an `svg` element, and its height in pixels."""
+    """A figure as an `svg` element, and a line that says what is on its axes."""
 
+    name: str
+    about: str
     svg: str
-    height: int
 
 
-def sheet(drawings: Sequence[Drawing], title: str) -> str:
-    """Returns a file of its own: the panels in two columns."""
+def draw(figure: Figure) -> Drawing:
+    """Draws the panels of a figure, and its note below them."""
     body, top = [], 0
-    for i in range(0, len(drawings), 2):
-        pair = drawings[i : i + 2]
-        body += [f'<svg x="{WIDTH * k}" y="{top}"{d.svg[4:]}' for k, d in enumerate(pair)]
-        top += max(d.height for d in pair)
-    size = f'width="{WIDTH * min(2, len(drawings))}" height="{top}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    paper = f'<title>{escape(_cut(title, 200))}</title><rect {size} fill="white"/>'
-    return "\n".join([head, paper, *body, "</svg>"]) + "\n"
+    for panel in figure.panels:
+        drawn, height = _panel(figure, panel)
+        body.append(f'<g transform="translate(0,{top})">{drawn}</g>')
+        top += height
+    top += 6 if figure.note else 0
+    for line in textwrap.wrap(_cut(figure.note, 240), 60):
+        words = f'font-family="sans-serif" font-size="11" fill="{INK}"'
+        body.append(f'<text x="4" y="{top + 8}" {words}>{escape(line)}</text>')
+        top += LINE + 2
+    top += 4
+    about = _cut(f"{figure.y} against {' and '.join(p.x for p in figure.panels)}", 200)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" '
+        f'width="{WIDTH}" height="{top}" role="img" aria-label={quoteattr(about)}>'
+    )
+    ground = f'<rect width="{WIDTH}" height="{top}" fill="{PAPER}"/>'
+    return Drawing(figure.name, about, "\n".join([head, ground, *body, "</svg>"]))
 
 
-def draw(panel: Panel) -> Drawing:
-    """Draws one panel."""
+def _panel(figure: Figure, panel: Panel) -> tuple[str, int]:
+    """Returns the elements of a panel, and its height."""
     import vl_convert  # its JavaScript engine starts with the first figure, which takes a second
 
-    named = _named(panel) if panel.curves else []
-    width = WIDTH - LEFT - (124 if panel.curves else RIGHT)
-    height = max(235, LINE * (len(named) + 1))
+    points = [q for p in figure.panels for s in p.series for q in s.points]
+    ys = [end for q in points for end in (q.y - q.sd, q.y + q.sd, q.y)]
+    ys = [y for y in ys if y > 0 or not figure.log_y]
+    ys += [] if figure.reference is None else [figure.reference]
     xs = [q.x for s in panel.series for q in s.points]
-    ys = [end for s in panel.series for q in s.points for end in (q.y - q.sd, q.y + q.sd, q.y)]
-    ys = [y for y in ys if y > 0 or not panel.log_y]
-    ys += [] if panel.reference is None else [panel.reference]
+    width, height = WIDTH - LEFT - (NAMES if panel.curves else RIGHT), LOW
+    if panel.curves:
+        height = max(HIGH, LINE * (len(panel.series) + 1))
     x = Scale(xs, width, panel.log_x, inset=12)
-    y = Scale(ys, height, panel.log_y, inset=8, turned=not panel.falling)
-    rows = {"points": _points(panel, y)}
-    rows |= _at_ends(panel, named, x, y) if panel.curves else _beside(panel, x, y)
-    drawn = vl_convert.vegalite_to_svg(_chart(panel, x, y) | {"datasets": rows})
-    tall = TOP + height + BOTTOM
-    about = quoteattr(_cut(f"{panel.y} against {panel.x} {panel.where}".rstrip(), 120))
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" '
-        f'width="{WIDTH}" height="{tall}" role="img" aria-label={about}>'
-    )
-    return Drawing(head + _PLACES.sub(_rounded, drawn.partition(">")[2]), tall)
+    y = Scale(ys, height, figure.log_y, inset=10, turned=not figure.falling)
+    rows = {"points": _points(panel, y), "across": []}
+    if figure.reference is not None:
+        at = y(figure.reference)
+        rows["across"] = [{"x": 0, "y": at, "x2": width, "y2": at}]
+    rows |= _at_ends(figure, panel, x, y) if panel.curves else _beside(panel, x, y)
+    drawn = vl_convert.vegalite_to_svg(_chart(figure, panel, x, y) | {"datasets": rows})
+    inner = drawn.partition(">")[2].rpartition("</svg>")[0]
+    return _PLACES.sub(_rounded, inner), TOP + height + BOTTOM
 
 
-def _at_ends(panel: Panel, named: Sequence[Series], x: Scale, y: Scale) -> dict[str, Rows]:
-    """Returns the names at the right of curves, what leads there, and the reference's line."""
-    wanted = [(y(s.points[-1].y), x(s.points[-1].x), s) for s in named]
-    across = []
-    if panel.reference is not None:
-        at = y(panel.reference)
-        across = [{"x": 0, "y": at, "x2": x.length, "y2": at}]
-        wanted.append((at, x.length, Series(REFERENCE, -1, "mark", ())))
-    wanted.sort(key=lambda w: w[0])
+def _at_ends(figure: Figure, panel: Panel, x: Scale, y: Scale) -> dict[str, Rows]:
+    """Returns the names of curves, at the right or near a curve that ends early."""
+    late = [s for s in panel.series if s.name and x(s.points[-1].x) > 0.6 * x.length]
+    wanted = [(y(s.points[-1].y), x(s.points[-1].x), s) for s in late]
+    if figure.reference is not None:
+        wanted.append((y(figure.reference), x.length, Series(REFERENCE, -1, "mark", ())))
+    wanted.sort(key=lambda w: (w[0], w[2].name))
     places = apart([at for at, _, _ in wanted], y.length)
     leads, ends, names = [], [], []
     for (at, end, s), place in zip(wanted, places, strict=True):
-        leads.append({"x": end + 5, "y": at, "x2": x.length + 10, "y2": place})
-        ends.append({"x": x.length + 17, "y": place, "about": _cut(s.name, 60), **_look(s)})
-        names.append({"x": x.length + 25, "y": place, "text": _cut(s.name, 14)})
-    return {"across": across, "leads": leads, "ends": ends, "words": names}
-
-
-def _beside(panel: Panel, x: Scale, y: Scale) -> dict[str, Rows]:
-    """Returns the frontier's steps, labels beside points, and the machine above the axes."""
-    steps = [{"x": x(a), "y": y(b)} for a, b in panel.front]
-    steps += [{"x": x.length, "y": steps[-1]["y"]}] if steps else []
+        about = {"method": _method(s), "about": _cut(s.name, 60), **look(s.style, s.kind)}
+        leads.append({"x": end + 5, "y": at, "x2": x.length + 10, "y2": place, **about})
+        ends.append({"x": x.length + 16, "y": place, **about})
+        names.append({"x": x.length + 24, "y": place, "text": _cut(s.name, 14)})
     spots = [
-        Spot(_cut(q.label, 24), x(q.x), y(q.y), s.style, q.front)
+        Spot(_cut(s.name, 20) if s not in late and q is s.points[-1] else "", x(q.x), y(q.y))
         for s in panel.series
         for q in s.points
     ]
-    labels = beside(spots, x.length, y.length)
-    if panel.where:
-        labels.append(Label(_cut(panel.where, 30), x.length + 8, 10 - TOP, left=True))
-    words, words_left = (
-        [{"x": label.x, "y": label.y, "text": label.text} for label in labels if label.left is left]
-        for left in (False, True)
-    )
-    return {"steps": steps, "words": words, "words left": words_left}
+    owners = [s for s in panel.series for _ in s.points]
+    lines = [at for s in panel.series for at in _along([(x(q.x), y(q.y)) for q in s.points])]
+    labels = _words(beside(spots, x.length, y.length, lines), owners)
+    labels["words"] += names
+    labels["leads"] += leads
+    return {**labels, "ends": ends}
 
 
-def _chart(panel: Panel, x: Scale, y: Scale) -> dict[str, Any]:
+def _beside(panel: Panel, x: Scale, y: Scale) -> dict[str, Rows]:
+    """Returns the frontier's steps and the labels beside points."""
+    steps = [(x(a), y(b)) for a, b in panel.front]
+    steps += [(x.length, steps[-1][1])] if steps else []
+    corners = [at for (a, b), (c, d) in pairwise(steps)
+               for at in ((a, b), (c, b), (c, d))]  # fmt: skip
+    owners = [s for s in panel.series for _ in s.points]
+    points = [q for s in panel.series for q in s.points]
+    spots = [
+        Spot(_cut(s.name, 24), x(q.x), y(q.y), q.front) for s, q in zip(owners, points, strict=True)
+    ]
+    bars = [_along([(x(q.x), y(max(q.y - q.sd, y.low))), (x(q.x), y(q.y + q.sd))]) for q in points]
+    lines = [*_along(corners), *(at for bar in bars for at in bar)]
+    rows = _words(beside(spots, x.length, y.length, lines), owners)
+    return {"steps": [{"x": a, "y": b} for a, b in steps], **rows}
+
+
+def _words(labels: Sequence[Label | None], owners: Sequence[Series]) -> dict[str, Rows]:
+    """Returns the rows of labels, and of the lines that lead to them."""
+    rows: dict[str, Rows] = {"words": [], "words left": [], "leads": []}
+    for label, s in zip(labels, owners, strict=True):
+        if label is None:
+            continue
+        at = {"x": label.x, "y": label.y, "text": label.text}
+        rows["words left" if label.left else "words"].append(at)
+        if label.lead:
+            ends = dict(zip(("x", "y", "x2", "y2"), label.lead, strict=True))
+            rows["leads"].append({**ends, "method": _method(s), **look(s.style, s.kind)})
+    return rows
+
+
+def _along(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns points some pixels from each other along a line."""
+    found = []
+    for (a, b), (c, d) in pairwise(corners):
+        steps = max(1, int(max(abs(c - a), abs(d - b)) // 6))
+        found += [(a + (c - a) * i / steps, b + (d - b) * i / steps) for i in range(steps + 1)]
+    return found
+
+
+def _chart(figure: Figure, panel: Panel, x: Scale, y: Scale) -> dict[str, Any]:
     """Returns the Vega-Lite chart of a panel, without its rows."""
 
     def axis(at: Scale, title: str, **more: Any) -> dict[str, Any]:
@@ -184,77 +234,12 @@ def _chart(panel: Panel, x: Scale, y: Scale) -> dict[str, Any]:
 
     below = {"titleX": x.length / 2, "titleY": 33, "grid": False}
     above = {"titleX": 4 - LEFT, "titleY": 10 - TOP, "titleAngle": 0, "titleAlign": "left"}
-    chart = deepcopy(_template(panel.curves))
-    points = next(layer for layer in chart["layer"] if layer["mark"]["type"] == "point")
-    points["encoding"]["x"] |= axis(x, _cut(panel.x, 45), **below)
-    points["encoding"]["y"] |= axis(y, _cut(panel.y, 30), **above)
+    made = deepcopy(chart.template(panel.curves))
+    points = next(layer for layer in made["layer"] if layer["mark"]["type"] == "point")
+    points["encoding"]["x"] |= axis(x, _cut(panel.x, 52), **below)
+    points["encoding"]["y"] |= axis(y, _cut(figure.y, 52), **above)
     padding = {"left": LEFT, "top": TOP, "right": WIDTH - LEFT - x.length, "bottom": BOTTOM}
-    return chart | {"width": x.length, "height": y.length, "padding": padding}
-
-
-@cache
-def _template(curves: bool) -> dict[str, Any]:
-    """Returns what all panels share: altair takes longer for it than Vega for a whole panel.
-
-    Points and curves are placed by the axes, which are those of the points; all else in pixels.
-    """
-    import altair as alt
-
-    def rows(name: str) -> alt.Chart:
-        return alt.Chart(alt.NamedData(name))
-
-    placed = alt.X("x:Q"), alt.Y("y:Q")
-    spread = alt.X("x:Q"), alt.Y("low:Q"), alt.Y2("high")
-    pixels = alt.X("x:Q", scale=None, axis=None), alt.Y("y:Q", scale=None, axis=None)
-    to = alt.X2("x2"), alt.Y2("y2")
-    colour, dash = alt.Stroke("colour:N", scale=None), alt.StrokeDash("dash:N", scale=None)
-    symbol = (
-        *(colour, alt.Fill("fill:N", scale=None), alt.Shape("shape:N", scale=None)),
-        alt.Description("about:N"),
-    )
-    inside = alt.Fill("colour:N", scale=None)
-    series = alt.Detail("series:N"), alt.Description("method:N")
-    points = rows("points").mark_point().encode(*placed, *symbol)
-    if curves:
-        layers = [
-            rows("points").mark_area(opacity=0.12).encode(*spread, inside, *series),
-            rows("points").mark_line(strokeWidth=1.5).encode(*placed, colour, dash, *series),
-            rows("across")
-            .mark_rule(aria=False, stroke=INK, strokeDash=[2, 3])
-            .encode(*pixels, *to),
-            rows("leads").mark_rule(aria=False, stroke=SOFT, strokeWidth=0.5).encode(*pixels, *to),
-            points,
-            rows("ends").mark_point().encode(*pixels, *symbol),
-        ]
-    else:
-        steps = rows("steps").mark_line(
-            aria=False, interpolate="step-after", stroke=INK, strokeWidth=1.2, opacity=0.55
-        )
-        layers = [
-            steps.encode(*pixels),
-            rows("points").mark_rule().encode(*spread, colour, *series),
-            points,
-        ]
-    for name in ("words", "words left"):
-        at: Any = {"align": "right" if name == "words left" else "left", "baseline": "middle"}
-        text = rows(name).mark_text(**at)
-        ground = rows(name).mark_text(**at, stroke="white", aria=False)
-        layers += [ground.encode(*pixels, alt.Text("text:N"))]
-        layers += [text.encode(*pixels, alt.Text("text:N"), alt.Description("text:N"))]
-    chart = alt.layer(*layers).properties(autosize=alt.AutoSizeParams(type="none"))
-    sizes: Any = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
-    colours: Any = {"labelColor": SOFT, "titleColor": INK, "gridColor": RULE, "tickColor": RULE}
-    made: dict[str, Any] = (
-        chart.configure_axis(
-            **sizes, **colours, domainColor=RULE, titleBaseline="middle", aria=False,
-            labelOverlap=False,
-        )
-        .configure_view(stroke=None)
-        .configure_text(fontSize=11, fill=INK, strokeWidth=3)
-        .configure_point(size=45, strokeWidth=1.4, opacity=1)
-        .to_dict()
-    )  # fmt: skip
-    return made
+    return made | {"width": x.length, "height": y.length, "padding": padding}
 
 
 def _points(panel: Panel, y: Scale) -> Rows:
@@ -262,29 +247,21 @@ def _points(panel: Panel, y: Scale) -> Rows:
     return [
         {
             "x": q.x, "y": q.y, "low": max(q.y - q.sd, y.low), "high": q.y + q.sd,
-            "series": i, "about": _cut(q.note, 200), "method": q.note.split(" ")[0], **_look(s),
+            "series": i, "about": _cut(q.note, 200), "method": q.note.split(" ")[0],
+            **look(s.style, s.kind),
         }
         for i, s in enumerate(panel.series)
         for q in s.points
     ]  # fmt: skip
 
 
-def _look(s: Series) -> dict[str, Any]:
-    """Returns colour, filling, shape and dashes of a series."""
-    colour, number = INK, 0
-    shape = STAR
-    if s.style >= 0:
-        number = s.style // len(COLOURS) % len(SHAPES)
-        colour, shape = COLOURS[s.style % len(COLOURS)], SHAPES[number]
-    fill = {"mark": colour, "hollow": "white", "cross": "none"}[s.kind]
-    shape = CROSS if s.kind == "cross" else shape
-    return {"colour": colour, "fill": fill, "shape": shape, "dash": DASHES[number]}
+def _method(s: Series) -> str:
+    """Returns the first word of a series' marks."""
+    return (s.points[0].note if s.points else s.name).split(" ")[0]
 
 
-def _named(panel: Panel) -> list[Series]:
-    """Returns what gets a name at the right: a method's curves, or its points if it has none."""
-    curved = {s.style for s in panel.series if len(s.points) > 1}
-    return [s for s in panel.series if len(s.points) > 1 or s.style not in curved]
+_PLACES = re.compile(r' (?:d|transform|x2|y2)="[^"]*"')
+_DECIMALS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
 def _rounded(places: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ from bench.core.collapse import collapsed
 from bench.core.errors import BenchError
 from bench.core.record import Record, number
 from bench.core.tables import printable
-from bench.reporting import cost_tables, pareto
+from bench.reporting import cost_tables, looks, pareto
 from bench.reporting.boards import Board
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
@@ -78,7 +78,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         BenchError: the installed `itables` is not the library that this was written for.
     """
     script = f"{_library()}\n{_own('page.js')}"
-    style = _own("page.css")
+    style = f"{_own('page.css')}{looks.dark_rules('#figures')}\n"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # by default a name that ends in .j2 would turn it off

@@ -14,18 +14,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 from bench.core.cell import Cell, canonical
 from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of, slug
-from bench.core.tables import escape, markdown
+from bench.core.tables import escape, markdown, printable
 from bench.core.tuning import NO_CHOICES, Choice, Choices
 from bench.planning import registry
 from bench.planning.suites import Grid, Suite, load_suite, suite_names
-from bench.reporting import cost_tables, figures, html, leaderboard, pareto
+from bench.reporting import cost_tables, figures, html, leaderboard, looks, pareto
 from bench.reporting.averages import averages
 from bench.reporting.boards import Board, boards
+from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
 from bench.reporting.main_table import MAIN_LEGEND, cost_table, main_table
@@ -69,16 +71,16 @@ def write_pages(
     texts: dict[str, str] = {}
     listed: list[str] = []
     sections: list[html.Section] = []
-    drawn: dict[Path, str] = {}
+    drawn: set[Path] = set()
     for suite, inside in _by_suite(records, choices):
         found = boards(inside, choices)
         images = []
         for board in found:
-            drawings = [figures.draw(panel) for panel in pareto.panels(board.rows, styles)]
+            drawings = [figures.draw(figure) for figure in pareto.figures(board, styles)]
             sections.append(html.Section(suite.name, board, drawings))
-            path = _file_of(suite, board.group)
-            drawn[folder / path] = figures.sheet(drawings, path.stem)
-            images.append(_image(board, path))
+            stem = _stem_of(suite, board.group)
+            drawn |= _write_figures(drawings, folder / FIGURES, stem)
+            images.append(_images(board, drawings, stem))
         texts[f"{suite.name}.md"] = _first_page(suite, found, images, link, trials)
         texts[f"{suite.name}.rows.md"] = _every_row(suite, found, link, trials)
         texts[f"{suite.name}.pairs.md"] = _every_difference(suite, found)
@@ -89,9 +91,7 @@ def write_pages(
     for name, text in {"README.md": "\n".join(index) + "\n", **texts}.items():
         write_atomic(folder / name, text)
     write_atomic(folder / HTML, html.page(sections, problems))
-    for path, text in drawn.items():
-        write_atomic(path, text)
-    for path in set((folder / FIGURES).glob("*.svg")) - set(drawn):
+    for path in set((folder / FIGURES).glob("*.svg")) - drawn:
         path.unlink()
     return [folder / name for name in ("README.md", HTML, *texts)]
 
@@ -180,19 +180,46 @@ def _on_grid(cell: Cell, grid: Grid, choices: Choices) -> bool:
     return any(own.method == g.method and own.budget == g.budget for g in given)
 
 
-def _file_of(suite: Suite, group: Group) -> Path:
-    """Returns where a board's figure lies in the folder of the pages."""
+def _stem_of(suite: Suite, group: Group) -> str:
+    """Returns what the names of a board's figures begin with."""
     task, model, budget, overrides = group
     parts = [suite.name, slug(task), slug(model)]
     if budget != "default" or overrides:
         parts.append(hashlib.sha256(canonical([budget, overrides])).hexdigest()[:6])
-    return Path(FIGURES, ".".join(parts) + ".svg")
+    return ".".join(parts)
 
 
-def _image(board: Board, path: Path) -> str:
+def _file(stem: str, drawing: Drawing, theme: str = "") -> str:
+    """Returns a figure's file name: `STEM.svg`, `STEM.2of4-0.5.dark.svg`."""
+    return ".".join(filter(None, (stem, drawing.name, theme, "svg")))
+
+
+def _write_figures(drawings: Sequence[Drawing], folder: Path, stem: str) -> set[Path]:
+    """Writes each figure in both themes and returns the files."""
+    written = set()
+    for drawing in drawings:
+        for theme, text in (("", drawing.svg), ("dark", looks.dark(drawing.svg))):
+            path = folder / _file(stem, drawing, theme)
+            write_atomic(path, text + "\n")
+            written.add(path)
+    return written
+
+
+def _images(board: Board, drawings: Sequence[Drawing], stem: str) -> str:
+    """Returns Markdown that shows each figure in the reader's theme, side by side where they fit.
+
+    Markdown has no way to say this, so it is HTML that GitHub admits.
+    """
     task, model, *_ = board.group
-    alt = f"Quality of {task} on {model} against sparsity and costs; the numbers are in the tables."
-    return f"![{escape(alt)}]({quote(path.as_posix())})"
+    shown = []
+    for drawing in drawings:
+        light, dark = (quote(f"{FIGURES}/{_file(stem, drawing, theme)}") for theme in ("", "dark"))
+        alt = quoteattr(printable(f"{task} on {model}: {drawing.about}; numbers are in the tables"))
+        shown.append(
+            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img src="{light}" width="{figures.WIDTH}" align="top" alt={alt}></picture>'
+        )
+    return "\n".join(shown)
 
 
 def _to_trials(choices: Choices, folder: Path, text: str, choice: Choice) -> str:

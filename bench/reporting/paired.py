@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 
 from bench.core.collapse import collapsed
-from bench.core.record import Record
+from bench.core.record import Record, verified
 from bench.core.record_parts import ScoresPart
 from bench.reporting.statistics import MIN_SEEDS, Floats, adjusted, pairwise, rank_ranges
 
@@ -127,10 +127,10 @@ def test_column(rows: Sequence[Sequence[Record]]) -> Column:
     """Tests all rows of a column against each other.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
-    `MIN_SEEDS` of them, is not tested, and neither is a row that is alone. Rows with collapsed runs
-    lend the others no variance.
+    `MIN_SEEDS` of them, is not tested, and neither is one that is alone or unverified. Rows with
+    collapsed runs lend the others no variance.
     """
-    blocks = [frozenset(_blocks(row)) for row in rows]
+    blocks = [frozenset(_blocks(row) if all(map(verified, row)) else ()) for row in rows]
     candidates = {a & b for a in set(blocks) for b in set(blocks)}
     chosen = max(
         (c for c in candidates if len(c) >= MIN_SEEDS),

@@ -1,45 +1,96 @@
-"""What quality costs: the rows of a leaderboard as curves over sparsity and points over costs.
+"""What quality costs: the rows of a board as curves over sparsity, and as points over costs.
 
+A figure of points has the rows of one column: of one pattern and sparsity, with zeros as counted.
 A row is on the Pareto frontier where no other costs as little and scores as well. The frontier is
 one of means: no test is behind it, so what lies just below it may be as good. Unverified rows are
-drawn (as crosses) and are never on it.
+drawn (as crosses) and are never on it. Rows with collapsed runs are named below the figure.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from bench.core.cell import REFERENCE
-from bench.core.pattern import DENSE, UNSTRUCTURED
-from bench.core.record import Record, number
-from bench.core.tables import human
+from bench.core.collapse import collapsed
+from bench.core.pattern import DENSE, UNSTRUCTURED, Pattern
 from bench.planning import registry
-from bench.reporting import cost_tables
-from bench.reporting.figures import Panel, Point, Series
-from bench.reporting.rows import Key, Row, higher, mark_of, mean, name
+from bench.reporting import axes
+from bench.reporting.boards import Board, counted
+from bench.reporting.figures import Figure, Panel, Point, Series
+from bench.reporting.rows import (
+    Key,
+    Row,
+    collapse_note,
+    higher,
+    marked,
+    mean,
+    name,
+    printed_scores,
+)
 
 FIGURE_LEGEND = """\
 **figures**: each mark is a mean over seeds; bands and bars are the standard deviation. Up is better
-and left is cheaper. The grey steps are the Pareto frontier of the means: rows that no other row
+and left is cheaper. The first figure has a curve for each method over the zeros that were counted.
+Each other figure has the rows of one column: *training time* is seconds to train and prune / the
+dense row's, on one machine, and one-shot methods include the dense training that they start from;
+*trained* is the share of the model's parameters that the optimizer held, without the head, which is
+0 for one-shot methods. The grey steps are the Pareto frontier of the means: rows that no other row
 beats in both directions. The frontier is not tested: a row just below it may be as good. A hollow
 mark is a pattern other than unstructured, a star is dense, a cross is unverified (never on the
-frontier).
+frontier). Rows with collapsed runs have no band in curves and are not among the points.
 """
 
 WIDE = 6
 """Times from the lowest to the highest number from which an axis is logarithmic."""
 
+FEWEST = 3
+"""Rows that a plot of points must have, apart from dense."""
 
-class Cost(NamedTuple):
-    """An axis: its name, a row's place on it (None where it was not counted), the machine."""
 
-    label: str
-    of: Callable[[Sequence[Record]], float | None]
-    machine: str = ""
+class _Drawn(NamedTuple):
+    """What all figures of a board share.
+
+    Attributes:
+        rows: of the board.
+        names: of each row's method, with what tells it from other rows of the method.
+        quality: mean score of each row in the unit of tables.
+        styles: a number for each method but the reference.
+    """
+
+    rows: Sequence[Row]
+    names: dict[Key, str]
+    quality: dict[Key, float]
+    styles: dict[str, int]
+
+    def figure(
+        self, keys: Sequence[Key], file: str, at: str, panels: Sequence[Panel], note: str = ""
+    ) -> Figure:
+        """Returns a figure of some rows, with the line of the dense row across."""
+        first = self.rows[0][1][0].scores
+        assert first is not None
+        rises = first.higher_is_better
+        dense = self.dense
+        values = [self.quality[key] for key in keys]
+        values += [] if dense is None else [self.quality[dense[0]]]
+        return Figure(
+            file,
+            at + (f"{first.metric} × 100" if rises else f"{first.metric}, axis turned"),
+            tuple(panels),
+            falling=not rises,
+            log_y=not rises and min(values, default=0) > 0 and max(values) > WIDE * min(values),
+            reference=None if dense is None else self.quality[dense[0]],
+            note=note,
+        )
+
+    @property
+    def dense(self) -> Row | None:
+        """Returns the dense row, the own one where there is a published one too."""
+        found = (row for row in self.rows if _is_dense(row[0]))
+        return next(found, None)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -57,30 +108,20 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def panels(rows: Sequence[Row], styles: dict[str, int]) -> list[Panel]:
-    """Returns the figure of one table's rows: quality against sparsity and against every cost.
+def figures(board: Board, styles: dict[str, int]) -> list[Figure]:
+    """Returns the figures of a board: curves over sparsity, then points over costs by column.
 
     Args:
-        rows: of one task, model and budget, as `rows.ordered` gives them.
+        board: of one task, model and budget.
         styles: a number for each method but the reference.
     """
-    records = [r for _, inside in rows for r in inside]
-    first = records[0].scores
-    assert first is not None
-    rises = higher(records)
-    quality = {key: first.unit * mean(inside) for key, inside in rows}
-    values = list(quality.values())
-    shared: dict[str, Any] = {
-        "y": f"{first.metric} × 100" if rises else f"{first.metric}, axis turned",
-        "falling": not rises,
-        "log_y": not rises and min(values) > 0 and max(values) > WIDE * min(values),
-    }
-    drawn = [_curves(rows, quality, styles, shared)]
-    for cost in _costs(records):
-        placed = [(key, inside, at) for key, inside in rows if (at := cost.of(inside)) is not None]
-        if len(placed) > 1:
-            drawn.append(_scatter(cost, placed, quality, styles, shared))
-    return drawn
+    unit = board.records[0].scores
+    assert unit is not None
+    quality = {key: unit.unit * mean(inside) for key, inside in board.rows}
+    shared = _Drawn(board.rows, _names(board), quality, styles)
+    found = [_curves(shared)]
+    found += [_points(shared, column.rows) for column in board.columns if column.zeros]
+    return [figure for figure in found if figure.panels]
 
 
 def style_numbers(methods: Sequence[str]) -> dict[str, int]:
@@ -91,123 +132,95 @@ def style_numbers(methods: Sequence[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(found)}
 
 
-def _curves(
-    rows: Sequence[Row], quality: dict[Key, float], styles: dict[str, int], shared: dict[str, Any]
-) -> Panel:
-    series: dict[Any, list[tuple[Key, list[Record]]]] = defaultdict(list)
-    reference = None
-    for key, inside in rows:
-        method, pattern, _, overrides, mark = key
-        if method == REFERENCE and not overrides:
-            reference = quality[key] if reference is None else reference
-        elif method != REFERENCE:
-            series[method, pattern, overrides, mark].append((key, inside))
-    made = []
-    for _, parts in sorted(series.items(), key=lambda item: str(item[0])):
-        points = [(100 * _zeros(inside), key, inside) for key, inside in parts]
-        points.sort(key=lambda p: p[0])
-        drawn = [
-            _point(x, quality[key], key, inside, f"{x:.4g} % zeros") for x, key, inside in points
-        ]
-        key = points[0][1]
-        made.append(Series(_short(key, level=False), _style(key, styles), _kind(key), tuple(drawn)))
-    return Panel("sparsity, % zeros in target weights", where="", series=tuple(made), curves=True,
-                 reference=reference, **shared)  # fmt: skip
-
-
-def _scatter(
-    cost: Cost,
-    placed: Sequence[tuple[Key, list[Record], float]],
-    quality: dict[Key, float],
-    styles: dict[str, int],
-    shared: dict[str, Any],
-) -> Panel:
-    sign = -1 if shared["falling"] else 1
-    eligible = [(key, at) for key, _, at in placed if key[-1] != "unverified"]
-    best = frontier([(at, sign * quality[key]) for key, at in eligible])
-    front = [eligible[i] for i in best]
-    names = {key for key, _ in front}
-    series = defaultdict(list)
-    for key, inside, at in placed:
-        point = _point(at, quality[key], key, inside, f"{human(at)} {cost.label}", key in names)
-        series[_style(key, styles), _kind(key)].append(point)
-    made = [
-        Series("", style, kind, tuple(points)) for (style, kind), points in sorted(series.items())
-    ]
-    known = [at for _, _, at in placed if at > 0]
-    wide = bool(known) and max(known) > WIDE * min(known)
-    corners = tuple((at, quality[key]) for key, at in front)
-    return Panel(
-        cost.label, where=cost.machine, series=tuple(made), log_x=wide, front=corners, **shared
-    )
-
-
-def _costs(records: Sequence[Record]) -> list[Cost]:
-    """Returns the axes that these records have; those of time once a machine.
-
-    Published records beside own ones have no times: they are of another machine.
-    """
-    found = [
-        Cost(
-            "trainable parameters, without the head",
-            lambda r: number(r[0], "params.trainable.body"),
-        ),
-        Cost("MACs, effective", lambda r: number(r[0], "macs.effective")),
-        Cost("MACs, realizable", lambda r: number(r[0], "macs.realizable")),
-        Cost("bytes stored", lambda r: number(r[0], "bytes.stored")),
-    ]
-    timed = [r for r in records if mark_of(r) != "published"]
-    for machine in sorted({cost_tables.hardware(r) for r in timed}):
-        here = [r for r in records if cost_tables.hardware(r) == machine]
-        for setting in sorted({cost_tables.setting(s) for r in here for s in r.speed}):
-            batch, length, dtype = setting
-            label = f"time / dense's, {batch} × {length} tokens, {dtype}"
-            found.append(Cost(label, partial(_latency, machine, setting), machine))
-        found.append(Cost("seconds to train and prune", partial(_seconds, machine), machine))
+def _names(board: Board) -> dict[Key, str]:
+    """Names each row without its pattern: settings that trials chose belong to the method."""
+    found = {}
+    for key, _ in board.rows:
+        made = marked(board.label(key), key[-1])
+        quantization = key[3].quantization
+        found[key] = f"{made} {quantization}" if quantization else made
     return found
 
 
-def _latency(
-    machine: str, setting: tuple[int, int, str], records: Sequence[Record]
-) -> float | None:
-    """Returns the median time of a pass / the dense model's in the same run, on one machine.
+def _curves(shared: _Drawn) -> Figure:
+    """Returns quality against counted sparsity; rows without zeros are not on it, but for dense."""
+    joined: dict[tuple[str, Pattern], list[tuple[float, Row]]] = defaultdict(list)
+    for key, inside in shared.rows:
+        if (x := 100 * counted(inside)) > 0 and key[0] != REFERENCE:
+            joined[shared.names[key], key[1]].append((x, (key, inside)))
+    curved = {called for (called, _), parts in joined.items() if len(parts) > 1}
+    made = []
+    for (called, pattern), parts in sorted(joined.items(), key=lambda item: str(item[0])):
+        drawn = [
+            _point(shared, row, x, f"{x:.4g} % zeros")
+            for x, row in sorted(parts, key=lambda part: (part[0], str(part[1][0])))
+        ]
+        key = parts[0][1][0]
+        label = called if pattern == UNSTRUCTURED else f"{called} {pattern.text}"
+        if pattern != UNSTRUCTURED and len(parts) == 1 and called in curved:
+            label = ""  # the curve of the same colour and shape has the name
+        made.append(Series(label, _style(key, shared.styles), _kind(key), tuple(drawn)))
+    panel = Panel("zeros in target weights, %", tuple(made), curves=True)
+    keys = [row[0] for parts in joined.values() for _, row in parts]
+    return shared.figure(keys, "", "", [panel] if made else [])
 
-    Milliseconds of different cells would compare what else the machine did. None where a seed
-    lacks it.
-    """
-    here = [r for r in records if cost_tables.hardware(r) == machine]
-    found = [s for r in here for s in r.speed if cost_tables.setting(s) == setting]
-    taken = [s.ms_p50 / s.dense_ms_p50 for s in found]
-    return statistics.median(taken) if taken and len(taken) == len(here) else None
+
+def _points(shared: _Drawn, rows: Sequence[Row]) -> Figure:
+    """Returns quality against each cost for the rows of one column."""
+    _, pattern, sparsity, overrides, _ = rows[0][0]
+    quantized = str(overrides.quantization) if overrides.quantization else ""
+    sound = [row for row in rows if not any(map(collapsed, row[1]))]
+    drawn = {key for key, _ in sound}
+    left_out = sorted(shared.names[key] for key, _ in rows if key not in drawn)
+    called = pattern.text if pattern.sparsity is not None else f"{pattern} {100 * sparsity:g} %"
+    at = ", ".join(filter(None, (called, quantized)))
+    file = re.sub("[^a-z0-9.]+", "-", f"{pattern.slug}-{sparsity:g} {quantized}".strip())
+    panels = []
+    for cost in axes.costs([r for _, rs in sound for r in rs], shared.dense):
+        placed = [(row, x) for row in sound if (x := cost.of(row[1])) is not None]
+        if len(placed) >= FEWEST and len({x for _, x in placed}) > 1:
+            panels.append(_panel(shared, cost, placed))
+    note = f"With collapsed runs, not drawn: {', '.join(left_out)}." if left_out else ""
+    return shared.figure([key for key, _ in sound], file, f"{at}: ", panels, note)
 
 
-def _seconds(machine: str, records: Sequence[Record]) -> float | None:
-    """Returns the mean seconds on one machine."""
-    taken = [cost_tables.seconds(r) for r in records if cost_tables.hardware(r) == machine]
-    return statistics.fmean(taken) if taken else None
+def _panel(shared: _Drawn, cost: axes.Cost, placed: Sequence[tuple[Row, float]]) -> Panel:
+    """Returns one plot of points, with the dense row as a star."""
+    sign = 1 if higher([r for row, _ in placed for r in row[1]]) else -1
+    eligible = [(row[0], x) for row, x in placed if row[0][-1] != "unverified"]
+    best = frontier([(x, sign * shared.quality[key]) for key, x in eligible])
+    front = [eligible[i] for i in best]
+    names = {key for key, _ in front}
+    dense = shared.dense
+    if dense is not None and (x := cost.of(dense[1])) is not None:
+        placed = [*placed, (dense, x)]
+    made = []
+    for row, x in placed:
+        key = row[0]
+        point = _point(shared, row, x, f"{x:.3g} {cost.unit}", key in names)
+        style, kind = _style(key, shared.styles), _kind(key)
+        made.append(Series(shared.names[key], style, kind, (point,)))
+    made.sort(key=lambda s: (s.style, s.kind, s.name))
+    known = [x for _, x in placed if x > 0]
+    wide = bool(known) and max(known) > WIDE * min(known)
+    corners = tuple((x, shared.quality[key]) for key, x in front)
+    return Panel(cost.label, tuple(made), log_x=wide, front=corners)
 
 
-def _point(
-    x: float, y: float, key: Key, records: Sequence[Record], cost: str, front: bool = False
-) -> Point:
-    values = [r.scores.unit * r.scores.value for r in records if r.scores]
+def _is_dense(key: Key) -> bool:
+    return key[0] == REFERENCE and not key[3].method and not key[3].quantization
+
+
+def _point(shared: _Drawn, row: Row, x: float, cost: str, front: bool = False) -> Point:
+    key, records = row
+    values = printed_scores(records)
+    note = collapse_note(records, 2)
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     spread = f" ± {sd:.2f}" if len(values) > 1 else ""
     seeds = "1 seed" if len(values) == 1 else f"{len(values)} seeds"
     full = " ".join(part for part in name(key, str) if part != "–")
-    return Point(x, y, sd, f"{full}: {y:.2f}{spread} ({seeds}), {cost}", _short(key), front)
-
-
-def _short(key: Key, level: bool = True) -> str:
-    """Returns a row's label: `pst 90%`, `wanda 2:4`."""
-    _, pattern, sparsity, _, _ = key
-    called, _, quantized = name(key, str)
-    parts = [called] + ([quantized] if quantized != "–" else [])
-    if pattern not in (UNSTRUCTURED, DENSE):
-        parts.append(pattern.text)
-    if level and pattern.sparsity is None:
-        parts.append(f"{100 * sparsity:g}%")
-    return " ".join(parts)
+    about = f"{full}: {shared.quality[key]:.2f}{spread} ({seeds}){note}, {cost}"
+    return Point(x, shared.quality[key], 0.0 if note else sd, about, front)
 
 
 def _style(key: Key, styles: dict[str, int]) -> int:
@@ -218,7 +231,3 @@ def _kind(key: Key) -> str:
     if key[-1] == "unverified":
         return "cross"
     return "mark" if key[1] in (UNSTRUCTURED, DENSE) else "hollow"
-
-
-def _zeros(records: Sequence[Record]) -> float:
-    return statistics.fmean(r.sparsity.overall for r in records if r.sparsity)

@@ -9,12 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+_APART = 4.0
+"""The lowest number above 0 / the constant of a logarithmic axis with zeros."""
+
 
 class Scale:
     """Numbers → pixels from 0 to `length`, linear or logarithmic.
 
-    A logarithmic axis that has zeros to show is `log(1 + x / c)` with the lowest number above 0
-    as c (Vega's `symlog`).
+    A logarithmic axis that has zeros to show is `log(1 + x / c)` (Vega's `symlog`), where c is a
+    quarter of the lowest number above 0, so that zeros stand clearly apart.
 
     Args:
         values: what is to be shown.
@@ -32,7 +35,8 @@ class Scale:
         values = values or [1.0]
         self.low, self.high = min(values), max(values)
         if log and self.low <= 0:  # twelve decades at most, so that the ratio stays a number
-            self.constant = max(min((v for v in values if v > 0), default=1.0), self.high / 1e12)
+            least = min((v for v in values if v > 0), default=1.0)
+            self.constant = max(least / _APART, self.high / 1e12)
         if self._in(self.high) - self._in(self.low) < 1e-9 * max(abs(self._in(self.high)), 1):
             # One value stands in the middle.
             margin = max(0.05 * abs(self.high), 0.0 if log and self.high else 1e-6)
@@ -47,7 +51,7 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Returns 1, 2 and 5 of every decade of a logarithmic axis, or 1 alone where it is long."""
-        low = self.constant or self.low
+        low = self.constant * _APART or self.low
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(self.high))
         digits, step = ((1, 2, 5), 1) if last - first <= 3 else ((1,), max(1, (last - first) // 6))
         rounded = [float(f"{d}e{e}") for e in range(first, last + 1, step) for d in digits]
