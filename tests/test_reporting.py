@@ -89,7 +89,8 @@ def test_pages_are_deterministic_and_name_what_was_left_out(tmp_path):
     texts = [{p.name: p.read_text() for p in (tmp_path / n).rglob("*.*")} for n in "ab"]
     assert texts[0] == texts[1]
     curves = {"quick.reviews.minilm-l6.svg", "quick.reviews.minilm-l6.dark.svg"}
-    assert set(texts[0]) == {"README.md", "quick.md", "index.html", *curves}
+    tables = {"quick.md", "quick.rows.md", "quick.pairs.md"}
+    assert set(texts[0]) == {"README.md", *tables, "index.html", *curves}
     assert "x.json: corrupt \\| record" in texts[0]["README.md"]
 
 
@@ -218,9 +219,10 @@ def test_ranks_need_three_seeds_and_another_method():
 
 
 def test_ranks_are_among_equals_in_level_and_shared_where_no_test_tells():
+    noise = {"gmp": (0.9, 1, 3, 2), "pst": (0.5, 4, 1, 2), "wanda": (0.501, 1, 5, 3)}
     found = [
-        record(v + (s * 7 % 5) * w / 1000, method=m, seed=s)
-        for m, v, w in (("gmp", 0.9, 1), ("pst", 0.5, 2), ("wanda", 0.501, 3))
+        record(value + by_seed[s - 1] / 1000, method=m, seed=s)
+        for m, (value, *by_seed) in noise.items()
         for s in (1, 2, 3)
     ]
     assert ranks(found) == {"gmp": "1†", "pst": "2–3†", "wanda": "2–3†"}
@@ -245,7 +247,7 @@ def test_a_submission_is_marked_and_has_no_rank():
 def test_scores_link_to_their_records(tmp_path):
     pages.write_pages([dense(0.8)], [], tmp_path / "reports", tmp_path / "results")
     page = (tmp_path / "reports" / "quick.md").read_text()
-    assert "[80.00](../results/reviews/minilm-l6/dense/dense-0.00)" in page
+    assert "[80.0](../results/reviews/minilm-l6/dense/dense-0.00)" in page
     assert "](" not in leaderboard.table([dense(0.8)])
 
 

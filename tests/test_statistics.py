@@ -45,15 +45,88 @@ def test_without_items_it_is_the_paired_t_test_over_seeds():
     assert statistics.pairwise(x).p[0, 1] == pytest.approx(expected, rel=0.01)
 
 
-def test_pairs_do_not_depend_on_the_column_they_stand_in():
+def test_unsteady_pairs_do_not_depend_on_the_column_they_stand_in():
     rng = np.random.default_rng(0)
     x = draw(rng, 5, 3, 300, USUAL)
-    column = statistics.pairwise(x)
+    column = statistics.pairwise(x, np.zeros(5, dtype=bool))
     for a, b in ((0, 1), (3, 2), (4, 0)):
         alone = statistics.pairwise(x[[a, b]])
-        assert column.p[a, b] == alone.p[0, 1] == column.p[b, a]
+        assert column.p[a, b] == pytest.approx(alone.p[0, 1]) == column.p[b, a]
         assert column.difference[a, b] == pytest.approx(alone.difference[0, 1])
         assert column.half()[a, b] == pytest.approx(alone.half()[0, 1])
+
+
+def test_the_expectation_over_the_variance_is_that_of_many_draws():
+    rng = np.random.default_rng(0)
+    freedom, by_seed, by_item = 4.5, 0.7, 0.4
+    u = rng.chisquare(freedom, 400_000)
+    z = rng.standard_normal(400_000) * np.sqrt(by_seed * freedom / u + by_item)
+    for difference in (0.5, 2.0, 4.0):
+        found = statistics._p_values(
+            *(np.array([[v]]) for v in (difference, by_seed, by_item, freedom))
+        )
+        assert found[0, 0] == pytest.approx((np.abs(z) > difference).mean(), rel=0.03)
+
+
+@pytest.mark.parametrize("freedom", [3.0, 8.0, 40.0])
+def test_the_prior_finds_the_variances_that_it_was_drawn_from(freedom):
+    rng = np.random.default_rng(0)
+    true = 2.5 * freedom / rng.chisquare(freedom, 20_000)
+    level, found = statistics.prior(true * rng.chisquare(4, 20_000) / 4, 4)
+    assert level == pytest.approx(2.5, rel=0.15)
+    assert found == pytest.approx(freedom, rel=0.25)
+
+
+def test_variances_that_differ_by_chance_alone_have_an_endless_prior():
+    rng = np.random.default_rng(0)
+    level, found = statistics.prior(2.5 * rng.chisquare(4, 20_000) / 4, 4)
+    assert level == pytest.approx(2.5, rel=0.1)
+    assert found > 50
+
+
+def test_moderation_draws_pairs_together_and_leaves_unsteady_rows():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(12, 5))
+    x[0] *= 100
+    variance = (x[:, None] - x[None]).var(axis=2, ddof=1)
+    found, freedom = statistics.moderated(variance, 5, np.arange(12) > 0)
+    quiet, upper = np.ix_(range(1, 12), range(1, 12)), np.triu_indices(11, 1)
+    assert found[quiet][upper].var() < variance[quiet][upper].var()
+    assert (found[quiet][upper].argsort() == variance[quiet][upper].argsort()).all()
+    assert freedom[quiet][upper] == pytest.approx(4 + 11 / 4)
+    assert (found[0] == variance[0]).all()
+    assert (freedom[0] == 4).all()
+
+
+def test_pairs_that_differ_much_are_hardly_moderated():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(12, 5)) * 100.0 ** np.arange(12)[:, None]
+    variance = (x[:, None] - x[None]).var(axis=2, ddof=1)
+    _, freedom = statistics.moderated(variance, 5, np.ones(12, dtype=bool))
+    assert freedom.max() < 4.5
+
+
+def test_steps_count_what_was_found_no_more():
+    # Of independent rows the largest of 3 differences is below 2.39 with 5 % (Tukey's 3.314 / √2).
+    p = np.ones((3, 3))
+    p[0, 1] = p[1, 0] = 2 * st.norm.sf(3.314 / np.sqrt(2))
+    found = statistics.adjusted(p)
+    assert found[0, 1] == pytest.approx(0.05, abs=0.006)
+    assert found[0, 2] == found[1, 2] == 1
+    # The last pair is a test of its own, once the others are found.
+    p = np.array([[1, 1e-9, 1e-9], [1e-9, 1, 0.04], [1e-9, 0.04, 1]])
+    assert statistics.adjusted(p)[1, 2] == pytest.approx(0.04, abs=0.006)
+    assert statistics.adjusted(p)[0, 1] < 0.001
+
+
+def test_a_larger_p_is_never_adjusted_to_a_smaller_one():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=(7, 7)) ** 4
+    p = np.minimum(p, p.T)
+    upper = np.triu_indices(7, 1)
+    raw, found = p[upper], statistics.adjusted(p)[upper]
+    assert (np.diff(found[np.argsort(raw)]) >= 0).all()
+    assert (found >= raw).all()
 
 
 def test_equal_methods_have_p_1_and_few_items_prove_little():
@@ -69,7 +142,7 @@ def test_holm_is_the_textbooks():
 
 
 def ranks_from(means, told):
-    p = np.ones((len(means), len(means)))
+    p = np.ones((len(means), len(means)))  # adjusted
     for a, b in told:
         p[a, b] = p[b, a] = 1e-9
     return statistics.rank_ranges(np.array(means), p)

@@ -12,8 +12,8 @@ from bench.reporting.statistics import ALPHA
 PAIRS_LEGEND = """\
 Row minus column, in points (× 100 where higher is better; a ratio for perplexity), with the 95 %
 interval of that one difference. **Bold**: told apart at 5 % over all pairs of the column at once.
-The paired tests are over seeds × items, or over seeds alone where the metric is not a mean of
-items.
+The paired tests are over seeds × items, or over seeds alone where records hold no items that give
+the score.
 """
 
 

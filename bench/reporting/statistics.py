@@ -9,15 +9,15 @@ d = S − 1 degrees of freedom (noise of seed × item is in it), and that of the
 
 the Behrens–Fisher p-value. It is Student's where b = 0, and the normal's where s̃ = 0.
 
-Two degrees of freedom know a variance badly. So rows lend each other theirs (Smyth 2004; Phipson et
-al. 2016, Annals of Applied Statistics 10: 946–963): the s² of a column's pairs tell a prior, s₀²
-with d₀ degrees of freedom, and
+Two degrees of freedom know a variance badly. So rows lend each other theirs (Smyth 2004,
+Statistical Applications in Genetics and Molecular Biology 3: 3): the s² of a column's pairs tell a
+prior, s₀² with d₀ degrees of freedom, and
 
     s̃² = (d₀·s₀² + d·s²) / (d₀ + d),   f = d₀ + d
 
-d₀ is at most a quarter of the rows, and 3: few rows cannot rule out one that is much louder than
-the others. A pair that is too loud for the prior keeps its own s² and d, and so do all pairs
-of a row that is not `steady`: they tell the prior nothing either.
+The more the pairs differ, the smaller is d₀. It is at most a quarter of the rows, and 3: few rows
+cannot rule out one that is much louder than the others. A row that is not `steady` keeps its own s²
+and d in all its pairs, and lends nothing.
 
 p-values are adjusted by steps (Westfall and Young 1993): a difference counts where it exceeds what
 the largest of all differences that are not yet found would reach by chance, for independent rows of
@@ -43,9 +43,6 @@ ALPHA = 0.05
 
 _LENT, _MOST_LENT = 0.25, 3.0
 """Degrees of freedom that the prior has at most: those for each steady row, and in all."""
-
-_OUTLIER = 0.02
-"""Probability under the prior below which a pair's variance is taken for an outlier."""
 
 _NODES = 40
 """Points of the sum that stands for the expectation over u."""
@@ -138,14 +135,10 @@ def moderated(variance: Floats, seeds: int, steady: NDArray[np.bool_]) -> tuple[
     own, freedom = variance.copy(), np.full(variance.shape, float(d))
     lends = steady[:, None] & steady[None, :] & ~np.eye(len(variance), dtype=bool)
     told = prior(variance[np.triu(lends)], d)
-    if told is None:
-        return own, freedom
-    level, d0 = told
-    d0 = min(d0, _LENT * float(steady.sum()), _MOST_LENT)
-    loud = stats.f.sf(variance / level, d, d0) < _OUTLIER
-    takes = lends & ~loud
-    own[takes] = (d0 * level + d * variance[takes]) / (d0 + d)
-    freedom[takes] = d0 + d
+    if told is not None:
+        level, d0 = told[0], min(told[1], _LENT * float(steady.sum()), _MOST_LENT)
+        own[lends] = (d0 * level + d * variance[lends]) / (d0 + d)
+        freedom[lends] = d0 + d
     return own, freedom
 
 
@@ -153,14 +146,12 @@ def prior(variances: Floats, d: int) -> tuple[float, float] | None:
     """Fits s₀² and d₀ to variances with `d` degrees of freedom each, by moments of logarithms.
 
     log s² scatters by more than chance does, ψ′(d/2), where true variances differ; what is left is
-    ψ′(d₀/2). The lowest twentieth and the highest tenth are drawn in, so that no outlier decides.
-    Variances of 0 tell nothing. None: fewer than three pairs that differ, so no prior.
+    ψ′(d₀/2). Variances of 0 tell nothing. None: fewer than three pairs that differ, so no prior.
     """
     known = variances[variances > 0]
     if len(known) < 3:
         return None
     logs = np.log(known) - special.digamma(d / 2) + np.log(d / 2)
-    logs = np.clip(logs, *np.quantile(logs, (0.05, 0.9)))
     centre, excess = float(logs.mean()), float(logs.var(ddof=1)) - special.polygamma(1, d / 2)
     if excess <= 0:
         return float(np.exp(centre)), np.inf
