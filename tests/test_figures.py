@@ -123,7 +123,7 @@ def test_settings_that_trials_chose_do_not_split_a_method():
     (curves,) = drawn(made)[""].panels
     assert set(named(curves)) == {f"pst lr={rate}" for rate in rates.values()}
     (curves,) = drawn([*made, record(0.6)], tuned=["pst"])[""].panels
-    assert {s.name: len(s.points) for s in curves.series} == {"pst tuned": 3, "pst": 1}
+    assert {s.name: len(s.points) for s in curves.series} == {"pst": 3, "pst default": 1}
 
 
 def test_a_column_holds_only_rows_with_its_zeros():

@@ -106,5 +106,5 @@ def test_pages_open_with_the_findings(tmp_path):
         text = (tmp_path / page).read_text("utf-8")
         for line in found[task]:
             assert f"<p>{line}</p>" in html
-            assert html.index(line) < html.index("<select") < html.index("<table")
+            assert html.index(line) < html.index("<select") < html.index('<table id="rows"')
             assert text.index(f"* {escape(line)}\n") < text.index("| method")

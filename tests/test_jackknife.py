@@ -170,7 +170,8 @@ def test_two_rows_are_compared_over_their_items():
     means = [np.mean([r.scores.value for r in row]) for row in rows]
     assert test.effect == pytest.approx(means[0] - means[1])
     assert test.p < 0.05
-    assert paired.ranks(rows) == ([(1, 1), (2, 2)], "mean")
+    column = paired.test_column(rows)
+    assert (column.places, column.basis) == ([(1, 1), (2, 2)], "mean")
 
 
 @pytest.mark.parametrize("metric", simulate_metrics.METRICS)

@@ -93,7 +93,7 @@ def test_moderation_draws_pairs_together_and_leaves_unsteady_rows():
     quiet, upper = np.ix_(range(1, 12), range(1, 12)), np.triu_indices(11, 1)
     assert found[quiet][upper].var() < variance[quiet][upper].var()
     assert (found[quiet][upper].argsort() == variance[quiet][upper].argsort()).all()
-    assert freedom[quiet][upper] == pytest.approx(4 + 11 / 4)
+    assert freedom[quiet][upper] == pytest.approx(4 + 2.5)
     assert (found[0] == variance[0]).all()
     assert (freedom[0] == 4).all()
 

@@ -32,8 +32,8 @@ COMPARISON_LEGEND = f"""\
 Scores are means over seeds, × 100 where higher is better. **a − b**: paired difference in points,
 a / b for perplexity, with its 95 % interval. **p**: two-sided, by Holm over the table's tests.
 **over**: a test over seeds × items holds for other seeds and other items. A test over seeds alone,
-where records hold no items that give the score, holds for other seeds on these items. Nothing is tested
-with fewer than {MIN_SEEDS} common seeds.
+where records hold no items that give the score, holds for other seeds on these items. Nothing is
+tested with fewer than {MIN_SEEDS} common seeds.
 """
 
 _COUNTS = {

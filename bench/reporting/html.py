@@ -31,6 +31,7 @@ from bench.reporting.boards import Board
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
+from bench.reporting.main_table import MAIN_LEGEND, grid
 from bench.reporting.rows import Key, mark_of, name, printed_scores, stale_note
 
 Number = float | None
@@ -89,7 +90,8 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
     environment.filters["line"] = printable
     beside = any(len(s.board.own) < len(s.board.rows) for s in sections)
     published = (PUBLISHED_LEGEND,) if beside else ()
-    legends = (BOARD_LEGEND, *published, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
+    legends = (MAIN_LEGEND, BOARD_LEGEND, *published)
+    legends = (*legends, pareto.FIGURE_LEGEND, cost_tables.COST_LEGEND)
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
@@ -97,7 +99,7 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         style=Markup(style),
         words=_WORDS,
         numbers=[*_NUMBERS],
-        boards=[(_label(section), sentences(section.board)) for section in sections],
+        boards=[_board(section) for section in sections],
         figures=[_figure(section.drawings) for section in sections],
         rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],
@@ -126,6 +128,17 @@ def _order(rank: str) -> str:
     """Returns what a rank sorts by: `2–5†` → `2.005`; the last place where there is none."""
     ends = re.findall(r"\d+", rank) or ["9999"]
     return f"{ends[0]}.{ends[-1]:>03}"
+
+
+def _board(section: Section) -> dict[str, Any]:
+    """Returns what stands above the figures of a board: its findings and its main table."""
+    headings, methods = grid(section.board)
+    return {
+        "label": _label(section),
+        "findings": sentences(section.board),
+        "headings": headings,
+        "methods": methods,
+    }
 
 
 def _label(section: Section) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.core.cell import REFERENCE
@@ -30,7 +31,7 @@ from bench.reporting.statistics import MIN_SEEDS
 
 MAIN_LEGEND = f"""\
 **bold**: no other row of the column is told to be better. The paired tests are at 5 % over all
-pairs of a column at once; \\* marks a row that is not tested, with fewer than {MIN_SEEDS} seeds or
+pairs of a column at once; ° marks a row that is not tested, with fewer than {MIN_SEEDS} seeds or
 other ones than the rest. **scores**: the task's metric × 100 where higher is better, unscaled where
 lower is better; mean ± sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are
 no better than the majority class or chance, within two standard errors; the mean without them
@@ -45,38 +46,82 @@ Linked = Callable[[str], str]
 """Makes a method's name lead to its description."""
 
 
-def main_table(board: Board, link: Link, method: Linked = escape) -> str:
-    """Returns the scores as Markdown, with a note, and a second table for rows that stand apart."""
-    columns = board.columns
-    cells: dict[str, dict[str, str]] = {}
-    means: dict[str, dict[str, float]] = {}
-    sign = -1 if higher(board.records) else 1
-    for column in columns:
-        best = [key for key, _ in column.best] if len(column.tested) > 1 else []
-        tested = [key for key, _ in column.tested]
-        for key, records in column.rows:
-            text = link(score(records, 1), records)
-            text = f"**{text}**" if key in best else text
-            text += "" if key in tested else "\\*"
-            label = _label(board, key)
-            cells.setdefault(label, {})[column.level] = text + collapse_note(records, 1)
-            means.setdefault(label, {})[column.level] = sign * mean(records)
-    levels = [column.level for column in columns]
+@dataclass(frozen=True)
+class Entry:
+    """A score of the main table.
 
-    def order(label: str) -> tuple[bool, bool, list[float]]:
-        found = [means[label].get(level, float("inf")) for level in levels]
-        return label != REFERENCE, found[0] == float("inf"), found[1:]
+    Attributes:
+        records: that it is the mean of.
+        best: whether no row of the column is told to be better.
+        tested: whether the row was tested against the others of the column.
+    """
+
+    records: Sequence[Record]
+    best: bool
+    tested: bool
+
+    @property
+    def score(self) -> str:
+        """Returns mean ± sample standard deviation, with a mark of a row that is not tested."""
+        return score(self.records, 1) + ("" if self.tested else "°")
+
+    @property
+    def note(self) -> str:
+        """Says how many runs have collapsed."""
+        return collapse_note(self.records, 1).removeprefix(", ")
+
+
+def grid(board: Board) -> tuple[list[str], list[tuple[str, list[Entry | None]]]]:
+    """Returns the headings of the columns, and for each method its label and its entries.
+
+    Dense and its like come first; then the scores decide, from the first column of zeros on.
+    """
+    entries: dict[str, dict[str, Entry]] = {}
+    for column in board.columns:
+        tested = [key for key, _ in column.tested]
+        best = [key for key, _ in column.best] if len(tested) > 1 else []
+        for key, records in column.rows:
+            made = Entry(records, key in best, key in tested)
+            entries.setdefault(_label(board, key), {})[column.level] = made
+    sign = -1 if higher(board.records) else 1
+
+    def order(label: str) -> tuple[bool, list[float]]:
+        means = [
+            sign * mean(entries[label][column.level].records)
+            if column.level in entries[label]
+            else float("inf")
+            for column in board.columns
+        ]
+        return label != REFERENCE, means
 
     rows = [
-        [_named(label, method), *(cells[label].get(level, "") for level in levels)]
-        for label in sorted(cells, key=order)
+        (label, [entries[label].get(column.level) for column in board.columns])
+        for label in sorted(entries, key=order)
     ]
-    parts = [markdown(("method", *map(_heading, columns)), rows)] if rows else []
+    return [_heading(column) for column in board.columns], rows
+
+
+def main_table(board: Board, link: Link, method: Linked = escape) -> str:
+    """Returns the scores as Markdown, with a note, and a second table for rows that stand apart."""
+    headings, rows = grid(board)
+    cells = [
+        [_named(label, method), *(_cell(entry, link) for entry in entries)]
+        for label, entries in rows
+    ]
+    parts = [markdown(("method", *headings), cells)] if rows else []
     parts.append(_note(board))
     if outside := [row for row in board.rows if stands_apart(row)]:
         parts += ["At a sparsity of their own, so in no column and not tested:"]
         parts.append(_apart(board, outside, link, method))
     return "\n\n".join(parts)
+
+
+def _cell(entry: Entry | None, link: Link) -> str:
+    if entry is None:
+        return ""
+    text = link(entry.score, entry.records)
+    text = f"**{text}**" if entry.best else text
+    return f"{text}, {entry.note}" if entry.note else text
 
 
 def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linked = escape) -> str:

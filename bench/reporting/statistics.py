@@ -15,7 +15,7 @@ prior, s₀² with d₀ degrees of freedom, and
 
     s̃² = (d₀·s₀² + d·s²) / (d₀ + d),   f = d₀ + d
 
-The more the pairs differ, the smaller is d₀. It is at most a quarter of the rows, and 3: few rows
+The more the pairs differ, the smaller is d₀. It is at most a quarter of the rows, and 2.5: few rows
 cannot rule out one that is much louder than the others. A row that is not `steady` keeps its own s²
 and d in all its pairs, and lends nothing.
 
@@ -41,7 +41,7 @@ MIN_SEEDS = 3
 
 ALPHA = 0.05
 
-_LENT, _MOST_LENT = 0.25, 3.0
+_LENT, _MOST_LENT = 0.25, 2.5
 """Degrees of freedom that the prior has at most: those for each steady row, and in all."""
 
 _NODES = 40
