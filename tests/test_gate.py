@@ -201,3 +201,20 @@ def test_a_baseline_with_a_value_too_few_is_refused(tmp_path):
 def test_no_folder_is_exit_code_2(capsys, tmp_path):
     assert run(capsys, "--results", str(tmp_path / "none"))[0] == 2
     assert run(capsys, "--results", str(tmp_path), "--update")[0] == 2
+
+
+def test_rows_with_collapsed_runs_widen_no_other_rows_tolerance():
+    quiet = [record(v, method="pst", seed=s) for s, v in enumerate((0.80, 0.81, 0.82), 1)]
+    loud = [record(v, method="random", seed=s) for s, v in enumerate((0.50, 0.60, 0.70), 1)]
+    chance = [
+        r.model_copy(update={"scores": r.scores.model_copy(
+            update={"n": 100, "all": {"accuracy": r.scores.value, "majority": 0.5}})})
+        for r in loud
+    ]  # fmt: skip
+    alone = gate.spreads(gate.rows_of(quiet))
+    assert gate.spreads(gate.rows_of([*quiet, *chance])) == alone
+    assert gate.spreads(gate.rows_of([*quiet, *loud])) != alone
+    # Where all have collapsed, their spread is all there is.
+    assert gate.spreads(gate.rows_of(chance)) == gate.spreads(gate.rows_of(loud))
+    text = gate.baseline_json(gate.rows_of([*quiet, *chance]))
+    assert text.count('"collapsed": true') == 1

@@ -143,4 +143,4 @@ def test_the_front_page_links_to_records_and_methods(tmp_path):
         store.put(made)
     text = front(store.records()[0])
     assert "[`pst`](methods/README.md#pst)" in text
-    assert "[85.0 ± 0.0](results/reviews/minilm-l6/pst/unstructured-0.50)" in text
+    assert "[85.0 ± 0.0°](results/reviews/minilm-l6/pst/unstructured-0.50)" in text

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
-from bench.core.errors import BenchError
+from bench.core.collapse import collapsed
+from bench.core.errors import BenchError, first_error
 from bench.core.files import disk_error, write_atomic
 from bench.core.record import Record
 from bench.core.record_parts import Count, Finite
@@ -46,6 +47,7 @@ class BaselineRow(BaseModel):
         score: the score of each seed, as the task returned it.
         exact: values that must not change, by their path in the record; a list has one value a
             seed, where the seeds differ.
+        collapsed: whether a run is no better than chance; then other rows have another spread.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,7 @@ class BaselineRow(BaseModel):
     seeds: list[Count]
     score: list[Finite]
     exact: dict[str, Number | list[Number]]
+    collapsed: bool = False
 
     @model_validator(mode="after")
     def _one_a_seed(self) -> BaselineRow:
@@ -111,14 +114,13 @@ def read_baseline(path: Path) -> dict[str, BaselineRow]:
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}; --update writes a baseline") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise BenchError(f"{path}: not a baseline: {field}: {first['msg']}".strip()) from None
+        raise BenchError(f"{path}: not a baseline: {first_error(error)}") from None
 
 
 def baseline_json(rows: Mapping[str, BaselineRow]) -> str:
     """Returns the text of a baseline file, with one number a line for readable diffs."""
-    tree = {"schema": 1, "rows": {name: rows[name].model_dump() for name in sorted(rows)}}
+    dumped = {name: rows[name].model_dump(exclude_defaults=True) for name in sorted(rows)}
+    tree = {"schema": 1, "rows": dumped}
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -197,6 +199,7 @@ def _row(records: Sequence[Record]) -> BaselineRow:
         seeds=[record.cell.seed for record in records],
         score=[_rounded(s.value) for s in scores],
         exact=exact,
+        collapsed=any(map(collapsed, records)),
     )
 
 
@@ -238,19 +241,19 @@ def spreads(rows: Mapping[str, BaselineRow]) -> dict[str, Spread]:
     """Returns (pooled standard deviation over seeds, t quantile) for each task and model.
 
     The seeds of one row are too few to estimate a spread, so the rows of a task and model are
-    pooled.
+    pooled. Rows with collapsed runs are left out, unless there are no others.
     """
-    squares: dict[str, float] = defaultdict(float)
-    degrees: dict[str, int] = defaultdict(int)
+    groups: dict[str, list[BaselineRow]] = defaultdict(list)
     for name, row in rows.items():
-        if len(row.score) > 1:
-            degrees[task_and_model(name)] += len(row.score) - 1
-            squares[task_and_model(name)] += (len(row.score) - 1) * statistics.variance(row.score)
+        groups[task_and_model(name)].append(row)
     found = {}
-    for group in {task_and_model(name) for name in rows}:
-        df = degrees[group]
+    for group, inside in groups.items():
+        pooled = [row for row in inside if not row.collapsed] or inside
+        scores = [row.score for row in pooled if len(row.score) > 1]
+        df = sum(len(score) - 1 for score in scores)
+        squares = sum((len(score) - 1) * statistics.variance(score) for score in scores)
         quantile = float(stats.t.isf((1 - LEVEL) / 2, df)) if df else 0.0
-        found[group] = (math.sqrt(squares[group] / df) if df else 0.0, quantile)
+        found[group] = (math.sqrt(squares / max(df, 1)), quantile)
     return found
 
 
