@@ -23,7 +23,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import Context, Expected, Field, Setting, grid, parameters
+from bench.api import Context, Expected, Field, Setting, parameters
 from bench.weights.patterns import local
 from bench.weights.targets import Target
 from methods.shared.lagrangian import TargetParams
@@ -39,6 +39,9 @@ REACH = 7.5
 """In units of β, how far a score can move: by its rate in every update. β is 1 with the default
 rate and 300 updates."""
 
+SOFT: Setting = {"mode": "soft", "target": "lagrangian"}
+"""Soft movement that meets the sparsity; the rate of its scores hardly matters."""
+
 
 class Movement(LearnedScores):
     """Movement pruning: weights and their scores train together; hard top-v or soft threshold."""
@@ -51,7 +54,16 @@ class Movement(LearnedScores):
     year: ClassVar[int] = 2020
     version: ClassVar[int] = 2
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
-    search: ClassVar[tuple[Setting, ...]] = grid(score_lr=(5e-2, 1e-2, 2e-2, 1e-1), lr=(5e-5, 1e-4))
+    search: ClassVar[tuple[Setting, ...]] = (
+        {},
+        {"score_lr": 1e-2},
+        {"lr": 1e-4},
+        SOFT,
+        {**SOFT, "lr": 1e-4},
+        {**SOFT, "target_ramp": 0.7},
+        {**SOFT, "square": 100.0},
+        {**SOFT, "square": 100.0, "lr": 1e-4},
+    )
 
     @parameters
     class Params(TargetParams):
