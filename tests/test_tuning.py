@@ -33,8 +33,8 @@ from bench.planning.job import Job
 from bench.planning.plan import expand, with_choice
 from bench.planning.suites import load_suite
 from bench.planning.trials import Search
-from bench.reporting import leaderboard, pages
-from bench.reporting.rows import collapse_note, method_name, score
+from bench.reporting import boards, compare, leaderboard, pages
+from bench.reporting.rows import collapse_note, label_of, method_name, score
 from bench.review import publishing, submissions
 from bench.review.choosing import choice_of
 from tests import helpers
@@ -285,6 +285,30 @@ def test_a_board_says_where_settings_come_from_and_links_the_trials(tuned, tmp_p
     page = "".join(p.read_text() for p in (tmp_path / "pages").glob("*.md"))
     (linked,) = re.findall(r"\[best of 3\]\(([^)]+)\)", page)
     assert (tmp_path / "pages" / linked).resolve() == path.resolve()
+
+
+def test_chosen_settings_have_the_methods_plain_name_in_tables_and_comparisons(tuned):
+    root, _ = tuned
+    write(root, Choices(root).all[0].model_copy(update={"best": 1}))
+    choices = Choices(root)
+    cells = {
+        "gmp": helpers.cell("gmp", **STEPS, lr=1e-3),
+        "gmp lr=0.007": helpers.cell("gmp", **STEPS, lr=7e-3),
+        "gmp default": helpers.cell("gmp", **STEPS),
+        "magnitude": helpers.cell("magnitude", **STEPS),
+    }
+    assert {label_of(cell, choices): cell for cell in cells.values()} == cells
+    assert label_of(cells["gmp default"]) == "gmp"
+    made = [
+        record(0.8 - i / 10).model_copy(update={"cell": cell, "key": cell.key})
+        for i, cell in enumerate(cells.values())
+    ]
+    (board,) = boards.boards(made, choices)
+    assert set(board.labels.values()) == set(cells)
+    (line,), _ = compare.lines(made, "gmp", "magnitude", choices)
+    assert line.a[0].cell == cells["gmp"]
+    (line,), _ = compare.lines(made, "gmp", "magnitude")
+    assert line.a[0].cell == cells["gmp default"]
 
 
 def test_settings_do_not_depend_on_where_records_lie(tuned, tmp_path):

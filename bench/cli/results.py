@@ -124,17 +124,19 @@ def compare_methods(options: argparse.Namespace) -> int:
         if unknown := [task for task in options.task if task not in known]:
             raise BenchError(f"no records of task {unknown[0]!r}: {', '.join(sorted(known))}")
         records = [record for record in records if record.cell.task in options.task]
-    deliver(compare.report(records, options.a, options.b), options.out)
+    text = compare.report(records, options.a, options.b, shelves.choices())
+    deliver(text, options.out)
     return 0
 
 
 def check_claims(options: argparse.Namespace) -> int:
     """Sets the papers' claims beside what was found; counted ones need no record."""
     from bench.core.store import Store
+    from bench.core.tuning import Choices
     from bench.review import paper_claims
 
     records = _valid(Store(options.results)) if options.results.is_dir() else []
-    deliver(paper_claims.claims_page(records), options.out)
+    deliver(paper_claims.claims_page(records, Choices(options.results)), options.out)
     return 0
 
 

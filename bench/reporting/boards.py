@@ -18,7 +18,7 @@ from bench.core.record import Record
 from bench.core.tuning import MISS, NO_CHOICES, Choice, Choices
 from bench.reporting import paired
 from bench.reporting.recovery import recovery_of
-from bench.reporting.rows import Group, Key, Row, group_of, mark_of, method_name, name, ordered
+from bench.reporting.rows import Group, Key, Row, group_of, label_of, mark_of, name, ordered
 from bench.reporting.statistics import ALPHA
 
 MARGIN = MISS
@@ -78,6 +78,7 @@ class Board:
         ranks: as printed; `–` where there is none.
         recovery: fraction of the dense score, None where a dense record is missing.
         choices: the choice that a row's settings come from, if there is one.
+        labels: each row's method, with parameters that were not chosen by trials.
     """
 
     group: Group
@@ -86,6 +87,7 @@ class Board:
     ranks: dict[Key, str]
     recovery: dict[Key, float | None]
     choices: dict[Key, Choice]
+    labels: dict[Key, str]
 
     @property
     def records(self) -> list[Record]:
@@ -101,18 +103,6 @@ class Board:
     def dense(self) -> Row | None:
         """Returns the reference's row."""
         return next((row for row in self.rows if row[0][0] == REFERENCE), None)
-
-    def label(self, key: Key) -> str:
-        """Names a row's method: `pst` where its settings were chosen, else with its parameters.
-
-        Default settings are named where the method's other rows have chosen ones.
-        """
-        method, overrides = key[0], key[3]
-        if key in self.choices:
-            return str(method)
-        if not overrides.method and any(other[0] == method for other in self.choices):
-            return f"{method} default"
-        return method_name(method, overrides)
 
 
 def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Board]:
@@ -138,7 +128,8 @@ def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Boa
         for column in columns:
             for i, (key, _) in enumerate(column.rows):
                 ranks[key] = column.rank(i)
-        made.append(Board(group, rows, columns, ranks, recovery, tuned))
+        labels = {key: label_of(inside[0].cell, choices) for key, inside in rows}
+        made.append(Board(group, rows, columns, ranks, recovery, tuned, labels))
     return made
 
 

@@ -21,8 +21,9 @@ from bench.core.overrides import Overrides
 from bench.core.pattern import DENSE, Pattern
 from bench.core.record import Record, number
 from bench.core.tables import escape, human, markdown
+from bench.core.tuning import NO_CHOICES, Choices
 from bench.reporting import cost_tables, paired
-from bench.reporting.rows import higher, mark_of, mean, method_name
+from bench.reporting.rows import higher, label_of, mark_of, mean
 from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
 Condition = tuple[str, str, str, Pattern, float, Overrides]
@@ -64,20 +65,21 @@ class Line:
 
 
 def lines(
-    records: Iterable[Record], a: str, b: str
+    records: Iterable[Record], a: str, b: str, choices: Choices = NO_CHOICES
 ) -> tuple[list[Line], dict[Condition, set[int]]]:
     """Returns the comparisons of two methods, and the conditions that one (0, 1) of them lacks.
 
     Args:
         records: done ones.
-        a: a method's name as tables have it, with its parameters: `pst lr=0.001`.
+        a: a method as tables name it: `pst`, or with its parameters, `pst lr=0.001`.
         b: another.
+        choices: choices of settings, from which some cells may come.
 
     Raises:
         BenchError: a method that has no records.
     """
     found = list(records)
-    names = {method_name(r.cell.method, r.cell.overrides) for r in found}
+    names = {label_of(r.cell, choices) for r in found}
     for wanted in (a, b):
         if wanted not in names:
             near = difflib.get_close_matches(wanted, sorted(names), n=2)
@@ -85,7 +87,7 @@ def lines(
             raise BenchError(f"no records of {wanted!r}: {hint}")
     if a == b:
         raise BenchError(f"{a!r} is compared with itself")
-    sides = [_points(found, wanted) for wanted in (a, b)]
+    sides = [_points(found, wanted, choices) for wanted in (a, b)]
     points = set().union(*(side for s, side in zip((a, b), sides, strict=True) if s != REFERENCE))
     drafts, missing = [], {}
     for point in sorted(points, key=str):
@@ -104,9 +106,9 @@ def lines(
     return made, missing
 
 
-def report(records: Iterable[Record], a: str, b: str) -> str:
+def report(records: Iterable[Record], a: str, b: str, choices: Choices = NO_CHOICES) -> str:
     """Returns the comparison as a Markdown page."""
-    made, missing = lines(records, a, b)
+    made, missing = lines(records, a, b, choices)
     parts = [f"# {escape(a)} against {escape(b)}", summary(made, len(missing), a, b)]
     if made:
         parts += ["## Scores", _scores(made, a, b)]
@@ -139,11 +141,13 @@ def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
     return "\n".join(f"* {text}." for text in said)
 
 
-def _points(records: Iterable[Record], wanted: str) -> dict[Condition, list[Record]]:
+def _points(
+    records: Iterable[Record], wanted: str, choices: Choices
+) -> dict[Condition, list[Record]]:
     found: dict[Condition, list[Record]] = defaultdict(list)
     for record in records:
         cell = record.cell
-        if method_name(cell.method, cell.overrides) == wanted:
+        if label_of(cell, choices) == wanted:
             shared = cell.overrides.shared
             point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
             found[point].append(record)

@@ -131,7 +131,7 @@ def _rows(count: int, total: int = 0) -> str:
 
 
 def _name(board: Board, row: Row) -> str:
-    return marked(board.label(row[0]), row[0][-1])
+    return marked(board.labels[row[0]], row[0][-1])
 
 
 def _score(row: Row) -> str:

@@ -189,7 +189,7 @@ def _apart(board: Board, rows: Sequence[Row], link: Link, method: Linked) -> str
 
 
 def _label(board: Board, key: Key) -> str:
-    return marked(board.label(key), key[-1])
+    return marked(board.labels[key], key[-1])
 
 
 def _named(label: str, method: Linked) -> str:

@@ -38,7 +38,7 @@ def _over(column: Column) -> str:
 
 def _triangle(board: Board, column: Column) -> str:
     at = [i for i, place in enumerate(column.tests.places) if place]
-    names = [escape(marked(board.label(column.rows[i][0]), column.rows[i][0][-1])) for i in at]
+    names = [escape(marked(board.labels[column.rows[i][0]], column.rows[i][0][-1])) for i in at]
     scores = column.rows[0][1][0].scores
     assert scores is not None
     unit = 1 if column.tests.basis == "log" else scores.unit

@@ -136,7 +136,7 @@ def _names(board: Board) -> dict[Key, str]:
     """Names each row without its pattern: settings that trials chose belong to the method."""
     found = {}
     for key, _ in board.rows:
-        made = marked(board.label(key), key[-1])
+        made = marked(board.labels[key], key[-1])
         quantization = key[3].quantization
         found[key] = f"{made} {quantization}" if quantization else made
     return found

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from bench.core.cell import Cell
 from bench.core.collapse import collapsed
 from bench.core.overrides import Overrides
 from bench.core.record import PUBLISHED, Record, verified
+from bench.core.tuning import NO_CHOICES, Choices
 from bench.planning.registry import is_stale
 
 NAME = ("method", "pattern", "quantized")
@@ -121,6 +123,18 @@ def name(key: Key, clean: Clean) -> list[str]:
 def method_name(method: str, overrides: Overrides) -> str:
     """Names a method with the parameters that are not its defaults: `pst lr=0.001`."""
     return " ".join([method, *(f"{k}={v}" for k, v in overrides.method)])
+
+
+def label_of(cell: Cell, choices: Choices = NO_CHOICES) -> str:
+    """Names a cell's method: `pst` where its settings were chosen, else with its parameters.
+
+    Default settings are called so where trials chose other ones: `pst default`.
+    """
+    if choices.behind(cell):
+        return cell.method
+    if not cell.overrides.method and choices.of(cell):
+        return f"{cell.method} default"
+    return method_name(cell.method, cell.overrides)
 
 
 def higher(records: Sequence[Record]) -> bool:

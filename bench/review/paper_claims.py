@@ -24,13 +24,14 @@ from bench.core.overrides import Overrides, Scalar
 from bench.core.pattern import Pattern, PatternField
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
+from bench.core.tuning import NO_CHOICES, Choices
 from bench.planning import registry
 from bench.planning.plan import expand
 from bench.planning.setups import setups
 from bench.planning.suites import Suite, load_suite
 from bench.reporting import compare
 from bench.reporting.compare import Line
-from bench.reporting.rows import higher, mean, method_name
+from bench.reporting.rows import higher, label_of, mean, method_name
 from bench.review import published
 from bench.review.published import FULL, NOT, UNTESTED, Finding, Verdict
 
@@ -86,20 +87,23 @@ def read_claims(path: Path = DATA) -> list[Claim]:
         raise BenchError(f"{path.name}: not a file of claims: {one_line(error)}") from None
 
 
-def findings(claim: Claim, records: Sequence[Record]) -> list[Finding]:
+def findings(
+    claim: Claim, records: Sequence[Record], choices: Choices = NO_CHOICES
+) -> list[Finding]:
     """Checks a claim; returns one finding for each model or cell."""
     if claim.check in ("share", "below", "saved"):
         return [_counted(claim, model) for model in claim.models]
     preset = load_suite(claim.preset) if claim.preset else None
-    names = {method_name(r.cell.method, r.cell.overrides) for r in records}
+    names = {label_of(r.cell, choices) for r in records}
     pairs = product(*(spellings(name, preset) & names for name in (claim.method, claim.against)))
     wanted = [r for r in records if not claim.tasks or r.cell.task in claim.tasks]
     found, recipes = [], _recipes(preset)
-    for pair in sorted(pairs):
+    for a, b in sorted(pairs):
         try:
-            found += [_measured(claim, line, recipes) for line in compare.lines(wanted, *pair)[0]]
+            lines, _ = compare.lines(wanted, a, b, choices)
         except BenchError:  # both have records, but not of these tasks
             continue
+        found += [_measured(claim, line, recipes) for line in lines]
     untested = "no cell that both have" if {claim.method, claim.against} <= names else "no records"
     return found or [Finding("–", "", untested, UNTESTED)]
 
@@ -126,7 +130,7 @@ def _recipes(preset: Suite | None) -> set[Recipe]:
     }
 
 
-def claims_page(records: Sequence[Record]) -> str:
+def claims_page(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
     """Returns all claims and all published numbers as a Markdown page."""
     header = (
         "paper",
@@ -141,7 +145,7 @@ def claims_page(records: Sequence[Record]) -> str:
     )
     rows = []
     for claim in read_claims():
-        for finding in findings(claim, records):
+        for finding in findings(claim, records, choices):
             rows.append(
                 [
                     *map(escape, (claim.paper, claim.statement)),
