@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tabulate import tabulate
 
+from bench.core.collapse import collapsed
 from bench.core.record import Record, number, verified
 from bench.core.tables import printable
 from bench.reporting import cost_tables
@@ -115,6 +116,7 @@ def _row(record: Record) -> dict[str, Value]:
         "higher_is_better": scores.higher_is_better,
         "score": scores.value,
         "items": scores.n,
+        "collapsed": collapsed(record),
         **{place: number(record, place) for place in _COUNTS},
         "hardware": cost_tables.hardware(record),
         "data": f"{record.data.repo} {record.data.fingerprint[:12]}" if record.data else "",
