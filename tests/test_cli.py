@@ -88,10 +88,12 @@ def test_plan_takes_the_baselines_along(capsys, tmp_path):
     assert [line.partition("  about ")[0].partition(";")[0] for line in out.splitlines()] == [
         "missing  run  reviews minilm-l6 dense dense 0 seed 1",
         "missing  run  reviews minilm-l6 magnitude unstructured 0.5 seed 1",
+        "missing  run  reviews minilm-l6 magnitude unstructured 0.7 seed 1",
         "missing  run  reviews minilm-l6 magnitude unstructured 0.9 seed 1",
         "missing  run  reviews minilm-l6 pst unstructured 0.5 seed 1",
+        "missing  run  reviews minilm-l6 pst unstructured 0.7 seed 1",
         "missing  run  reviews minilm-l6 pst unstructured 0.9 seed 1",
-        "5 of 5 cells to run",
+        "7 of 7 cells to run",
     ]
 
 

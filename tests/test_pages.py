@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import shutil
 import xml.etree.ElementTree as ET
 import zlib
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.core.store import Store
+from bench.core.tuning import Choices
 from bench.reporting import boards, html, looks, pages
 from bench.review import submissions
 from tests.samples import record, study
@@ -21,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def write(folder, records=None, problems=()):
     found = study() if records is None else records
-    return pages.write_pages(found, problems, folder / "reports", folder / "results")
+    results = folder / "results"
+    choices = Choices(results)
+    return pages.write_pages(found, problems, folder / "reports", results, choices=choices)
 
 
 FILES = {
@@ -214,6 +218,9 @@ def stale(root, scratch):
     """
     records, problems = submissions.with_own(Store(root / "results"))
     problems = [line.replace(f"{root}/", "") for line in problems]
+    trials = root / "results" / "tuning"
+    if trials.is_dir():
+        shutil.copytree(trials, scratch / "results" / "tuning")
     write(scratch, records, problems)  # links are relative, so they are those of any place
     new, old = texts(scratch), {f"reports/{k}": v for k, v in _files(root / "reports").items()}
     return records, {name for name in new.keys() | old.keys() if new.get(name) != old.get(name)} - {

@@ -8,6 +8,7 @@ from bench.cli import main
 from bench.core.pattern import UNSTRUCTURED
 from bench.core.record_parts import Versions
 from bench.core.store import Store
+from bench.core.tuning import Choices
 from bench.planning import registry
 from bench.reporting.rows import ordered
 from bench.review import paper_claims, published
@@ -205,5 +206,5 @@ def test_the_committed_claims_are_those_of_the_committed_records():
     if not page.exists():
         pytest.skip("no claims are committed")
     records, _ = Store(ROOT / "results").records()
-    text = paper_claims.claims_page(records) + "\n"
+    text = paper_claims.claims_page(records, Choices(ROOT / "results")) + "\n"
     assert page.read_text(encoding="utf-8") == text, "make claims"

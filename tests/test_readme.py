@@ -10,6 +10,7 @@ import pytest
 from bench.cli.listing import methods_table
 from bench.cli.main import parser
 from bench.core.store import Store
+from bench.core.tuning import Choices
 from bench.planning import registry
 from bench.reporting.front import front, renewed
 from methods.shared.masks import pruned_count
@@ -48,7 +49,7 @@ def test_the_table_of_methods_is_generated():
 def test_the_main_table_is_that_of_the_committed_records():
     records, problems = Store(ROOT / "results").records()
     assert problems == []
-    assert block("README.md", "board") == front(records), "make report"
+    assert block("README.md", "board") == front(records, Choices(ROOT / "results")), "make report"
 
 
 def test_the_table_of_tasks_has_them_all():

@@ -247,7 +247,7 @@ def test_a_submission_is_marked_and_has_no_rank():
 def test_scores_link_to_their_records(tmp_path):
     pages.write_pages([dense(0.8)], [], tmp_path / "reports", tmp_path / "results")
     page = (tmp_path / "reports" / "quick.md").read_text()
-    assert "[80.0](../results/reviews/minilm-l6/dense/dense-0.00)" in page
+    assert "[80.0°](../results/reviews/minilm-l6/dense/dense-0.00)" in page
     assert "](" not in leaderboard.table([dense(0.8)])
 
 
