@@ -66,6 +66,18 @@ def test_costs_are_of_one_machine_or_not_told():
              for r in here]  # fmt: skip
     text = said(other)[1]
     assert "pst trains 30 elements and keeps 100.0 %" in text
+    # The machine of a training in bf16 is another one than that of one in float32.
+    fast = [r.model_copy(update={"env": r.env | {"train_dtype": "bf16-autocast"}})
+            if r.cell.method == "pst" else r for r in here]  # fmt: skip
+    assert "pst trains 30 elements and keeps 100.0 %" in said(fast)[1]
+
+
+def test_rows_at_their_own_sparsity_are_counted():
+    apart = [r.model_copy(update={"sparsity": r.sparsity.model_copy(update={"overall": 0.4})})
+             for method in ("dsee", "l0") for r in rows(method, 80)]  # fmt: skip
+    ranked = [*rows("pst", 90), *rows("gmp", 50)]
+    assert "2 rows at a sparsity of their own" in said([*ranked, *apart])[-1]
+    assert "1 row at a sparsity of its own" in said([*ranked, *apart[:3]])[-1]
 
 
 def test_old_rows_are_counted():

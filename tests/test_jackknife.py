@@ -170,7 +170,7 @@ def test_two_rows_are_compared_over_their_items():
     means = [np.mean([r.scores.value for r in row]) for row in rows]
     assert test.effect == pytest.approx(means[0] - means[1])
     assert test.p < 0.05
-    column = paired.test_column(rows)
+    column = paired.all_pairs(rows)
     assert (column.places, column.basis) == ([(1, 1), (2, 2)], "mean")
 
 

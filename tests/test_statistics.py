@@ -163,7 +163,7 @@ def test_ranks_part_only_what_is_told_apart(told, ranks):
 
 
 def ranked(found):
-    column = paired.test_column(found)
+    column = paired.all_pairs(found)
     return column.places, column.basis
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from bench.core.record import Record
 from bench.reporting import cost_tables
-from bench.reporting.rows import Row, mark_of
+from bench.reporting.rows import Row
 
 
 class Cost(NamedTuple):
@@ -20,24 +19,23 @@ class Cost(NamedTuple):
     of: Callable[[Sequence[Record]], float | None]
 
 
-def costs(records: Sequence[Record], dense: Row | None) -> list[Cost]:
-    """Returns the axes of some rows: training time on each machine, then the trained share.
-
-    Published records beside own ones have no times: they are of another machine.
+def costs(dense: Row | None) -> list[Cost]:
+    """Returns the axes: training time on the dense row's machine, and the trained share.
 
     Args:
-        records: of the rows.
         dense: the row that times are relative to; there are none without it.
     """
     found = []
-    machines = {cost_tables.hardware(r) for r in records if mark_of(r) != "published"}
-    for machine in sorted(machines):
-        whole = None if dense is None else _seconds(machine, dense[1])
-        if whole:
-            label = f"training time / dense's ({machine})"
-            of = partial(_relative, machine, whole)
-            found.append(Cost(label, "× dense's training time", of))
+    if dense and (machine := cost_tables.one_machine(dense[1])):
+        relative = partial(_relative, dense[1])
+        found.append(
+            Cost(f"training time / dense's ({machine})", "× dense's training time", relative)
+        )
     return [*found, Cost("trained, % of the model's parameters", "% trained", _trained)]
+
+
+def _relative(dense: Sequence[Record], records: Sequence[Record]) -> float | None:
+    return cost_tables.relative_time(records, dense)
 
 
 def _trained(records: Sequence[Record]) -> float | None:
@@ -46,14 +44,3 @@ def _trained(records: Sequence[Record]) -> float | None:
         return None
     # Four digits, as printed: 99.997 % is the whole model without its head.
     return float(f"{100 * params.trainable.body / params.total:.4g}")
-
-
-def _relative(machine: str, dense: float, records: Sequence[Record]) -> float | None:
-    taken = _seconds(machine, records)
-    return None if taken is None else taken / dense
-
-
-def _seconds(machine: str, records: Sequence[Record]) -> float | None:
-    """Returns the mean seconds on one machine."""
-    taken = [cost_tables.seconds(r) for r in records if cost_tables.hardware(r) == machine]
-    return statistics.fmean(taken) if taken else None

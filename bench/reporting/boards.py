@@ -18,11 +18,18 @@ from bench.core.record import Record
 from bench.core.tuning import MISS, NO_CHOICES, Choice, Choices
 from bench.reporting import paired
 from bench.reporting.recovery import recovery_of
-from bench.reporting.rows import Group, Key, Row, group_of, label_of, mark_of, name, ordered
+from bench.reporting.rows import (
+    Group,
+    Key,
+    Row,
+    group_of,
+    label_of,
+    mark_of,
+    marked,
+    name,
+    ordered,
+)
 from bench.reporting.statistics import ALPHA
-
-MARGIN = MISS
-"""How far a row's counted sparsity may be from that of its column."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,13 @@ class Column:
 
     Attributes:
         level: pattern, sparsity and quantizer as printed: `unstructured 0.5`, `2:4 int4/64`.
-        rows: the best mean first.
+        rows: in the order of `rows.ordered`.
         tests: of all pairs, in the order of `rows`.
     """
 
     level: str
     rows: list[Row]
-    tests: paired.Column
+    tests: paired.AllPairs
 
     @property
     def zeros(self) -> bool:
@@ -56,9 +63,10 @@ class Column:
         return [row for row, place in places if place and place[0] == 1]
 
     @property
-    def apart(self) -> int:
-        """Returns how many pairs are told apart."""
-        return int((self.tests.p < ALPHA).sum()) // 2
+    def told_apart(self) -> str:
+        """Says how many pairs are told apart: `9 of 45`."""
+        count = len(self.tested)
+        return f"{int((self.tests.p < ALPHA).sum()) // 2} of {count * (count - 1) // 2}"
 
     def rank(self, i: int) -> str:
         """Returns a row's rank as printed: `1`, `2–5` where no test tells, † over seeds alone."""
@@ -78,7 +86,7 @@ class Board:
         ranks: as printed; `–` where there is none.
         recovery: fraction of the dense score, None where a dense record is missing.
         choices: the choice that a row's settings come from, if there is one.
-        labels: each row's method, with parameters that were not chosen by trials.
+        labels: each row's method, with parameters that were not chosen by trials, and its mark.
     """
 
     group: Group
@@ -101,8 +109,9 @@ class Board:
 
     @property
     def dense(self) -> Row | None:
-        """Returns the reference's row."""
-        return next((row for row in self.rows if row[0][0] == REFERENCE), None)
+        """Returns the reference's row, the own one where there is a published one too."""
+        plain = (row for row in self.rows if row[0][0] == REFERENCE and not row[0][3].quantization)
+        return next(plain, None)
 
 
 def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Board]:
@@ -128,7 +137,7 @@ def boards(records: Iterable[Record], choices: Choices = NO_CHOICES) -> list[Boa
         for column in columns:
             for i, (key, _) in enumerate(column.rows):
                 ranks[key] = column.rank(i)
-        labels = {key: label_of(inside[0].cell, choices) for key, inside in rows}
+        labels = {key: marked(label_of(rs[0].cell, choices), key[-1]) for key, rs in rows}
         made.append(Board(group, rows, columns, ranks, recovery, tuned, labels))
     return made
 
@@ -146,7 +155,7 @@ def stands_apart(row: Row) -> bool:
     (_, pattern, sparsity, *_), records = row
     if pattern == DENSE or pattern.removes_units:
         return False
-    return abs(counted(records) - float(sparsity)) > MARGIN + 1e-9  # 0.51 is near enough to 0.5
+    return abs(counted(records) - float(sparsity)) > MISS + 1e-9  # 0.51 is near enough to 0.5
 
 
 def level_of(key: Key) -> str:
@@ -166,6 +175,6 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         return pattern != DENSE, pattern.sparsity is not None, sparsity, level
 
     return [
-        Column(level, found[level], paired.test_column([records for _, records in found[level]]))
+        Column(level, found[level], paired.all_pairs([records for _, records in found[level]]))
         for level in sorted(found, key=order)
     ]

@@ -234,8 +234,8 @@ def _ratio(a: Sequence[float | None], b: Sequence[float | None]) -> str:
 
 
 def _seconds(line: Line) -> str:
-    """Returns the ratio of the seconds to the pruned model, on one machine only."""
-    if len({cost_tables.hardware(r) for r in [*line.a, *line.b]}) > 1:
+    """Returns the ratio of the seconds to the pruned model, where they may be compared."""
+    if cost_tables.one_machine([*line.a, *line.b]) is None:
         return "other hardware"
     a, b = (
         [r.cost.train_s + r.cost.prune_s + r.cost.dense_s for r in side if r.cost]

@@ -61,6 +61,27 @@ def seconds(record: Record) -> float:
     return record.cost.train_s + record.cost.prune_s + record.cost.dense_s
 
 
+def mean_seconds(records: Sequence[Record]) -> float:
+    """Returns the mean of `seconds` over the seeds of a row."""
+    return statistics.fmean(map(seconds, records))
+
+
+def one_machine(records: Sequence[Record]) -> str | None:
+    """Returns the hardware of all records; None where times are of several and never compare.
+
+    So are those of trainings in bf16 and in float32: the hardware's name may be the same.
+    """
+    found = {hardware(r) for r in records}
+    dtypes = {str(r.env.get("train_dtype")) for r in records if r.cost and r.cost.train_s}
+    return found.pop() if len(found) == 1 and len(dtypes) < 2 else None
+
+
+def relative_time(records: Sequence[Record], dense: Sequence[Record]) -> float | None:
+    """Returns a row's mean seconds / the dense row's; None where they are not of one machine."""
+    base = mean_seconds(dense)
+    return mean_seconds(records) / base if base and one_machine([*records, *dense]) else None
+
+
 def setting(speed: Speed) -> tuple[int, int, str]:
     """Returns what a latency was taken of: batch, length, dtype."""
     return speed.batch, speed.length, speed.dtype
@@ -77,7 +98,7 @@ def _row(
     for one in settings:
         taken = [s for r in records for s in r.speed if setting(s) == one]
         cells += _latency(taken, clean) if len(taken) == len(records) else ["–", "–"]
-    cells.append(f"{statistics.fmean(map(seconds, records)):.1f}")
+    cells.append(f"{mean_seconds(records):.1f}")
     cells.append(gib(max(r.cost.peak_bytes for r in records if r.cost)))
     return cells
 

@@ -6,16 +6,15 @@ another row of its level. A best mean is a mean, and seconds are seconds: neithe
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from bench.core.cell import REFERENCE
-from bench.core.record import Record, number
+from bench.core.record import number
 from bench.core.tables import human, percent
 from bench.planning import registry
 from bench.reporting import cost_tables
 from bench.reporting.boards import Board, Column, stands_apart
-from bench.reporting.rows import Row, higher, marked, mean
+from bench.reporting.rows import Row, higher, mean
 from bench.reporting.statistics import MIN_SEEDS
 
 _SHOWN = 4
@@ -48,13 +47,13 @@ def sentences(board: Board) -> list[str]:
 
 def _quality(board: Board, column: Column) -> str:
     ranked, best = column.tested, column.best
-    total, top = len(ranked), f"{_name(board, _top(column))}, {_score(_top(column))}"
+    total, top = len(ranked), f"{board.labels[_top(column)[0]]}, {_score(_top(column))}"
     if len(best) == 1:
-        text = f"only {_name(board, best[0])} of {total} ({_score(best[0])})"
+        text = f"only {board.labels[best[0][0]]} of {total} ({_score(best[0])})"
     elif len(best) == total:
         text = f"all {total} (best mean: {top})"
     elif len(best) <= _NAMED:
-        names = ", ".join(_name(board, row) for row in best)
+        names = ", ".join(board.labels[row[0]] for row in best)
         text = f"{names} of {total} (best mean: {top})"
     else:
         text = f"{len(best)} of {total} (best mean: {top})"
@@ -70,25 +69,27 @@ def _top(column: Column) -> Row:
 def _costs(board: Board, columns: Sequence[Column]) -> list[str]:
     """Returns a sentence with the cost of each column's best mean."""
     dense = board.dense
-    machine = _machine(dense[1]) if dense else None
+    machine = cost_tables.one_machine(dense[1]) if dense else None
     tops = [(column.level, _top(column)) for column in columns]
     parts = [
-        f"at {text}, {_name(board, top)} {_cost(board, top, machine)}"
+        f"at {text}, {board.labels[top[0]]} {_cost(board, top)}"
         for text, top in tops
         if top[0][0] != REFERENCE
     ]
     if not parts:
         return []
-    base = f" (dense: {_seconds(dense[1]):.0f} s on {machine})" if dense and machine else ""
+    base = ""
+    if dense and machine:
+        base = f" (dense: {cost_tables.mean_seconds(dense[1]):.0f} s on {machine})"
     return [f"What the best means cost{base}: {'; '.join(parts)}."]
 
 
-def _cost(board: Board, row: Row, machine: str | None) -> str:
+def _cost(board: Board, row: Row) -> str:
     key, records = row
     trained = number(records[0], "params.trainable.body")
     parts = [f"trains {human(trained)} elements" if trained else "trains nothing"]
-    if machine and _machine(records) == machine:
-        parts.append(f"takes {_seconds(records):.0f} s")
+    if board.dense and cost_tables.one_machine([*records, *board.dense[1]]):
+        parts.append(f"takes {cost_tables.mean_seconds(records):.0f} s")
     if (kept := board.recovery[key]) is not None:
         parts.append(f"keeps {percent(kept, 1)} % of the dense score")
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
@@ -107,10 +108,7 @@ def _limits(board: Board) -> list[str]:
     parts = [
         f"{_rows(count)} {text}"
         for count, text in (
-            (
-                len(apart),
-                "at a sparsity of its own",
-            ),
+            (len(apart), f"at a sparsity of {'its' if len(apart) == 1 else 'their'} own"),
             (len(few), f"with fewer than {MIN_SEEDS} seeds"),
             (other, "without another row of that level on the same seeds"),
             (len(sent), "that someone sent in, unverified"),
@@ -130,20 +128,6 @@ def _rows(count: int, total: int = 0) -> str:
     return f"{count} of {total} rows" if total else f"{count} row{'s' if count > 1 else ''}"
 
 
-def _name(board: Board, row: Row) -> str:
-    return marked(board.labels[row[0]], row[0][-1])
-
-
 def _score(row: Row) -> str:
     unit = next(r.scores.unit for r in row[1] if r.scores)
     return f"{unit * mean(row[1]):.2f}"
-
-
-def _machine(records: Sequence[Record]) -> str | None:
-    """Returns the hardware that all seeds ran on; times of several never mix."""
-    found = {cost_tables.hardware(record) for record in records}
-    return found.pop() if len(found) == 1 else None
-
-
-def _seconds(records: Sequence[Record]) -> float:
-    return statistics.fmean(map(cost_tables.seconds, records))

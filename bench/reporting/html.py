@@ -156,7 +156,7 @@ def _seconds(records: Sequence[Record]) -> str:
     """Writes a row's mean seconds; nothing for a published row, which is of another machine."""
     if mark_of(records[0]) == "published":
         return ""
-    return f"{statistics.fmean(map(cost_tables.seconds, records)):.1f}"
+    return f"{cost_tables.mean_seconds(records):.1f}"
 
 
 def _scaled(value: float | None, unit: float, digits: int | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +13,13 @@ from bench.core.record import Record, number
 from bench.core.tables import duration, escape, gib, human, markdown, mib, percent
 from bench.core.tuning import Choice
 from bench.reporting import cost_tables
-from bench.reporting.boards import Board, Column, counted, stands_apart
+from bench.reporting.boards import Board, Column, counted, level_of, stands_apart
 from bench.reporting.rows import (
-    Key,
     Link,
     Row,
     collapse_note,
     higher,
-    marked,
     mean,
-    name,
     score,
     stale_note,
 )
@@ -82,7 +78,7 @@ def grid(board: Board) -> tuple[list[str], list[tuple[str, list[Entry | None]]]]
         best = [key for key, _ in column.best] if len(tested) > 1 else []
         for key, records in column.rows:
             made = Entry(records, key in best, key in tested)
-            entries.setdefault(_label(board, key), {})[column.level] = made
+            entries.setdefault(board.labels[key], {})[column.level] = made
     sign = -1 if higher(board.records) else 1
 
     def order(label: str) -> tuple[bool, list[float]]:
@@ -129,10 +125,10 @@ def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linke
     first: dict[str, tuple[str, Row]] = {}
     for column in board.columns:
         for key, records in column.rows:
-            first.setdefault(_label(board, key), (_heading(column), (key, records)))
+            first.setdefault(board.labels[key], (_heading(column), (key, records)))
     for key, records in board.rows:
         text = f"{percent(counted(records), 1)} %" if key[1] != DENSE else "dense"
-        first.setdefault(_label(board, key), (text, (key, records)))
+        first.setdefault(board.labels[key], (text, (key, records)))
     own = {key for key, _ in board.own}
     header = ("method", "at", "trained %", "time × dense", "peak memory", "stored",
               "MACs effective", "MACs realizable", "tuning")  # fmt: skip
@@ -150,11 +146,12 @@ def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list
     first = records[0]
     assert first.params is not None
     choice = board.choices.get(key)
+    time = cost_tables.relative_time(records, board.dense[1]) if board.dense else None
     stored = number(first, "bytes.stored")
     macs = [number(first, f"macs.{kind}") for kind in ("effective", "realizable")]
     return [
         percent(first.params.trainable.body / first.params.total),
-        _time(board, records),
+        "–" if time is None else f"{time:.2f}",
         gib(max(r.cost.peak_bytes for r in records if r.cost)),
         "–" if stored is None else mib(int(stored)),
         *("–" if value is None else human(value) for value in macs),
@@ -162,34 +159,18 @@ def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list
     ]
 
 
-def _time(board: Board, records: Sequence[Record]) -> str:
-    """Returns the ratio of mean seconds to the dense row's, where both are of one machine."""
-    dense = board.dense
-    if dense is None or len({cost_tables.hardware(r) for r in (*records, *dense[1])}) > 1:
-        return "–"
-    taken, base = (
-        statistics.fmean(map(cost_tables.seconds, inside)) for inside in (records, dense[1])
-    )
-    return f"{taken / base:.2f}" if base else "–"
-
-
 def _apart(board: Board, rows: Sequence[Row], link: Link, method: Linked) -> str:
     table = []
     for key, records in rows:
-        _, level, quantized = name(key, escape)
         table.append(
             [
-                _named(_label(board, key), method),
-                level if quantized == "–" else f"{level} {quantized}",
+                _named(board.labels[key], method),
+                escape(level_of(key)),
                 percent(counted(records), 1),
                 link(score(records, 1), records) + collapse_note(records, 1),
             ]
         )
     return markdown(("method", "asked for", "zeros %", "score"), table)
-
-
-def _label(board: Board, key: Key) -> str:
-    return marked(board.labels[key], key[-1])
 
 
 def _named(label: str, method: Linked) -> str:
@@ -222,11 +203,7 @@ def _note(board: Board) -> str:
     ]
     tested = [column for column in board.columns if len(column.tested) > 1]
     if tested:
-        pairs = "; ".join(
-            f"{column.apart} of {len(column.tested) * (len(column.tested) - 1) // 2} at "
-            f"{_heading(column)}"
-            for column in tested
-        )
+        pairs = "; ".join(f"{c.told_apart} at {_heading(c)}" for c in tested)
         parts.append(
             f"**Bold**: no row of the column is told to be better. Pairs told apart: {pairs}."
         )

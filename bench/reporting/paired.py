@@ -99,7 +99,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
 
 
 @dataclass(frozen=True)
-class Column:
+class AllPairs:
     """The tests of all pairs of a column's rows, which hold at once with 95 %.
 
     Matrices are (rows, rows), row minus column, and NaN for rows that are not tested.
@@ -123,7 +123,7 @@ class Column:
     p: Floats
 
 
-def test_column(rows: Sequence[Sequence[Record]]) -> Column:
+def all_pairs(rows: Sequence[Sequence[Record]]) -> AllPairs:
     """Tests all rows of a column against each other.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
@@ -141,7 +141,7 @@ def test_column(rows: Sequence[Sequence[Record]]) -> Column:
     places: list[tuple[int, int] | None] = [None] * len(rows)
     effect, low, high, p = (np.full((len(rows), len(rows)), np.nan) for _ in range(4))
     if len(inside) < 2:
-        return Column(places, "seeds", 0, effect, low, high, p)
+        return AllPairs(places, "seeds", 0, effect, low, high, p)
     basis, x = _outcomes([rows[i] for i in inside], sorted(chosen))
     steady = np.array([not any(map(collapsed, rows[i])) for i in inside])
     found, means = pairwise(x, steady), x.mean(axis=(1, 2))
@@ -153,7 +153,7 @@ def test_column(rows: Sequence[Sequence[Record]]) -> Column:
     half = found.half()
     matrices = (found.difference, found.difference - half, found.difference + half)
     effect[at], low[at], high[at] = (np.exp(m) if basis == "log" else m for m in matrices)
-    return Column(places, basis, len(chosen), effect, low, high, p)
+    return AllPairs(places, basis, len(chosen), effect, low, high, p)
 
 
 def basis_of(scores: ScoresPart) -> Basis:

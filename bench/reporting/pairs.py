@@ -6,7 +6,6 @@ import math
 
 from bench.core.tables import escape, markdown
 from bench.reporting.boards import Board, Column
-from bench.reporting.rows import marked
 from bench.reporting.statistics import ALPHA
 
 PAIRS_LEGEND = """\
@@ -28,17 +27,15 @@ def pairs(board: Board) -> str:
 
 def _over(column: Column) -> str:
     basis = "seeds alone" if column.tests.basis == "seeds" else "seeds × items"
-    count = len(column.tested)
-    total = count * (count - 1) // 2
     return (
-        f"{count} rows on {column.tests.seeds} common seeds, tested over {basis}: "
-        f"{column.apart} of {total} pairs are told apart."
+        f"{len(column.tested)} rows on {column.tests.seeds} common seeds, tested over {basis}: "
+        f"{column.told_apart} pairs are told apart."
     )
 
 
 def _triangle(board: Board, column: Column) -> str:
     at = [i for i, place in enumerate(column.tests.places) if place]
-    names = [escape(marked(board.labels[column.rows[i][0]], column.rows[i][0][-1])) for i in at]
+    names = [escape(board.labels[column.rows[i][0]]) for i in at]
     scores = column.rows[0][1][0].scores
     assert scores is not None
     unit = 1 if column.tests.basis == "log" else scores.unit

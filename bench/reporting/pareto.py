@@ -26,7 +26,6 @@ from bench.reporting.rows import (
     Row,
     collapse_note,
     higher,
-    marked,
     mean,
     name,
     printed_scores,
@@ -56,12 +55,14 @@ class _Drawn(NamedTuple):
 
     Attributes:
         rows: of the board.
+        dense: the board's dense row.
         names: of each row's method, with what tells it from other rows of the method.
         quality: mean score of each row in the unit of tables.
         styles: a number for each method but the reference.
     """
 
     rows: Sequence[Row]
+    dense: Row | None
     names: dict[Key, str]
     quality: dict[Key, float]
     styles: dict[str, int]
@@ -85,12 +86,6 @@ class _Drawn(NamedTuple):
             reference=None if dense is None else self.quality[dense[0]],
             note=note,
         )
-
-    @property
-    def dense(self) -> Row | None:
-        """Returns the dense row, the own one where there is a published one too."""
-        found = (row for row in self.rows if _is_dense(row[0]))
-        return next(found, None)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -118,7 +113,7 @@ def figures(board: Board, styles: dict[str, int]) -> list[Figure]:
     unit = board.records[0].scores
     assert unit is not None
     quality = {key: unit.unit * mean(inside) for key, inside in board.rows}
-    shared = _Drawn(board.rows, _names(board), quality, styles)
+    shared = _Drawn(board.rows, board.dense, _names(board), quality, styles)
     found = [_curves(shared)]
     found += [_points(shared, column.rows) for column in board.columns if column.zeros]
     return [figure for figure in found if figure.panels]
@@ -134,12 +129,10 @@ def style_numbers(methods: Sequence[str]) -> dict[str, int]:
 
 def _names(board: Board) -> dict[Key, str]:
     """Names each row without its pattern: settings that trials chose belong to the method."""
-    found = {}
-    for key, _ in board.rows:
-        made = marked(board.labels[key], key[-1])
-        quantization = key[3].quantization
-        found[key] = f"{made} {quantization}" if quantization else made
-    return found
+    return {
+        key: " ".join(map(str, filter(None, (label, key[3].quantization))))
+        for key, label in board.labels.items()
+    }
 
 
 def _curves(shared: _Drawn) -> Figure:
@@ -176,7 +169,7 @@ def _points(shared: _Drawn, rows: Sequence[Row]) -> Figure:
     at = ", ".join(filter(None, (called, quantized)))
     file = re.sub("[^a-z0-9.]+", "-", f"{pattern.slug}-{sparsity:g} {quantized}".strip())
     panels = []
-    for cost in axes.costs([r for _, rs in sound for r in rs], shared.dense):
+    for cost in axes.costs(shared.dense):
         placed = [(row, x) for row in sound if (x := cost.of(row[1])) is not None]
         if len(placed) >= FEWEST and len({x for _, x in placed}) > 1:
             panels.append(_panel(shared, cost, placed))
@@ -205,10 +198,6 @@ def _panel(shared: _Drawn, cost: axes.Cost, placed: Sequence[tuple[Row, float]])
     wide = bool(known) and max(known) > WIDE * min(known)
     corners = tuple((x, shared.quality[key]) for key, x in front)
     return Panel(cost.label, tuple(made), log_x=wide, front=corners)
-
-
-def _is_dense(key: Key) -> bool:
-    return key[0] == REFERENCE and not key[3].method and not key[3].quantization
 
 
 def _point(shared: _Drawn, row: Row, x: float, cost: str, front: bool = False) -> Point:
