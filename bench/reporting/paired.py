@@ -17,8 +17,8 @@ and of 300 and 1,000 items; 1,000 draws each, so 0.7 points of standard error):
 | Spearman | 1.6 to 5.4 % | 5.0 to 16.5 % | 2.3 to 6.3 % | 5.6 to 33.9 % |
 | BLEU-2 | 1.9 to 6.4 % | 4.9 to 16.2 % | 3.0 to 6.0 % | 4.1 to 33.9 % |
 
-In 4,000 other draws, the highest cell of each metric has 4.0, 4.2, 4.6 and 4.7 %: what is above 5 %
-in the table is its chance. Where no seed moves anything, seeds alone cannot be tested.
+In 4,000 other draws the highest cell of each metric has 4.0, 4.2, 4.6 and 4.7 %, so the excess in
+the table is chance. Where no seed moves anything, seeds alone cannot be tested.
 """
 
 from __future__ import annotations
