@@ -161,13 +161,18 @@ def run_cells(options: argparse.Namespace) -> int:
 
 
 def _show(records: Sequence[Record], shelves: Shelves, average: Sequence[str]) -> None:
-    """Prints the tables of a run with the published rows, and a line for each row in both."""
+    """Prints a run's tables, and a line for each row that is also published.
+
+    Beside its rows stand the published ones of the same methods; the pages have all of them.
+    """
     from bench.reporting import leaderboard
     from bench.reporting.rows import with_published
     from bench.review import reproduction
 
     published = shelves.published_records()
-    shown = with_published(records, published)
+    methods = {record.cell.method for record in records}
+    same = [record for record in published if record.cell.method in methods]
+    shown = with_published(records, same)
     say(leaderboard.table(shown, average=average, choices=shelves.choices()))
     if lines := reproduction.comparisons(records, published):
         say("\n" + "\n".join(lines))
