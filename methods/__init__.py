@@ -8,6 +8,7 @@ BUILTIN = {
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
+    "admm": "methods.admm:ADMM",
     "gmp": "methods.gmp:GMP",
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",
