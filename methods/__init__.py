@@ -9,6 +9,7 @@ BUILTIN = {
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
     "admm": "methods.admm:ADMM",
+    "dsnot": "methods.dsnot:DSnoT",
     "gmp": "methods.gmp:GMP",
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",
