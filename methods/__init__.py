@@ -10,6 +10,7 @@ BUILTIN = {
     "ria": "methods.ria:RIA",
     "admm": "methods.admm:ADMM",
     "dsnot": "methods.dsnot:DSnoT",
+    "sparseswaps": "methods.sparseswaps:SparseSwaps",
     "gmp": "methods.gmp:GMP",
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",

@@ -98,7 +98,7 @@ class DSnoT(OneShot):
     def pruned(self, weight: Tensor, statistic: Moments, k: int) -> Tensor:
         """Masks one matrix."""
         norms = statistic.norms
-        factors = base_factors(self.params.base, norms, statistic.gram)
+        factors = self._factors(statistic)
         keep = keep_rows(weight.abs() * factors, k, self.n_m)
         expected = weight * statistic.mean
         tiny = torch.finfo(weight.dtype).tiny
@@ -108,6 +108,12 @@ class DSnoT(OneShot):
             keep, expected, growth, scores, self.params.cycles, self.params.threshold, self.n_m
         )
         return weight.masked_fill(~keep, 0.0)
+
+    def _factors(self, statistic: Moments) -> Tensor:
+        base, norms, gram = self.params.base, statistic.norms, statistic.gram
+        if gram is None:
+            return base_factors(base, norms)
+        return gram.once(lambda total: base_factors(base, norms, total, self.sequences))
 
 
 def swapped(

@@ -63,7 +63,9 @@ def keep_rows(scores: Tensor, k: int, n_m: NMPattern) -> Tensor:
 Base = Literal["wanda", "magnitude", "sparsegpt"]
 
 
-def base_factors(base: Base, norms: Tensor, gram: obs.Gram | None = None) -> Tensor:
+def base_factors(
+    base: Base, norms: Tensor, gram: Tensor | None = None, sequences: int = 2
+) -> Tensor:
     """Returns c (in,) of the scores |W_ij|·c_j by which a base method prunes original weights.
 
     SparseGPT's W²/R_jj² is (|W|·U_jj)², with H = U·Uᵀ damped as there.
@@ -71,12 +73,13 @@ def base_factors(base: Base, norms: Tensor, gram: obs.Gram | None = None) -> Ten
     Args:
         base: the method.
         norms: ‖X_j‖₂, (in,).
-        gram: for `sparsegpt`; used up.
+        gram: XᵀX, for `sparsegpt`.
+        sequences: B of `factorise`.
     """
     if base == "magnitude":
         return torch.ones_like(norms)
     if base == "wanda":
         return norms
     assert gram is not None
-    upper, dead = gram.factor(0.01)
+    upper, dead = obs.factorise(gram, 0.01, sequences)
     return upper.diagonal().masked_fill(dead, 0.0)
