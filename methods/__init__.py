@@ -9,6 +9,7 @@ BUILTIN = {
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
     "admm": "methods.admm:ADMM",
+    "alps": "methods.alps:ALPS",
     "dsnot": "methods.dsnot:DSnoT",
     "sparseswaps": "methods.sparseswaps:SparseSwaps",
     "gmp": "methods.gmp:GMP",

@@ -83,3 +83,29 @@ def base_factors(
     assert gram is not None
     upper, dead = obs.factorise(gram, 0.01, sequences)
     return upper.diagonal().masked_fill(dead, 0.0)
+
+
+def refitted(weight: Tensor, target: Tensor, gram: Tensor, keep: Tensor, steps: int) -> Tensor:
+    """Returns weights nearer to the least-squares answer on a support, by conjugate gradients.
+
+    Every row is a problem of its own, with one product (out, in)·(in, in) a step for all. `scaled`
+    has made the diagonal 1, which is Jacobi's preconditioner.
+
+    Args:
+        weight: (out, in), where to start; 0 outside the support.
+        target: (out, in), the dense weight.
+        gram: (in, in), damped.
+        keep: (out, in), the support.
+        steps: products.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    residual = ((target - weight) @ gram) * keep
+    direction, square = residual, residual.square().sum(dim=1, keepdim=True)
+    for _ in range(steps):
+        moved = (direction @ gram) * keep
+        step = square / (direction * moved).sum(dim=1, keepdim=True).clamp(min=tiny)
+        weight = torch.addcmul(weight, step, direction)
+        residual = torch.addcmul(residual, step, moved, value=-1)
+        before, square = square, residual.square().sum(dim=1, keepdim=True)
+        direction = torch.addcmul(residual, square / before.clamp(min=tiny), direction)
+    return weight

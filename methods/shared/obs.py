@@ -142,7 +142,7 @@ def sweep(
     """
     upper, dead = factor
     # Columns of W as rows in memory: all below is contiguous.
-    columns = weight.t().contiguous()
+    columns = weight.t().clone(memory_format=torch.contiguous_format)
     moved = torch.empty_like(columns)
     zeros = columns == 0
     absent = zeros if bool(zeros.any()) else None

@@ -1,4 +1,4 @@
-"""Properties of SparseSwaps (methods/README.md, sparseswaps), against all swaps tried one by one."""
+"""Properties of SparseSwaps (methods/README.md, sparseswaps), against trying all swaps."""
 
 from itertools import combinations
 
@@ -66,17 +66,16 @@ def test_no_pair_is_missed_where_only_some_are_tried():
     # Wide rows: bounds leave out most kept weights.
     W, gram = problem(out=6, width=48)
     first = keep_rows(W.abs(), 6 * 24, None)
-    G, w = gram, W[:, :, None]
     ours = refined(W, gram, first, 1)
     for row in range(6):
         kept, p = first[row].nonzero()[:, 0], (~first[row]).nonzero()[:, 0]
         d = W[row] * ~first[row]
-        c, x = G @ d, W[row]
-        change = (2 * x * c + x**2 * G.diagonal())[kept, None]
-        change = change - (2 * x * c - x**2 * G.diagonal())[None, p]
-        change = change - 2 * x[kept, None] * x[None, p] * G[kept][:, p]
-        best = error(x, first[row], G) + float(change.min())
-        assert error(x, ours[row], G) == pytest.approx(best, rel=1e-9)
+        c, x = gram @ d, W[row]
+        change = (2 * x * c + x**2 * gram.diagonal())[kept, None]
+        change = change - (2 * x * c - x**2 * gram.diagonal())[None, p]
+        change = change - 2 * x[kept, None] * x[None, p] * gram[kept][:, p]
+        best = error(x, first[row], gram) + float(change.min())
+        assert error(x, ours[row], gram) == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize("n_m", [None, (2, 4)])
