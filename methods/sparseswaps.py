@@ -7,6 +7,8 @@ With d = (1 − M)⊙w and c = d·XᵀX, pruning a kept u and restoring a pruned
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
 from typing import ClassVar
 
 import torch
@@ -17,8 +19,15 @@ from methods.shared import obs
 from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_rows
 from methods.shared.one_shot import OneShot
 
+AT_ONCE = 2**24  # numbers in the largest intermediate tensor: 64 MiB
 CHUNK = 8  # kept weights of a row that are compared with all pruned ones at a time
 LEAST = 1e-6  # of a row's error: a smaller gain is rounding
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""(changes, pruned u, restored p) of every row, each (rows,)."""
+
+_Finder = Callable[[Tensor, Tensor, Tensor], Found]
+"""(w, what changing one weight adds to the error, kept), each (rows, in) → the best swaps."""
 
 
 class SparseSwaps(OneShot):
@@ -67,19 +76,24 @@ def refined(
         swaps: at most, in a row.
         n_m: swaps stay inside groups of M.
     """
-    keep, diagonal = keep.clone(), gram.diagonal()
     best = _BestInGroups(gram, n_m[1]) if n_m else _Best(gram)
-    rows = torch.arange(len(weight), device=weight.device)
-    w, kept = weight, keep.clone()
+    rows = max(AT_ONCE // (CHUNK * weight.shape[1]), 1)
+    parts = zip(weight.split(rows), keep.split(rows), strict=True)
+    return torch.cat([_refined_rows(w, gram, kept, swaps, best) for w, kept in parts])
+
+
+def _refined_rows(w: Tensor, gram: Tensor, keep: Tensor, swaps: int, best: _Finder) -> Tensor:
+    keep, diagonal = keep.clone(), gram.diagonal()
+    rows, w, kept = torch.arange(len(w), device=w.device), w.clone(), keep.clone()
     lost = w.masked_fill(kept, 0.0)
     c = lost @ gram
     error = (lost * c).sum(dim=1)
     for _ in range(swaps):
-        square = w.square() * diagonal
-        price = (2 * w * c + square).masked_fill_(~kept, torch.inf)
-        gain = (2 * w * c - square).masked_fill_(kept, -torch.inf)
-        change, u, p = best(w, price, gain)
-        # A row without a swap leaves: those that remain stay in the same order.
+        cross = 2 * w * c
+        # What changing one weight adds to the error. A weight that is 0 has nothing to change.
+        alone = torch.where(kept, cross, -cross).addcmul_(w * w, diagonal)
+        change, u, p = best(w, alone.masked_fill_(w == 0, torch.inf), kept)
+        # Rows without a swap leave.
         helps = (change < -LEAST * error).nonzero()[:, 0]
         if not len(helps):
             break
@@ -98,16 +112,27 @@ class _BestInGroups:
     def __init__(self, gram: Tensor, m: int) -> None:
         self.m = m
         blocks = gram.unflatten(0, (-1, m)).unflatten(2, (-1, m))
-        self.blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, M, M)
+        self.blocks = 2 * blocks.diagonal(dim1=0, dim2=2)  # (M, M, groups)
 
-    def __call__(self, w: Tensor, price: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, w: Tensor, alone: Tensor, kept: Tensor) -> Found:
         m = self.m
-        w, price, gain = (t.unflatten(1, (-1, m)) for t in (w, price, gain))
-        both = 2 * w[..., :, None] * w[..., None, :] * self.blocks
-        changes = price[..., :, None] - gain[..., None, :] - both
-        change, place = changes.flatten(1).min(dim=1)
-        group, u, p = place // (m * m), place // m % m, place % m
-        return change, group * m + u, group * m + p
+        places = [t.unflatten(1, (-1, m)).unbind(2) for t in (w, alone, kept)]
+        (w_, alone_, kept_) = ([t.contiguous() for t in place] for place in places)
+        changes, groups = [], []
+        pairs = list(combinations(range(m), 2))
+        for a, b in pairs:
+            change = torch.addcmul(
+                alone_[a] + alone_[b], w_[a] * self.blocks[a, b], w_[b], value=-1
+            )
+            least = change.masked_fill_(kept_[a] == kept_[b], torch.inf).min(dim=1)
+            changes.append(least.values)
+            groups.append(least.indices)
+        change, pair = torch.stack(changes, dim=1).min(dim=1)
+        group = torch.stack(groups, dim=1).gather(1, pair[:, None])
+        both = group * m + torch.tensor(pairs, device=w.device)[pair]
+        first = kept.gather(1, both[:, :1])[:, 0]
+        u, p = torch.where(first, both.t(), both.flip(1).t())
+        return change, u, p
 
 
 class _Best:
@@ -115,42 +140,42 @@ class _Best:
 
     With s_j = |w_j|·√G_jj and ρ_u the largest correlation of input u, the change is at least
 
-        price_u − max_p(gain_p + t·s_p),   t = 2ρ_u·s_u,
+        alone_u + min_p(alone_p − t·s_p),   t = 2ρ_u·s_u,
 
-    and that maximum is convex in t: a chord between two values of t bounds it. Kept weights are
+    and that minimum is concave in t: a chord between two values of t bounds it. Kept weights are
     tried in the order of their bounds, until the next bound is above the best change.
     """
 
     def __init__(self, gram: Tensor) -> None:
         self.gram, self.norms = gram, gram.diagonal().sqrt()
-        inverse = 1 / self.norms.clamp(min=torch.finfo(gram.dtype).tiny ** 0.5)
+        inverse = 1 / self.norms.clamp(min=torch.finfo(gram.dtype).tiny ** 0.25)
         correlations = (gram * inverse).mul_(inverse[:, None]).abs_()
-        correlations.fill_diagonal_(0.0)
-        self.largest = correlations.amax(dim=1).clamp(max=1.0)
+        self.largest = correlations.fill_diagonal_(0.0).amax(dim=1).clamp(max=1.0)
 
-    def __call__(self, w: Tensor, price: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, w: Tensor, alone: Tensor, kept: Tensor) -> Found:
         size = w.abs() * self.norms
-        t = 2 * self.largest * size
-        top = t.masked_fill(price.isinf(), 0.0).amax(dim=1, keepdim=True)
-        low = gain.amax(dim=1, keepdim=True)
-        high = (gain + top * size).amax(dim=1, keepdim=True)
-        share = t / top.clamp(min=torch.finfo(t.dtype).tiny)
-        bounds, order = (price - low - share * (high - low)).sort(dim=1)
-        change, u, p = price.new_full((len(w),), torch.inf), order[:, 0], order[:, 0]
-        u, p = u.clone(), p.clone()
+        t = (2 * self.largest * size).masked_fill_(~kept, 0.0)
+        top = t.amax(dim=1, keepdim=True)
+        pruned, losable = alone.masked_fill(kept, torch.inf), alone.masked_fill(~kept, torch.inf)
+        low = pruned.amin(dim=1, keepdim=True)
+        fall = low - (pruned - top * size).amin(dim=1, keepdim=True)
+        chord = low - t.div_(top.clamp(min=torch.finfo(t.dtype).tiny)).mul_(fall)
+        bounds, order = chord.add_(losable).sort(dim=1)
+        change = alone.new_full((len(w),), torch.inf)
+        u, p = order[:, 0].clone(), order[:, 1].clone()
         rows = torch.arange(len(w), device=w.device)
         for a in range(0, w.shape[1], CHUNK):
             rows = rows[bounds[rows, a] < change[rows]]
             if not len(rows):
                 break
             tried = order[rows, a : a + CHUNK]
-            changes = self.gram[tried] * (-2 * w[rows].gather(1, tried)[..., None])
-            changes.mul_(w[rows, None]).sub_(gain[rows, None])
-            changes.add_(price[rows].gather(1, tried)[..., None])
-            found, place = changes.flatten(1).min(dim=1)
-            better = found < change[rows]
-            some = rows[better]
-            change[some], place = found[better], place[better]
-            u[some] = tried[better].gather(1, (place // w.shape[1])[:, None])[:, 0]
-            p[some] = place % w.shape[1]
+            pairs = (-2 * w[rows].gather(1, tried))[..., None] * w[rows, None]
+            pairs.mul_(self.gram[tried]).add_(pruned[rows, None])
+            least, partner = pairs.min(dim=2)
+            least, which = (least + losable[rows].gather(1, tried)).min(dim=1)
+            better = least < change[rows]
+            some, which = rows[better], which[better, None]
+            change[some] = least[better]
+            u[some] = tried[better].gather(1, which)[:, 0]
+            p[some] = partner[better].gather(1, which)[:, 0]
         return change, u, p

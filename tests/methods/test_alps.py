@@ -1,6 +1,6 @@
 """Properties of ALPS (methods/README.md, alps), against its equations and all supports."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_conjugate_gradients_reach_the_least_squares_answer_and_never_rise():
         found = refitted(W * keep, W, H, keep, steps)
         assert torch.equal(found != 0, keep)
         errors.append((((W - found) @ H) * (W - found)).sum(1))
-    assert all(bool((b <= a + 1e-12).all()) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(bool((b <= a + 1e-12).all()) for a, b in pairwise(errors))
     for mine, dense, kept in zip(found, W, keep, strict=True):
         assert torch.allclose(mine, on_support(dense, H, kept), atol=1e-8)
 
