@@ -20,7 +20,7 @@ from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_row
 from methods.shared.one_shot import OneShot
 
 AT_ONCE = 2**24  # numbers in the largest intermediate tensor: 64 MiB
-CHUNK = 8  # kept weights of a row that are compared with all pruned ones at a time
+CHUNK = 4  # kept weights of a row that are compared with all pruned ones at a time
 LEAST = 1e-6  # of a row's error: a smaller gain is rounding
 
 Found = tuple[Tensor, Tensor, Tensor]
@@ -76,7 +76,9 @@ def refined(
         swaps: at most, in a row.
         n_m: swaps stay inside groups of M.
     """
-    best = _BestInGroups(gram, n_m[1]) if n_m else _Best(gram)
+    if weight.shape[1] == 1:
+        return keep
+    best: _Finder = _BestInGroups(gram, n_m[1]) if n_m else _Best(gram)
     rows = max(AT_ONCE // (CHUNK * weight.shape[1]), 1)
     parts = zip(weight.split(rows), keep.split(rows), strict=True)
     return torch.cat([_refined_rows(w, gram, kept, swaps, best) for w, kept in parts])
@@ -160,15 +162,13 @@ class _Best:
         low = pruned.amin(dim=1, keepdim=True)
         fall = low - (pruned - top * size).amin(dim=1, keepdim=True)
         chord = low - t.div_(top.clamp(min=torch.finfo(t.dtype).tiny)).mul_(fall)
-        bounds, order = chord.add_(losable).sort(dim=1)
+        bounds = chord.add_(losable)
         change = alone.new_full((len(w),), torch.inf)
-        u, p = order[:, 0].clone(), order[:, 1].clone()
-        rows = torch.arange(len(w), device=w.device)
-        for a in range(0, w.shape[1], CHUNK):
-            rows = rows[bounds[rows, a] < change[rows]]
-            if not len(rows):
-                break
-            tried = order[rows, a : a + CHUNK]
+        u, p = torch.zeros_like(change, dtype=torch.long), torch.ones_like(change, dtype=torch.long)
+        rows, count = torch.arange(len(w), device=w.device), min(CHUNK, w.shape[1] - 1)
+        while len(rows):
+            lowest, tried = bounds[rows].topk(count + 1, dim=1, largest=False)
+            following, tried = lowest[:, -1], tried[:, :-1]
             pairs = (-2 * w[rows].gather(1, tried))[..., None] * w[rows, None]
             pairs.mul_(self.gram[tried]).add_(pruned[rows, None])
             least, partner = pairs.min(dim=2)
@@ -178,4 +178,6 @@ class _Best:
             change[some] = least[better]
             u[some] = tried[better].gather(1, which)[:, 0]
             p[some] = partner[better].gather(1, which)[:, 0]
+            bounds[rows[:, None], tried] = torch.inf
+            rows = rows[following < change[rows]]
         return change, u, p
