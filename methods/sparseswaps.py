@@ -35,8 +35,8 @@ class SparseSwaps(OneShot):
 
     name: ClassVar[str] = "sparseswaps"
     summary: ClassVar[str] = "Makes the swap that lowers a row's error most, until none does."
-    paper: ClassVar[str] = "arXiv 2512.10922, ICML"
-    year: ClassVar[int] = 2026
+    paper: ClassVar[str] = "arXiv 2512.10922"
+    year: ClassVar[int] = 2025
     search: ClassVar[tuple[Setting, ...]] = grid(base=("wanda", "sparsegpt", "magnitude"))
 
     @parameters
