@@ -18,8 +18,12 @@ from bench.planning.job import Job
 from bench.sources import loading
 from bench.sources.catalog import place_of
 from bench.weights import targets
+from methods.shared.one_shot import OneShot
 
 ARCHITECTURES = ("tiny-bert", "tiny-gpt2", "tiny-llama")
+KINDS = {name: registry.method(name) for name in registry.builtin("method")}
+TRAINING_FREE = {name: kind for name, kind in KINDS.items() if not kind.trains}
+CALIBRATED = {name: kind for name, kind in KINDS.items() if issubclass(kind, OneShot)}
 TASK = "tiny/reviews"
 
 

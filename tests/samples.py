@@ -62,7 +62,18 @@ def record(value=0.85, failed=False, items="", **cell):
 
 
 MACHINE = "some CPU of 2 cores"
-ONE_SHOT = ("random", "magnitude", "wanda", "sparsegpt", "owl", "ria")
+ONE_SHOT = (
+    "random",
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "owl",
+    "ria",
+    "admm",
+    "alps",
+    "dsnot",
+    "sparseswaps",
+)
 LEVELS = (("unstructured", 0.5), ("unstructured", 0.9), ("2:4", 0.5))
 
 

@@ -15,7 +15,7 @@ from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights.targets import prunable
-from tests.helpers import cell, run_cell
+from tests.helpers import CALIBRATED, cell, run_cell
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -86,7 +86,7 @@ def test_an_update_never_waits_for_the_gpu(method):
     assert [f"{w.filename}:{w.lineno}" for w in waits if "transformers" not in w.filename] == []
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "ria", "owl"])
+@pytest.mark.parametrize("method", ["magnitude", *CALIBRATED])
 def test_masks_are_those_of_the_cpu(method):
     def mask(device):
         job = Job.resolve(cell(method, "tiny-llama"))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,9 +35,11 @@ Rounding = Callable[[Tensor], Tensor]
 
 LEAF = 16  # columns within which single columns are updated; by measurement
 
+T = TypeVar("T")
+
 
 class Gram:
-    """XᵀX over all calibration tokens, float32, (in, in); used up by `factor`.
+    """XᵀX over all calibration tokens, float32, (in, in); used up by `once`.
 
     Args:
         width: in.
@@ -47,11 +50,11 @@ class Gram:
     def __init__(self, width: int, device: torch.device, sequences: int) -> None:
         self.sequences = sequences
         self.sum: Tensor | None = torch.zeros(width, width, device=device)
-        self._factor: tuple[Tensor, Tensor] | None = None
+        self._made: Any = None
 
     def add(self, x: Tensor) -> None:
         """Accumulates `x`: (tokens, in)."""
-        assert self.sum is not None, "add comes before factor"
+        assert self.sum is not None, "add comes before once"
         x = x.float()
         self.sum.addmm_(x.t(), x)
 
@@ -60,13 +63,19 @@ class Gram:
         """Whether all inputs were finite; an infinite or missing number reaches the diagonal."""
         return self.sum is None or bool(self.sum.diagonal().isfinite().all())
 
+    def once(self, make: Callable[[Tensor], T]) -> T:
+        """Returns `make` of the sum, computed once for all matrices that share this input.
+
+        What takes O(in³) belongs here. The sum is freed; a method has one `make`.
+        """
+        if self.sum is not None:
+            self._made, self.sum = make(self.sum), None
+        made: T = self._made
+        return made
+
     def factor(self, percdamp: float) -> tuple[Tensor, Tensor]:
-        """Returns `factorise` of the sum, computed once for all matrices that share this input."""
-        if self._factor is None:
-            assert self.sum is not None
-            self._factor = factorise(self.sum, percdamp, self.sequences)
-            self.sum = None
-        return self._factor
+        """Returns `factorise` of the sum."""
+        return self.once(lambda gram: factorise(gram, percdamp, self.sequences))
 
 
 def factorise(gram: Tensor, percdamp: float, sequences: int = 2) -> tuple[Tensor, Tensor]:
@@ -133,7 +142,7 @@ def sweep(
     """
     upper, dead = factor
     # Columns of W as rows in memory: all below is contiguous.
-    columns = weight.t().contiguous()
+    columns = weight.t().clone(memory_format=torch.contiguous_format)
     moved = torch.empty_like(columns)
     zeros = columns == 0
     absent = zeros if bool(zeros.any()) else None

@@ -12,8 +12,9 @@ from bench.cli.main import main
 from bench.sources import limits
 from bench.sources.loading import load_model
 from bench.weights import targets
-from methods import magnitude, owl, ria, sparsegpt, wanda
+from methods import magnitude, wanda
 from methods.shared import blockwise, passes
+from tests import helpers
 from tests.field import families
 from tests.methods.test_blockwise import context
 
@@ -264,7 +265,7 @@ UNCALLED = {
 
 
 @pytest.mark.parametrize("kind", list(UNCALLED))
-@pytest.mark.parametrize("kinds", [wanda.Wanda, sparsegpt.SparseGPT, ria.RIA, owl.OWL])
+@pytest.mark.parametrize("kinds", helpers.CALIBRATED.values())
 def test_matrices_that_no_pass_calls_stay_dense_and_are_named(kind, kinds, caplog):
     more, part = UNCALLED[kind]
     model = families.build(kind, **more)

@@ -16,22 +16,15 @@ from bench.sources.loading import load_model
 from bench.training.cell_trainer import CellTrainer
 from bench.weights import finite, targets
 from bench.weights.zeros_before import ZerosBefore
-from methods import magnitude, owl, random_mask, ria, sparsegpt, wanda
+from methods import magnitude, sparsegpt
 from methods.shared import obs
 from tests import helpers
 from tests.field import families
 from tests.field.test_calibration import prune
 from tests.methods.test_blockwise import context
 
-ONE_SHOT = {
-    "random": random_mask.Random,
-    "magnitude": magnitude.Magnitude,
-    "wanda": wanda.Wanda,
-    "ria": ria.RIA,
-    "owl": owl.OWL,
-    "sparsegpt": sparsegpt.SparseGPT,
-}
-N_M = [name for name in ONE_SHOT if name != "owl"]
+ONE_SHOT = helpers.TRAINING_FREE
+N_M = [name for name, kind in ONE_SHOT.items() if "N:M" in kind.patterns]
 TINY = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": families.GPT2,
@@ -246,7 +239,7 @@ def overflowing(place):
     return folder
 
 
-@pytest.mark.parametrize("method", ["wanda", "ria", "owl", "sparsegpt"])
+@pytest.mark.parametrize("method", list(helpers.CALIBRATED))
 def test_inputs_that_are_not_finite_are_named(method, tmp_path, capsys):
     folder = overflowing(tmp_path / "m")
     code, _, err = prune(capsys, folder, tmp_path / "o", method, "--sparsity", "0.5")

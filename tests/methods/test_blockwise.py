@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.api import BenchError, Budget, Cell, Context
 from bench.weights import targets
-from methods import owl, ria, sparsegpt, wanda
+from methods import owl, sparsegpt, wanda
 from methods.shared import blockwise, obs
 from tests import helpers
 
@@ -124,7 +124,7 @@ def test_blocks_see_inputs_from_already_pruned_blocks(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("method", [wanda.Wanda, sparsegpt.SparseGPT, ria.RIA, owl.OWL])
+@pytest.mark.parametrize("method", helpers.CALIBRATED.values())
 def test_what_stands_in_padding_changes_nothing(kind, method):
     short = list(batches(count=1, size=2, length=6, padded=False))
     ids, mask = short[0]["input_ids"], short[0]["attention_mask"]
@@ -292,7 +292,7 @@ def peak(kind, depth):
     return max(itertools.accumulate(sizes))
 
 
-@pytest.mark.parametrize("kind", [wanda.Wanda, sparsegpt.SparseGPT, ria.RIA, owl.OWL])
+@pytest.mark.parametrize("kind", helpers.CALIBRATED.values())
 def test_peak_memory_does_not_grow_with_depth(kind):
     """Alive: weights, one block's statistics and its activations, whatever the depth."""
     shallow, deep = (peak(kind, depth) for depth in (2, 24))

@@ -197,6 +197,13 @@ def test_inputs_that_are_not_finite_are_named():
     assert error.value.kind == "nan"
 
 
+def test_a_matrix_of_one_row_is_not_written():
+    W, X = correlated(seed=0)
+    one = W[:1].clone()
+    method(one, X)
+    assert torch.equal(one, W[:1])
+
+
 def test_order_of_methods_on_correlated_inputs():
     # The recipe of tests/oracles/layer.py: worst ratio of 50 seeds 0.463 (50 %) and 0.475 (2:4).
     W, X = correlated(seed=3)
