@@ -8,6 +8,8 @@ BUILTIN = {
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
+    "shortgpt": "methods.shortgpt:ShortGPT",
+    "sleb": "methods.sleb:SLEB",
     "gmp": "methods.gmp:GMP",
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",

@@ -29,7 +29,7 @@ from bench.costs.products import forward_macs
 from bench.planning.setups import Setup, setups
 from bench.sources import limits
 from bench.sources.architectures import class_of, config_of, empty
-from bench.weights import slicing
+from bench.weights import dead
 from bench.weights.patterns import check_groups
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, merge, prunable
@@ -155,10 +155,10 @@ def outcome(
     zeros, realizable = expected.zeros or 0, macs[""]
     if kernel:
         realizable -= spared_macs(model, macs, pattern)
-    if expected.heads or expected.neurons:
+    if expected.heads or expected.neurons or expected.blocks:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
-            slicing.take_shares(sliced, expected.heads, expected.neurons)
+            dead.take_shares(sliced, expected.heads, expected.neurons, expected.blocks)
         realizable = forward_macs(sliced, length)[""]
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))
