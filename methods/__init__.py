@@ -8,6 +8,8 @@ BUILTIN = {
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
     "ria": "methods.ria:RIA",
+    "wanda-sp": "methods.wanda_sp:WandaSP",
+    "flap": "methods.flap:FLAP",
     "shortgpt": "methods.shortgpt:ShortGPT",
     "sleb": "methods.sleb:SLEB",
     "gmp": "methods.gmp:GMP",

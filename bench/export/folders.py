@@ -220,6 +220,11 @@ def _shards(model: PreTrainedModel, files: list[File]) -> list[dict[str, Tensor]
             shards[places[known]][known] = tensor
         if stored or names[0] in buffers:
             continue
+        owner, _, leaf = names[0].rpartition(".")
+        if leaf == "bias" and (weight := _known(f"{owner}.weight", prefix, places)) is not None:
+            # A bias that the method has added lies beside its weight.
+            shards[places[weight]][f"{weight.removesuffix('.weight')}.bias"] = tensors[names[0]]
+            continue
         if not side_branch.is_branch(names[0]):
             raise BenchError(f"{files[0].path.parent} has no weights under the name {names[0]}")
         shards[-1][names[0]] = tensors[names[0]]
