@@ -245,7 +245,7 @@ class Method(ABC):
                 setattr(self, name, value)
 
     def expected(self, ctx: Context) -> Expected | None:
-        """Returns what `attach` settles about the finished model; None: training decides.
+        """Returns what `attach` settles about the finished model; None: the run decides.
 
         By default what the cell promises. Called on a model without weights, after `attach` where
         the method trains.

@@ -40,7 +40,7 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class Account:
-    """The counts of a method at a pattern and a sparsity. None: training decides the number.
+    """The counts of a method at a pattern and a sparsity. None: the run decides the number.
 
     Attributes:
         method: name of the method.
@@ -211,7 +211,7 @@ def cost_report(
                 raise
             notes.append(f"{setup.cell.method}: {error}")
     if any(row.stored is None for row in rows):
-        notes.append("–: training decides this number; a record counts it in the finished model")
+        notes.append("–: the run decides this number; a record counts it in the finished model")
     return "\n".join([*about, "", _table(rows, length), *notes])
 
 
