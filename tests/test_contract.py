@@ -58,9 +58,8 @@ def once():
 
 
 def takes(name):
-    """The models that a method can prune: BERT's blocks add to no residual stream."""
-    known = name != TEMPLATE and "blocks" in registry.method(name).patterns
-    return [m for m in helpers.ARCHITECTURES if not (known and m == "tiny-bert")]
+    """The tiny models that a method, or the template, can prune."""
+    return helpers.ARCHITECTURES if name == TEMPLATE else helpers.models_for(registry.method(name))
 
 
 each = pytest.mark.parametrize(
