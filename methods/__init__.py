@@ -22,4 +22,8 @@ BUILTIN = {
     "pst": "methods.pst:PST",
     "dsee": "methods.dsee:DSEE",
     "ast": "methods.ast_trainer:AST",
+    "wanda-sp": "methods.wanda_sp:WandaSP",
+    "flap": "methods.flap:FLAP",
+    "shortgpt": "methods.shortgpt:ShortGPT",
+    "sleb": "methods.sleb:SLEB",
 }

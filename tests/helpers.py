@@ -44,6 +44,11 @@ def quiet(*_):
     """Takes the progress that nobody watches."""
 
 
+def models_for(method):
+    """The tiny models that a method can prune: BERT's blocks add to no residual stream."""
+    return ARCHITECTURES[1:] if "blocks" in method.patterns else ARCHITECTURES
+
+
 def run_cell(cell, emit=quiet, **more):
     """Runs a cell in this process."""
     return run.run_cell(Job.resolve(cell), emit, **more)

@@ -21,7 +21,7 @@ from bench.costs.parameters import compared, count_trainable
 from bench.costs.products import forward_macs
 from bench.planning.setups import setups
 from bench.sources.architectures import class_of, config_of, empty
-from bench.weights import slicing, targets
+from bench.weights import dead, slicing, targets
 from bench.weights.patterns import has_kernel
 from tests import helpers
 from tests.helpers import fit_cell, run_cell
@@ -292,7 +292,7 @@ def test_exported_models_realize_sliced_heads_and_halved_matrices(name):
     sliced = count_macs(model, 20, Pattern("heads+neurons"))
     again = empty(type(model), model.config)
     with torch.device("meta"):
-        slicing.take_shares(again, 1 / slicing.units(again)[0][0].count, 1 / 4)
+        dead.take_shares(again, 1 / slicing.units(again)[0][0].count, 1 / 4, 0.0)
     assert sliced.dense == dense.dense
     assert sliced.realizable == forward_macs(again, 20)[""] < sliced.effective
     assert count_macs(model, 20).realizable == dense.dense

@@ -57,12 +57,18 @@ def once():
     return get
 
 
-every = pytest.mark.parametrize("model", helpers.ARCHITECTURES)
+def takes(name):
+    """The tiny models that a method, or the template, can prune."""
+    return helpers.ARCHITECTURES if name == TEMPLATE else helpers.models_for(registry.method(name))
+
+
+each = pytest.mark.parametrize(
+    ("name", "model"), [(name, model) for name in METHODS for model in takes(name)]
+)
 method = pytest.mark.parametrize("name", METHODS)
 
 
-@every
-@method
+@each
 def test_sparsity_is_exact_in_the_finished_model(name, model, once):
     cell, fit = once(name, model)
     if not fit.method.promises_sparsity or cell.pattern != UNSTRUCTURED:
@@ -79,8 +85,7 @@ def test_sparsity_is_exact_in_the_finished_model(name, model, once):
         assert helpers.zeros(fit.model)[target.name] == expected
 
 
-@every
-@method
+@each
 def test_n_m_holds_in_every_row(name, model):
     if not Pattern("2:4").made_by(registry.method(name).patterns):
         pytest.skip("makes no N:M")
@@ -97,8 +102,7 @@ def test_n_m_refuses_a_width_that_is_no_multiple(name):
         fitted(name, "tiny-bert", pattern="2:5")
 
 
-@every
-@method
+@each
 def test_sparsity_zero_leaves_one_shot_logits_alone(name, model):
     if registry.method(name).trains:
         pytest.skip("a training method")
@@ -107,8 +111,7 @@ def test_sparsity_zero_leaves_one_shot_logits_alone(name, model):
     assert torch.equal(helpers.logits(before), helpers.logits(after))
 
 
-@every
-@method
+@each
 def test_only_targets_and_what_trains_may_change(name, model, once):
     cell, fit = once(name, model)
     task = registry.task(cell.task)
@@ -116,6 +119,8 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
     weights = trained_dir(cell.dense) if one_shot else None
     start = helpers.load(cell.model, task, cell.seed, weights).model
     declared = {f"{t.name}.weight" for t in targets.prunable(start)}
+    if cell.pattern.removes_units:  # a unit goes with its biases
+        declared |= {f"{t.name}.bias" for t in targets.prunable(start)}
     attached, method_, _ = helpers.attached(cell)
     if not one_shot:
         held = {id(p) for g in method_.param_groups(attached) for p in g["params"]}
@@ -127,8 +132,7 @@ def test_only_targets_and_what_trains_may_change(name, model, once):
     assert changed <= declared
 
 
-@every
-@method
+@each
 def test_finished_model_survives_saving(name, model, once, tmp_path):
     _, fit = once(name, model)
     fit.model.save_pretrained(tmp_path)
@@ -141,8 +145,7 @@ def test_finished_model_survives_saving(name, model, once, tmp_path):
     assert plain == [type(m) for m in fresh.modules()]
 
 
-@every
-@method
+@each
 def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, once):
     _, fit = once(name, model)
     start, _, _ = helpers.attached(helpers.cell("dense", model))
@@ -158,7 +161,8 @@ def test_trainable_is_what_the_optimizer_holds_and_the_closed_form(name, model, 
 @method
 def test_same_seed_same_bytes_other_seed_other_bytes(name):
     def digest(seed):
-        return provenance.weights_sha256(fitted(name, "tiny-bert", seed=seed)[1].model.state_dict())
+        fit = fitted(name, takes(name)[0], seed=seed)[1]
+        return provenance.weights_sha256(fit.model.state_dict())
 
     assert digest(1) == digest(1)
     assert digest(1) != digest(2)

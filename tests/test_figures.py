@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bench.planning import registry
 from bench.reporting import boards, chart, figures, labels, looks, pareto
 from bench.reporting.scale import Scale
-from tests.samples import MACHINE, record, study
+from tests.samples import MACHINE, STUDIED, record, study
 
 LEVELS = (("unstructured", 0.5), ("unstructured", 0.7), ("unstructured", 0.9), ("2:4", 0.5))
 TIME, SHARE = (
@@ -86,7 +86,7 @@ def test_a_board_has_curves_and_one_figure_for_each_column():
         "unstructured-0.9",
         "2of4-0.5",
     ]
-    methods = set(registry.builtin("method")) - {"dense"}
+    methods = set(STUDIED) - {"dense"}
     (curves,) = found.pop("").panels
     assert set(named(curves)) == methods
     assert all(len(s.points) == 3 for s in named(curves).values())

@@ -15,7 +15,7 @@ from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources import loading
 from bench.weights.targets import prunable
-from tests.helpers import CALIBRATED, cell, run_cell
+from tests.helpers import CALIBRATED, cell, models_for, run_cell
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -49,8 +49,9 @@ def two_of_four(model):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_keeps_its_promise(method):
     budget = {"budget__steps": 12, "budget__batch": 8}
-    run_cell(cell("dense", **budget))  # others start from it, or learn from it
-    record = run_cell(cell(method, **budget))
+    model = models_for(registry.method(method))[0]
+    run_cell(cell("dense", model, **budget))  # others start from it, or learn from it
+    record = run_cell(cell(method, model, **budget))
     assert record.status == "done", record.error
     assert record.sparsity.pattern_ok
     pattern = default_of(registry.method(method).patterns[0])

@@ -22,6 +22,7 @@ from bench.core.pattern import DENSE, UNSTRUCTURED, Pattern, default_of, parse_p
         ("heads", "heads", None, None, True, False, None, "heads"),
         ("neurons", "neurons", None, None, False, True, None, "neurons"),
         ("heads+neurons", "heads+neurons", None, None, True, True, None, "heads-neurons"),
+        ("blocks", "blocks", None, None, False, False, None, "blocks"),
     ],
 )  # fmt: skip
 def test_a_pattern_is_parsed_once(text, family, n_m, block, heads, neurons, sparsity, slug):
@@ -29,6 +30,8 @@ def test_a_pattern_is_parsed_once(text, family, n_m, block, heads, neurons, spar
     assert (made.family, made.n_m, made.block) == (family, n_m, block)
     assert (made.heads, made.neurons) == (heads, neurons)
     assert (made.sparsity, made.slug, str(made)) == (sparsity, slug, text)
+    assert made.blocks == (text == "blocks")
+    assert made.removes_units == (heads or neurons or made.blocks)
     assert made == parse_pattern(text)
     assert made.made_by([family])
     assert made.made_by([text])

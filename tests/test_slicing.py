@@ -149,7 +149,7 @@ def test_fewer_heads_are_fewer_multiplications():
 def test_shares_of_bert_base_are_the_papers(heads, neurons, saved):
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert"))
-    slicing._keep(model, [(range(heads), range(neurons))] * 12)
+    slicing.keep(model, [(range(heads), range(neurons))] * 12)
     kept = sum(t.shape[0] * t.shape[1] for t in targets.prunable(model))
     assert 1 - kept / 84_934_656 == pytest.approx(saved, abs=1e-4)
     if heads == 9 and neurons == 3072:

@@ -60,14 +60,16 @@ class Expected:
     """What is known of a finished model before there are weights (`sparsebench count`).
 
     Attributes:
-        zeros: elements of the target set; None: those of the removed heads and neurons alone.
+        zeros: elements of the target set; None: those of the removed units alone.
         heads: share of every block's heads that goes as a whole.
         neurons: the same of its FFN neurons.
+        blocks: share of the transformer blocks that goes.
     """
 
     zeros: int | None = None
     heads: float = 0.0
     neurons: float = 0.0
+    blocks: float = 0.0
 
 
 class Method(ABC):
@@ -243,7 +245,7 @@ class Method(ABC):
                 setattr(self, name, value)
 
     def expected(self, ctx: Context) -> Expected | None:
-        """Returns what `attach` settles about the finished model; None: training decides.
+        """Returns what `attach` settles about the finished model; None: the run decides.
 
         By default what the cell promises. Called on a model without weights, after `attach` where
         the method trains.
@@ -251,7 +253,8 @@ class Method(ABC):
         if not self.promises_sparsity:
             return None
         pattern, s = ctx.cell.pattern, ctx.cell.sparsity
-        units = (s if pattern.heads else 0.0, s if pattern.neurons else 0.0)
+        wanted = (pattern.heads, pattern.neurons, pattern.blocks)
+        units = [s if removes else 0.0 for removes in wanted]
         if pattern.removes_units and not pattern.block:
             return Expected(None, *units)
         sizes = [rows * columns for rows, columns in (t.shape for t in ctx.targets)]

@@ -117,7 +117,7 @@ def _add_export(commands: Any) -> None:
         "--asymmetric", action="store_true", default=None, help="give every group a zero point"
     )
     command.add_argument(
-        "--slice", action="store_true", help="remove dead heads and neurons from the matrices"
+        "--slice", action="store_true", help="take out dead blocks, heads and neurons"
     )
     _add_push(command)
 

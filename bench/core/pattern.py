@@ -9,6 +9,7 @@
 | `block:RxC+neurons` | tiles in attention, whole neurons in the FFN |
 | `rows` | whole outputs of a matrix |
 | `heads`, `neurons`, `heads+neurons` | whole attention heads, whole FFN neurons |
+| `blocks` | whole transformer blocks |
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from bench.core.errors import BenchError
 
 _SYNTAX = re.compile(
-    r"dense|unstructured|rows"
+    r"dense|unstructured|rows|(?P<blocks>blocks)"
     r"|(?P<n>[1-9]\d?):(?P<m>[1-9]\d?)"
     r"|block:(?P<r>\d+)x(?P<c>\d+)(?P<ffn>\+neurons)?"
     r"|(?P<heads>heads)(?P<both>\+neurons)?|(?P<neurons>neurons)"
@@ -42,6 +43,7 @@ class Pattern:
             (`bench.weights.patterns.local`); None for other patterns.
         heads: whether the pattern removes whole attention heads.
         neurons: whether the pattern removes whole FFN neurons.
+        blocks: whether the pattern removes whole transformer blocks.
 
     Raises:
         ValueError: the text is not a pattern, or an N:M prunes nothing.
@@ -52,13 +54,14 @@ class Pattern:
     block: tuple[int, int] | None = field(init=False, compare=False, repr=False)
     heads: bool = field(init=False, compare=False, repr=False)
     neurons: bool = field(init=False, compare=False, repr=False)
+    blocks: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         match = _SYNTAX.fullmatch(self.text)
         if match is None:
             raise ValueError(
                 f"{self.text!r} is not a pattern; use dense, unstructured, N:M as 2:4, block:RxC "
-                "as block:16x16, rows, heads, neurons or heads+neurons"
+                "as block:16x16, rows, heads, neurons, heads+neurons or blocks"
             )
         n_m = (int(match["n"]), int(match["m"])) if match["n"] else None
         if n_m and n_m[0] >= n_m[1]:
@@ -68,6 +71,7 @@ class Pattern:
         set_field(self, "block", (int(match["r"]), int(match["c"])) if match["r"] else None)
         set_field(self, "heads", bool(match["heads"]))
         set_field(self, "neurons", bool(match["neurons"] or match["both"] or match["ffn"]))
+        set_field(self, "blocks", bool(match["blocks"]))
 
     @property
     def family(self) -> str:
@@ -87,8 +91,8 @@ class Pattern:
 
     @property
     def removes_units(self) -> bool:
-        """Whether it removes whole heads or neurons, so that the matrices become smaller."""
-        return self.heads or self.neurons
+        """Whether it removes whole heads, neurons or blocks, so that the model becomes smaller."""
+        return self.heads or self.neurons or self.blocks
 
     @property
     def slug(self) -> str:

@@ -29,7 +29,7 @@ from bench.costs.products import forward_macs
 from bench.planning.setups import Setup, setups
 from bench.sources import limits
 from bench.sources.architectures import class_of, config_of, empty
-from bench.weights import slicing
+from bench.weights import dead
 from bench.weights.patterns import check_groups
 from bench.weights.side_branch import Branch
 from bench.weights.targets import Target, merge, prunable
@@ -40,7 +40,7 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class Account:
-    """The counts of a method at a pattern and a sparsity. None: training decides the number.
+    """The counts of a method at a pattern and a sparsity. None: the run decides the number.
 
     Attributes:
         method: name of the method.
@@ -155,10 +155,10 @@ def outcome(
     zeros, realizable = expected.zeros or 0, macs[""]
     if kernel:
         realizable -= spared_macs(model, macs, pattern)
-    if expected.heads or expected.neurons:
+    if expected.heads or expected.neurons or expected.blocks:
         sliced = copy.deepcopy(model)
         with torch.device("meta"):
-            slicing.take_shares(sliced, expected.heads, expected.neurons)
+            dead.take_shares(sliced, expected.heads, expected.neurons, expected.blocks)
         realizable = forward_macs(sliced, length)[""]
         if expected.zeros is None:
             zeros = _elements(prunable(model)) - _elements(prunable(sliced))
@@ -211,7 +211,7 @@ def cost_report(
                 raise
             notes.append(f"{setup.cell.method}: {error}")
     if any(row.stored is None for row in rows):
-        notes.append("–: training decides this number; a record counts it in the finished model")
+        notes.append("–: the run decides this number; a record counts it in the finished model")
     return "\n".join([*about, "", _table(rows, length), *notes])
 
 

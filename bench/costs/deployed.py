@@ -1,7 +1,8 @@
 """The form in which a pruned model runs fastest: smaller matrices, a sparse kernel, or neither.
 
-Zeros by themselves save nothing. Dead heads and neurons are taken out (`bench.weights.slicing`);
-N:M has one kernel in a mainstream library, torch's 2:4 for CUDA from compute capability 8.0 on.
+Zeros by themselves save nothing. Dead blocks, heads and neurons are taken out
+(`bench.weights.dead`); N:M has one kernel in a mainstream library, torch's 2:4 for CUDA from
+compute capability 8.0 on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from bench.core.errors import BenchError
 from bench.core.pattern import Pattern
-from bench.weights import slicing
+from bench.weights import dead
 from bench.weights.patterns import halved, has_kernel, holds
 from bench.weights.targets import prunable
 from bench.weights.unstacked import unstack
@@ -36,10 +37,11 @@ def deployed(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedMode
 
 
 def slice_dead_units(model: PreTrainedModel) -> str:
-    """Takes dead heads and neurons out, if there are any, and returns the form: sliced or dense."""
+    """Takes what is dead out, if there is anything, and returns the form: sliced or dense."""
     try:
-        if slicing.removable(model):
-            slicing.slice_units(model)
+        if dead.removable(model):
+            dead.remove(model)
+            return SLICED
     except BenchError:  # makes that cannot be sliced, and low-rank branches, are left as they are
         return DENSE
     return SLICED if getattr(model.config, "sliced", None) else DENSE

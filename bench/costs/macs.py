@@ -30,7 +30,7 @@ def count_macs(
     Args:
         model: the exported model.
         length: tokens of the sequence.
-        pattern: the cell's pattern; heads and neurons are sliced away on a copy.
+        pattern: the cell's pattern; blocks, heads and neurons are taken out of a copy.
         kernel: whether the device has a kernel for 2:4 matrices (`has_kernel`).
 
     Raises:

@@ -32,7 +32,7 @@ from bench.pipeline.fit import fit_cell
 from bench.pipeline.run import run_cell
 from bench.planning.job import Job
 from bench.sources import catalog, loading
-from bench.weights import slicing
+from bench.weights import dead
 from bench.weights.forms import check_plain, in_eval
 from bench.weights.targets import block_elements, embedding_tables, prunable
 from bench.weights.unstacked import unstacked
@@ -111,7 +111,7 @@ def export(
         group: inputs that share a scale; by default the cell's, or 64.
         asymmetric: whether groups have zero points; by default as the cell has it, or not.
         embeddings: width of the embeddings' integers; by default as the cell has it, or as is.
-        sliced: whether to take dead heads and neurons out first.
+        sliced: whether to take dead blocks, heads and neurons out first.
         tokenizer: written beside a model in memory; others have their own.
 
     Raises:
@@ -156,13 +156,13 @@ def _write(
             own.weights.asymmetric if asymmetric is None else asymmetric,
             own.embeddings.name if embeddings is None and own.embeddings else embeddings,
         )
+    dense = packed_folder.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
     if sliced:
-        slicing.slice_units(model)
+        dead.remove(model)
     matrices, nonzero = _matrices(source, chosen)
     rounded = chosen.quantization.embeddings if chosen.quantization else None
     every = matrices | rounded_tables(model, rounded)
     around = DTYPES[dtype] if dtype else None
-    dense = packed_folder.skeleton(type(model), model.config, torch.float32, "meta", sliced=False)
     flags = {"dtype": dtype, "embeddings": embeddings, "group": group}
     flags |= {"asymmetric": asymmetric, "slice": sliced}
     with write_folder_atomically(out) as scratch:

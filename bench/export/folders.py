@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from bench.sources import checkpoints
 from bench.sources.architectures import saved_config
 from bench.sources.saving import saved_form
 from bench.weights import side_branch
+from bench.weights.blocks import stack
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +77,9 @@ def write_weights(model: PreTrainedModel, source: Path | None, out: Path) -> Non
     Args:
         model: with plain parameters.
         source: the folder that the model came from: its files' names, tensors' names and dtypes
-            are kept, and so are tensors that the model does not use. Without one, or if it is a
-            packed folder, there is one file and the names are transformers'.
+            are kept, and so are tensors that the model does not use, but for those of blocks
+            that it has lost. Without one, or if it is a packed folder, there is one file and the
+            names are transformers'.
         out: a folder.
 
     Raises:
@@ -86,11 +90,26 @@ def write_weights(model: PreTrainedModel, source: Path | None, out: Path) -> Non
         if source is None or not files:
             _write_anew(model, out)
             return
+        files = _without_lost_blocks(model, source, files)
         shards = _shards(model, files)
         for file, shard in zip(files, shards, strict=True):
             write(out / file.path.name, _entries(file, shard), file.metadata, _tensors(file, shard))
         if files[0].path.name != checkpoints.SINGLE:
             _write_index(model, source, out, files, shards)
+
+
+def _without_lost_blocks(model: PreTrainedModel, source: Path, files: list[File]) -> list[File]:
+    """Leaves out the tensors of blocks beyond the model's depth, where its source was deeper."""
+    before = getattr(saved_config(source, str(source)), "num_hidden_layers", None)
+    now = getattr(model.config, "num_hidden_layers", None)
+    if not before or not now or before <= now:
+        return files
+    name = stack(model)[0].removeprefix(f"{model.base_model_prefix}.")
+    beyond = re.compile(rf"(.*\.)?{re.escape(name)}\.({'|'.join(map(str, range(now, before)))})\.")
+    return [
+        replace(file, entries={n: e for n, e in file.entries.items() if not beyond.match(n)})
+        for file in files
+    ]
 
 
 def _write_anew(model: PreTrainedModel, out: Path) -> None:
@@ -200,6 +219,11 @@ def _shards(model: PreTrainedModel, files: list[File]) -> list[dict[str, Tensor]
         for known, tensor in stored:
             shards[places[known]][known] = tensor
         if stored or names[0] in buffers:
+            continue
+        owner, _, leaf = names[0].rpartition(".")
+        if leaf == "bias" and (weight := _known(f"{owner}.weight", prefix, places)) is not None:
+            # A bias that the method has added lies beside its weight.
+            shards[places[weight]][f"{weight.removesuffix('.weight')}.bias"] = tensors[names[0]]
             continue
         if not side_branch.is_branch(names[0]):
             raise BenchError(f"{files[0].path.parent} has no weights under the name {names[0]}")

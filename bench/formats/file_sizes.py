@@ -19,7 +19,7 @@ from bench.core.record_parts import Bytes, EmbeddingBytes
 from bench.formats.layouts import Layout, Matrix, dense, lay_out
 from bench.formats.safetensors_file import dtype_name
 from bench.formats.zeros import GROUPS, zeros_of
-from bench.weights import slicing
+from bench.weights import dead
 from bench.weights.targets import embedding_tables, prunable
 
 LAYOUTS: tuple[Layout, ...] = ("bitmap", "csr", "nm-packed")
@@ -146,8 +146,8 @@ def bytes_of(model: PreTrainedModel, pattern: Pattern, quantization: Quantizatio
 
 
 def _removable(model: PreTrainedModel) -> int:
-    """Counts the elements of dead heads and neurons; 0 where the model cannot be sliced."""
+    """Counts the elements of what is dead; 0 where the model cannot be sliced."""
     try:
-        return slicing.removable(model)
+        return dead.removable(model)
     except BenchError:
         return 0

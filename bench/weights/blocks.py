@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.errors import BenchError
 
@@ -27,6 +28,36 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     if not found:
         raise BenchError(f"{type(model).__name__} has no list of transformer blocks")
     return found
+
+
+def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Returns the one list that holds all blocks of a model and nothing else, and its name.
+
+    Raises:
+        BenchError: the blocks lie in several lists, as in encoder-decoders, or one comes twice.
+    """
+    wanted = blocks(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and list(module) == wanted:
+            return name, module
+    raise BenchError(f"{type(model).__name__} does not hold its blocks in one list, each once")
+
+
+def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Returns the hidden states that a block is called with."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def put_out(output: Any) -> Tensor:
+    """Returns the hidden states of what a block returns."""
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
+
+
+def handed_on(hidden: Tensor, like: Any) -> Any:
+    """Returns hidden states in the form of a block's output."""
+    return hidden if isinstance(like, Tensor) else (hidden, *like[1:])
 
 
 def _inside(module: nn.Module) -> Iterator[nn.Module]:

@@ -60,8 +60,12 @@ def in_eval(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Makes all weights float32 inside the context; afterwards each has its own dtype again."""
+    """Makes all weights float32 inside the context; afterwards each has its own dtype again.
+
+    A parameter that is added inside gets the dtype of the model's first.
+    """
     parameters = [(p, p.dtype) for p in model.parameters()]
+    usual = parameters[0][1]
     buffers = [
         (module, name, buffer.dtype)
         for module in model.modules()
@@ -71,7 +75,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, dtype in parameters:
+        known = {id(p) for p, _ in parameters}
+        added = [(p, usual) for p in model.parameters() if id(p) not in known]
+        for parameter, dtype in parameters + added:
             grad, parameter.grad = parameter.grad, None
             parameter.data = parameter.data.to(dtype)
             parameter.grad = None if grad is None else grad.to(dtype)

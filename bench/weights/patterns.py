@@ -33,6 +33,8 @@ def holds(weight: Tensor, pattern: Pattern) -> bool:
     if pattern.block:
         units = (whole_outputs, whole_inputs) if pattern.neurons else ()
         return any(_tiled(weight, unit) for unit in (pattern.block, *units))
+    if pattern.blocks:
+        return _tiled(weight, (rows, columns))
     return pattern.text != "rows" or _tiled(weight, whole_outputs)
 
 

@@ -1,8 +1,8 @@
 """Heads and FFN neurons as units: the weights that each owns, and the removal of zeroed units.
 
 A method that prunes heads or neurons leaves zeros. `slice_units` then makes the matrices smaller
-and notes the remaining units in `model.config.sliced`, so that `shrink` can rebuild the
-shapes (methods/README.md, "Heads and neurons").
+and notes the remaining units in `model.config.sliced`, so that `shrink` can rebuild the shapes
+(methods/README.md, "Heads and neurons"). `bench.weights.dead` calls it, once whole blocks are out.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Units:
         produced = torch.zeros_like(living)
         for target, area in self.rows:
             rows = target.weight[area].ne(0).any(dim=1)
-            if (bias := _bias(target)) is not None:
+            if (bias := bias_of(target)) is not None:
                 rows = rows | bias[area].ne(0)
             produced |= rows.view(self.count, -1).any(dim=1)
         kept: list[int] = (living & produced).nonzero()[:, 0].tolist()
@@ -169,12 +169,26 @@ def slice_units(model: PreTrainedModel) -> None:
     Raises:
         BenchError: as `units`, or the logits would not stay the same; the model is as it was.
     """
-    kept = [(heads.alive(), neurons.alive()) for heads, neurons in units(model)]
-    _check(model, kept)
-    _keep(model, kept)
+    kept = living(model)
+    check(model, kept)
+    keep(model, kept)
 
 
-def _check(model: PreTrainedModel, kept: Kept) -> None:
+def living(model: PreTrainedModel) -> Kept:
+    """Returns the heads and neurons of each block that are not dead.
+
+    Raises:
+        BenchError: as `units`.
+    """
+    return [(heads.alive(), neurons.alive()) for heads, neurons in units(model)]
+
+
+def moved(before: Tensor, after: Tensor) -> float:
+    """Returns how far an output has moved, as a fraction of the largest."""
+    return float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
+
+
+def check(model: PreTrainedModel, kept: Kept) -> None:
     """Tries on a copy, in float32, whether a model computes the same with the kept units alone.
 
     Architectures may hold sizes, or norms over all heads, that this module does not know. Their
@@ -189,55 +203,18 @@ def _check(model: PreTrainedModel, kept: Kept) -> None:
     try:
         with torch.no_grad():
             before = twin(**inputs)[0]
-            _keep(twin, kept)
+            keep(twin, kept)
             after = twin(**inputs)[0]
     except Exception as error:  # whatever an architecture's code raises on sizes it does not expect
         raise BenchError(
             f"{name} cannot be sliced: its forward pass fails: {one_line(error)}"
         ) from None
-    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
-    if not moved <= TOLERANCE:
+    shift = moved(before, after)
+    if not shift <= TOLERANCE:
         raise BenchError(
             f"{name} cannot be sliced: without its dead heads and neurons it computes something "
-            f"else (outputs move by {moved:.1e} of the largest, {TOLERANCE:.0e} is allowed)"
+            f"else (outputs move by {shift:.1e} of the largest, {TOLERANCE:.0e} is allowed)"
         )
-
-
-def take_shares(model: PreTrainedModel, heads: float, neurons: float) -> None:
-    """Removes the given shares (0 … 1) of heads and neurons from each block; one of each remains.
-
-    It does not matter which units go: the function serves to count shapes.
-    """
-    kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in units(model)]
-    _keep(model, kept)
-
-
-def _left(group: Units, share: float) -> int:
-    return group.count - min(round(share * group.count), group.count - 1)
-
-
-def removable(model: PreTrainedModel) -> int:
-    """Counts the elements that `slice_units` would remove: rows with their biases, and columns.
-
-    Raises:
-        BenchError: as `slice_units`.
-    """
-    removed = 0
-    pairs = units(model)
-    kept = [(heads.alive(), neurons.alive()) for heads, neurons in pairs]
-    groups = [
-        (group, group.count - len(some))
-        for pair, lists in zip(pairs, kept, strict=True)
-        for group, some in zip(pair, lists, strict=True)
-    ]
-    if any(dead for _, dead in groups):
-        _check(model, kept)
-    for group, dead in groups:
-        for target, area in group.rows:
-            width = target.shape[1] + (_bias(target) is not None)
-            removed += dead * (area.stop - area.start) // group.count * width
-        removed += dead * group.width.stop // group.count * group.columns.shape[0]
-    return removed
 
 
 def shrink(model: PreTrainedModel) -> None:
@@ -254,10 +231,11 @@ def shrink(model: PreTrainedModel) -> None:
         raise BenchError(
             f"config.sliced states {pairs} heads and neurons, the whole model has {whole}"
         )
-    _keep(model, [(range(h), range(n)) for h, n in pairs])
+    keep(model, [(range(h), range(n)) for h, n in pairs])
 
 
-def _keep(model: PreTrainedModel, kept: Kept) -> None:
+def keep(model: PreTrainedModel, kept: Kept) -> None:
+    """Leaves only the given heads and neurons of each block, and states it in the config."""
     for (heads, neurons), (some_heads, some_neurons) in zip(units(model), kept, strict=True):
         _take(heads, some_heads)
         _take(neurons, some_neurons)
@@ -276,13 +254,14 @@ def _take(group: Units, kept: Sequence[int]) -> None:
     for key, target in modules.items():
         areas = [area for t, area in group.rows if id(t.module) == key]
         rows = torch.cat([group.indices(kept, area) for area in areas])
-        bias = _bias(target)
+        bias = bias_of(target)
         _replace(target, target.weight[rows], None if bias is None else bias[rows])
     columns = group.indices(kept, group.width)
-    _replace(group.columns, group.columns.weight[:, columns], _bias(group.columns))
+    _replace(group.columns, group.columns.weight[:, columns], bias_of(group.columns))
 
 
-def _bias(target: Target) -> Tensor | None:
+def bias_of(target: Target) -> Tensor | None:
+    """Returns the bias of a target's module, detached, if it has one."""
     bias = target.module.bias
     return bias.detach() if isinstance(bias, Tensor) else None
 

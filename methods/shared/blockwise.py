@@ -95,7 +95,7 @@ def walk(
     Raises:
         BenchError: the model cannot run on the sequences, or an input is not finite.
     """
-    with _inference(model):
+    with inference(model):
         clock = _Clock(seconds, ctx.device)
         batches = sequences(model, ctx)
         seen = trial(model, blocks(model), batches[0])
@@ -252,7 +252,7 @@ class _Taps(Generic[S]):
 
 
 @contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
+def inference(model: PreTrainedModel) -> Iterator[None]:
     """Sets eval mode, no gradients, and no cache: a block that is run twice would append to it."""
     training = model.training
     # The stacks of an encoder-decoder have configs of their own.

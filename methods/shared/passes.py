@@ -72,12 +72,12 @@ def stops(blocks: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Forward]]:
     def stop(block: nn.Module, _: Forward) -> Forward:
         return lambda *args, **kwargs: walker.switch(Call(block, args, kwargs))
 
-    with _replaced(blocks, stop) as originals:
+    with replaced(blocks, stop) as originals:
         yield originals
 
 
 @contextmanager
-def _replaced(
+def replaced(
     blocks: Iterable[nn.Module], make: Callable[[nn.Module, Forward], Forward]
 ) -> Iterator[dict[nn.Module, Forward]]:
     """Gives each block another `forward`, made from the block and its own; yields its own."""
@@ -131,7 +131,7 @@ def trial(model: PreTrainedModel, blocks: list[nn.Module], batch: Batch) -> Tria
 
         return forward
 
-    with _replaced(blocks, twice):
+    with replaced(blocks, twice):
         try:
             run(model, {name: tensor[:1] for name, tensor in batch.items()})
         except BenchError:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from bench.weights import slicing
+from bench.weights import dead, slicing
 from bench.weights.targets import Target
 from methods.shared.low_rank_sparse import Update
 from methods.shared.masks import keep_largest_global
@@ -67,9 +67,12 @@ def mask_pool(pool: list[Part], by: str, sparsity: float) -> None:
 
 
 def drop(units: slicing.Units, scores: Tensor, fraction: float, parts: list[Part]) -> None:
-    """Zeroes the units with the smallest scores: rows, biases, the update's rows, columns."""
-    n = min(round(fraction * units.count), units.count - 1)
-    gone = scores.argsort(stable=True)[:n]
+    """Zeroes the units with the smallest scores, a fraction of them."""
+    erase(units, scores.argsort(stable=True)[: dead.lost_units(units, fraction)], parts)
+
+
+def erase(units: slicing.Units, gone: Tensor, parts: list[Part]) -> None:
+    """Zeroes the units with the given numbers: rows, biases, the update's rows, columns."""
     for target, area in units.rows:
         rows = units.indices(gone, area)
         base(target).index_fill_(0, rows, 0.0)
