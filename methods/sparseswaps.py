@@ -35,7 +35,7 @@ class SparseSwaps(OneShot):
 
     name: ClassVar[str] = "sparseswaps"
     summary: ClassVar[str] = "Makes the swap that lowers a row's error most, until none does."
-    paper: ClassVar[str] = "arXiv 2512.10922"
+    paper: ClassVar[str] = "arXiv 2512.10922, preprint"
     year: ClassVar[int] = 2025
     search: ClassVar[tuple[Setting, ...]] = grid(base=("wanda", "sparsegpt", "magnitude"))
 
