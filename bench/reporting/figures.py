@@ -32,7 +32,7 @@ LEFT, TOP, RIGHT, BOTTOM = 42, 28, 14, 42
 NAMES = 116
 """Pixels at the right of curves for their names."""
 LOW, HIGH = 196, 2 * 196 + TOP + BOTTOM
-"""Pixels of the axes of points, and of curves: as high as two panels of points."""
+"""Least pixels of the axes of points, and of curves: as high as two panels of points."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def _panel(figure: Figure, panel: Panel) -> tuple[str, int]:
     ys = [y for y in ys if y > 0 or not figure.log_y]
     ys += [] if figure.reference is None else [figure.reference]
     xs = [q.x for s in panel.series for q in s.points]
-    width, height = WIDTH - LEFT - (NAMES if panel.curves else RIGHT), LOW
-    if panel.curves:
-        height = max(HIGH, LINE * (len(panel.series) + 1))
+    width = WIDTH - LEFT - (NAMES if panel.curves else RIGHT)
+    # A line for every name: methods of one cost stand above each other.
+    height = max(HIGH if panel.curves else LOW, LINE * (len(panel.series) + 1))
     x = Scale(xs, width, panel.log_x, inset=12)
     y = Scale(ys, height, figure.log_y, inset=10, turned=not figure.falling)
     rows = {"points": _points(panel, y), "across": []}

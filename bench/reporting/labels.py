@@ -26,7 +26,7 @@ _ASIDE = 8.0
 """Pixels from the middle of a point to a label that needs no line."""
 _COLUMN = 15.0
 """Pixels from the outermost point to a column of labels."""
-_LONGEST = 42.0
+_LONGEST = 90.0
 """Pixels of a line to a label in a column."""
 
 _Pixels = NDArray[np.float64]

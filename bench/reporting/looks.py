@@ -24,8 +24,8 @@ DARK = dict(
 )
 """A colour of the light theme → that of the dark one."""
 
-SHAPES = ("circle", "square", "triangle-up", "diamond")
-DASHES = ((1, 0), (7, 3), (2, 2), (8, 2, 2, 2))
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right")
+DASHES = ((1, 0), (7, 3), (2, 2), (8, 2, 2, 2), (3, 3), (12, 2))
 STAR = "M0-1.5L.4-.5L1.5-.5L.6.2L.9 1.3L0 .6L-.9 1.3L-.6.2L-1.5-.5L-.4-.5Z"
 CROSS = "M-1-1L1 1M1-1L-1 1"
 
