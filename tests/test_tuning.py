@@ -32,7 +32,7 @@ from bench.planning import registry
 from bench.planning.job import Job
 from bench.planning.plan import expand, with_choice
 from bench.planning.suites import load_suite
-from bench.planning.trials import Search
+from bench.planning.trials import Search, searches, trial_jobs
 from bench.reporting import boards, compare, leaderboard, pages
 from bench.reporting.rows import collapse_note, label_of, method_name, score
 from bench.review import publishing, submissions
@@ -137,6 +137,8 @@ def test_all_trials_are_scored_on_select_and_the_best_is_written(tuned):
     trials, _ = Store(root / "trials").records()
     assert {r.cell.seed for r in trials} == {TUNING_SEED}
     assert {(r.scores.split, r.scores.n) for r in trials} == {("select", 200)}
+    assert {r.budget.steps for r in trials} == {30}  # of 60
+    assert [on.steps for on in choice.tasks.values()] == [30]
     by_setting = {r.cell.overrides.method: r.scores.value for r in trials}
     values = [by_setting[tuple(t.settings.items())] for t in choice.trials]
     assert [t.value for t in choice.trials] == values
@@ -212,6 +214,19 @@ def test_nothing_to_choose_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main(["tune", "--suite", "tiny", "--method", "random"]) == 2
     assert "nothing to choose" in capsys.readouterr().err
+
+
+def test_trials_start_from_dense_models_that_trained_as_long():
+    for method, steps, dense in (("gmp", 30, []), ("ast", 30, [30]), ("sparsegpt", 60, [60])):
+        pattern = "2:4" if method == "ast" else "unstructured"
+        found = searches([Job.resolve(helpers.cell(method, pattern=pattern, **STEPS))])
+        jobs = trial_jobs(found)
+        assert {j.budget.steps for j in jobs if j.cell.method == method} == {steps}
+        assert [j.budget.steps for j in jobs if j.cell.method == "dense"] == dense
+        assert {j.split for j in jobs} == {"select"}
+        assert {j.cell.overrides.of_budget for j in found[0].rows} == {
+            Overrides.of({"budget.steps": 60, "budget.batch": 16})
+        }
 
 
 def test_a_job_keeps_its_split_on_its_way_to_another_process():
@@ -320,7 +335,7 @@ def test_settings_do_not_depend_on_where_records_lie(tuned, tmp_path):
 def test_trials_that_all_fail_choose_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     job = Job.resolve(helpers.cell("gmp"), "select")
-    search = Search(job.cell, ({}, {"lr": 1e-3}), [[job], [job]])
+    search = Search([job], ({}, {"lr": 1e-3}), [[job], [job]])
     lost = messages.failed(job, "error", "not today")
     assert choice_of(search, {job.cell: lost}) is None
     assert choice_of(search, {job.cell: None}) is None

@@ -59,7 +59,7 @@ def tune_cells(options: argparse.Namespace) -> int:
     found = searches(jobs)
     if not (found or given):
         raise BenchError("there is nothing to choose: name methods that have settings to try")
-    todo = trial_jobs(found, jobs) if not given else [job.on("select") for job in jobs]
+    todo = trial_jobs(found) if not given else [job.on("select") for job in jobs]
     # The published records serve to estimate the time.
     place = Shelves(Store(shelves.own.root / TRIALS), shelves.published)
     engine = partial(engine_of, options, suite.settings, todo, place)

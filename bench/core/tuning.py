@@ -31,6 +31,9 @@ MISS = 0.01
 TUNING_SEED = 0
 """The seed of all trials; records with it are never published."""
 
+TRIAL_SHARE = 0.5
+"""Of a row's updates: what a trial of a method that trains takes, with its schedule."""
+
 FOLDER = "tuning"
 """Where the choices lie in a tree of records."""
 
@@ -60,12 +63,19 @@ class Trial(Part):
 
 
 class TunedOn(Part):
-    """A task that trials were scored on: its version, and the overrides of its budget."""
+    """A task that trials were scored on.
+
+    Attributes:
+        version: of the task.
+        budget: overrides of the row's budget.
+        steps: updates of a trial; None where the method does not train.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     version: int
     budget: OverridesField = Overrides()
+    steps: Count | None = None
 
 
 class Choice(Part):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bench.core.cell import REFERENCE, Cell
+from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.core.overrides import Overrides, Setting
-from bench.core.tuning import MOST_SETTINGS, family_of
+from bench.core.tuning import MOST_SETTINGS, TRIAL_SHARE, family_of
 from bench.planning.job import Job
 
 
@@ -18,14 +19,19 @@ class Search:
     """What decides on the settings of a method at one pattern and sparsity.
 
     Attributes:
-        cell: one of its cells, without the settings.
+        rows: its jobs without the settings, one a task of the family.
         settings: what is tried, the default first.
-        jobs: for each setting, its jobs: one a task of the family.
+        jobs: for each setting, the trials of these jobs.
     """
 
-    cell: Cell
+    rows: Sequence[Job]
     settings: tuple[Setting, ...]
     jobs: list[list[Job]] = field(default_factory=list)
+
+    @property
+    def cell(self) -> Cell:
+        """One of the cells, without the settings."""
+        return self.rows[0].cell
 
 
 def searches(jobs: Iterable[Job]) -> list[Search]:
@@ -52,7 +58,7 @@ def _search(jobs: Sequence[Job]) -> Search:
             f"method {method.name} tries {len(method.search)} settings: write at most "
             f"{MOST_SETTINGS}, the default (no parameter) first"
         )
-    made = Search(jobs[0].cell, tuple(method.search))
+    made = Search(jobs, tuple(method.search))
     for setting in method.search:
         made.jobs.append([_trial(job, setting) for job in jobs])
     return made
@@ -60,13 +66,14 @@ def _search(jobs: Sequence[Job]) -> Search:
 
 def _trial(job: Job, setting: Setting) -> Job:
     overrides = job.cell.overrides | Overrides.of(setting)
+    if job.trains:
+        steps = math.ceil(TRIAL_SHARE * job.budget.steps)
+        overrides |= Overrides(budget=(("steps", steps),))
     return Job.resolve(job.cell.model_copy(update={"overrides": overrides}), "select")
 
 
-def trial_jobs(found: Sequence[Search], jobs: Iterable[Job]) -> list[Job]:
+def trial_jobs(found: Sequence[Search]) -> list[Job]:
     """Returns all jobs of the searches, and the dense ones that they start or learn from."""
     trials = [job for search in found for tried in search.jobs for job in tried]
-    needed = {job.cell.dense for job in trials if job.needs_dense}
-    dense = [job for job in jobs if job.cell.method == REFERENCE and job.cell in needed]
-    unique = {job.cell: job for job in (*(j.on("select") for j in dense), *trials)}
-    return list(unique.values())
+    dense = [job.dense for job in trials if job.needs_dense]
+    return list({job.cell: job for job in (*dense, *trials)}.values())

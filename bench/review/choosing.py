@@ -39,8 +39,12 @@ def choice_of(search: Search, records: Records) -> Choice | None:
         model=cell.model,
         family=family_of(cell.task),
         tasks={
-            job.cell.task: TunedOn(version=job.versions.task, budget=job.cell.overrides.of_budget)
-            for job in search.jobs[0]
+            row.cell.task: TunedOn(
+                version=row.versions.task,
+                budget=row.cell.overrides.of_budget,
+                steps=trial.budget.steps if trial.trains else None,
+            )
+            for row, trial in zip(search.rows, search.jobs[0], strict=True)
         },
         version=first.versions.method,
         budget=cell.budget,
