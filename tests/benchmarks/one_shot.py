@@ -16,13 +16,19 @@ from tests.oracles.sparsegpt import sparsegpt
 SHAPES = ((576, 1536), (1536, 576), (4096, 4096))
 
 
-def problem(out, width, seed=0):
-    """Weights and a second moment with correlated inputs, on the scale of a trained layer."""
+def correlated(out, width, seed=0):
+    """Weights on the scale of a trained layer, and correlated inputs (4·width, width)."""
     g = torch.Generator().manual_seed(seed)
     tokens, rank = 4 * width, width // 4
     X = torch.randn(tokens, rank, generator=g) @ torch.randn(rank, width, generator=g) / rank**0.5
     X += 0.3 * torch.randn(tokens, width, generator=g)
-    return 0.02 * torch.randn(out, width, generator=g), X.t() @ X / tokens
+    return 0.02 * torch.randn(out, width, generator=g), X
+
+
+def problem(out, width, seed=0):
+    """Weights, and the second moment of inputs."""
+    W, X = correlated(out, width, seed)
+    return W, X.t() @ X / len(X)
 
 
 def ours(W, H, pattern):
