@@ -18,7 +18,7 @@ SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task
 	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help python bench plan report check claims compare list fetch speed test test-browser test-real lint clean
+.PHONY: help python bench plan report check claims transfer compare list fetch speed test test-browser test-real lint clean
 
 help:
 	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines here, print the table"
@@ -26,6 +26,7 @@ help:
 	@echo "make report             write reports/ (Markdown, figures, index.html) from the published records"
 	@echo "make check              run the tiny suite and hold it against its baseline (ARGS=--update renews it)"
 	@echo "make claims             what the papers say beside what was found, in reports/claims.md"
+	@echo "make transfer           what the boards say of orders that large models have shown, in reports/transfer.md"
 	@echo "make compare A=pst B=gmp  where each wins, what both cost"
 	@echo "make list               methods, tasks, models, suites"
 	@echo "make fetch              download what the suite needs"
@@ -80,6 +81,9 @@ check: $(VENV)/.run
 
 claims: $(VENV)/.run
 	@$(BIN)/sparsebench claims --out reports/claims.md
+
+transfer: $(VENV)/.run
+	@$(BIN)/sparsebench transfer --out reports/transfer.md
 
 compare: $(VENV)/.run
 	@$(BIN)/sparsebench compare "$(A)" "$(B)" $(if $(TASK),--task $(TASK)) $(ARGS)

@@ -1,9 +1,9 @@
-"""Commands that read records and run nothing: report, compare, claims, table."""
+"""Commands that read records and run nothing: report, compare, claims, transfer, table."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from bench.cli.shelves import Shelves
 if TYPE_CHECKING:
     from bench.core.record import Record
     from bench.core.store import Store
+    from bench.core.tuning import Choices
 
 
 def add_commands(commands: Any) -> None:
@@ -57,6 +58,15 @@ def add_commands(commands: Any) -> None:
     )
     add_published(claims)
     add_out(claims)
+    transfer = add_command(
+        commands,
+        "transfer",
+        check_transfer,
+        "Show what the boards say of orders that large models have shown.",
+        ("transfer --out reports/transfer.md",),
+    )
+    add_published(transfer)
+    add_out(transfer)
     table = add_command(
         commands,
         "table",
@@ -131,12 +141,26 @@ def compare_methods(options: argparse.Namespace) -> int:
 
 def check_claims(options: argparse.Namespace) -> int:
     """Sets the papers' claims beside what was found; counted ones need no record."""
-    from bench.core.store import Store
-    from bench.core.tuning import Choices
     from bench.review import paper_claims
 
+    return _deliver_page(options, paper_claims.claims_page)
+
+
+def check_transfer(options: argparse.Namespace) -> int:
+    """Sets orders of methods that papers printed beside those of the boards."""
+    from bench.review import transfer
+
+    return _deliver_page(options, transfer.transfer_page)
+
+
+def _deliver_page(
+    options: argparse.Namespace, page: Callable[[Sequence[Record], Choices], str]
+) -> int:
+    from bench.core import tuning
+    from bench.core.store import Store
+
     records = _valid(Store(options.results)) if options.results.is_dir() else []
-    deliver(paper_claims.claims_page(records, Choices(options.results)), options.out)
+    deliver(page(records, tuning.Choices(options.results)), options.out)
     return 0
 
 

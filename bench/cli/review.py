@@ -207,5 +207,5 @@ def publish_records(options: argparse.Namespace) -> int:
         say(f"published {path}")
     for path in publishing.publish_choices(choices, own, published):
         say(f"published {path}")
-    say("now run `make report claims`, read the difference, and commit")
+    say("now run `make report claims transfer`, read the difference, and commit")
     return 0
