@@ -77,6 +77,12 @@ def test_percentiles_by_hand():
     assert measure.p50_p95([3.0, 1.0, 2.0]) == pytest.approx((2.0, 2.9))
 
 
+def test_ratios_are_those_of_one_turn():
+    # The load doubles from turn to turn.
+    assert measure.paired_quartiles([2.0, 3.0, 8.0], [1.0, 1.5, 4.0]) == (2.0, 2.0, 2.0)
+    assert measure.paired_quartiles([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == (2.0, 3.0, 4.0)
+
+
 def test_a_cell_times_its_deployed_form(monkeypatch):
     monkeypatch.setattr(latency, "CELL_SECONDS", 1e9)  # however slow the machine is just now
     record = run_cell(helpers.cell("dense", budget__steps=1), lambda *_: None)

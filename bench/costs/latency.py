@@ -6,7 +6,6 @@ that form, saved, and loaded again, for the passes here and for the memory in a 
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,8 +81,7 @@ def table(
             peaks = _peaks(folders, batch, length, chosen, device)
             for i, taken in enumerate(times):
                 disk = sum(f.stat().st_size for f in folders[i].glob("*.safetensors"))
-                ratios = [a / b for a, b in zip(times[0], taken, strict=True)]
-                low, _, high = statistics.quantiles(ratios, n=4)
+                low, ratio, high = measure.paired_quartiles(times[0], taken)
                 p50, p95 = measure.p50_p95(taken)
                 rows.append(
                     [
@@ -94,7 +92,7 @@ def table(
                         f"{1000 * p50:.1f}",
                         f"{1000 * p95:.1f}",
                         f"{batch / p50:.1f}",
-                        f"{measure.p50_p95(times[0])[0] / p50:.2f}",
+                        f"{ratio:.2f}",
                         f"{low:.2f}–{high:.2f}",
                         f"{peaks[i] / 2**20:.0f}",
                     ]

@@ -1,7 +1,7 @@
 """Measures the memory of a run and the latency of forward passes.
 
 Compared models take turns pass by pass, so that other load on the machine affects all of them
-alike. Compare the ratio of their medians; the milliseconds serve for orientation.
+alike. Compare the median of their paired ratios; the milliseconds serve for orientation.
 """
 
 from __future__ import annotations
@@ -114,6 +114,15 @@ def p50_p95(times: Sequence[float]) -> tuple[float, float]:
     """Returns the median and the 95th percentile, linearly interpolated."""
     p50, p95 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double())
     return float(p50), float(p95)
+
+
+def paired_quartiles(times: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+    """Returns the quartiles of the ratios times / others, each of two passes of one turn.
+
+    What slows both passes of a turn leaves their ratio alone, but not a ratio of two medians.
+    """
+    ratios = torch.tensor(times, dtype=torch.float64) / torch.tensor(others, dtype=torch.float64)
+    return tuple(ratios.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist())
 
 
 def _finished(device: torch.device) -> None:

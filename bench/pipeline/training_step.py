@@ -1,7 +1,8 @@
 """Measures time and memory of a training step of each method, relative to dense fine-tuning.
 
 All models take turns step by step, so that other load on the machine affects all of them alike.
-Compare the ratio of the medians; the milliseconds serve for orientation. Memory is the peak of a
+Compare the median of the ratios, each of two steps of one turn; the milliseconds serve for
+orientation. Memory is the peak of a
 few steps, in a separate process for each method.
 """
 
@@ -71,14 +72,11 @@ def step_table(
                 torch.cuda.synchronize()
             if turn >= WARMUP:
                 times[name].append(time.perf_counter() - start)
-    dense = statistics.median(times[REFERENCE])
     rows = []
     for name, taken in times.items():
-        median = statistics.median(taken)
-        paired = [a / b for a, b in zip(taken, times[REFERENCE], strict=True)]
-        quartiles = statistics.quantiles(paired, n=4) if len(paired) > 1 else [1.0] * 3
-        spread = f"{quartiles[0]:.2f}–{quartiles[2]:.2f}"
-        step = (f"{1000 * median:.0f}", f"{median / dense:.3f}", spread)
+        low, ratio, high = measure.paired_quartiles(taken, times[REFERENCE])
+        spread = f"{low:.2f}–{high:.2f}"
+        step = (f"{1000 * statistics.median(taken):.0f}", f"{ratio:.3f}", spread)
         memory = (f"{peaks[name] / 2**30:.2f}", f"{peaks[name] / peaks[REFERENCE]:.2f}")
         rows.append([name, *step, *memory])
     about = (
