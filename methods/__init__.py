@@ -7,6 +7,8 @@ BUILTIN = {
     "wanda": "methods.wanda:Wanda",
     "sparsegpt": "methods.sparsegpt:SparseGPT",
     "owl": "methods.owl:OWL",
+    "dlp": "methods.dlp:DLP",
+    "alphapruning": "methods.alphapruning:AlphaPruning",
     "ria": "methods.ria:RIA",
     "admm": "methods.admm:ADMM",
     "alps": "methods.alps:ALPS",

@@ -68,6 +68,8 @@ ONE_SHOT = (
     "wanda",
     "sparsegpt",
     "owl",
+    "dlp",
+    "alphapruning",
     "ria",
     "admm",
     "alps",

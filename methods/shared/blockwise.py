@@ -100,7 +100,7 @@ def walk(
         batches = sequences(model, ctx)
         seen = trial(model, blocks(model), batches[0])
         order = list(dict.fromkeys(seen.order))
-        inside = _targets_of(order, ctx.targets)
+        inside = targets_of(order, ctx.targets)
         distinct = sum(map(len, inside)) == len({t.name for part in inside for t in part})
         if seen.repeatable and distinct and len(order) == len(seen.order):
             _walk_once(model, order, inside, batches, _Taps(statistic), visit, clock, prunes)
@@ -109,7 +109,8 @@ def walk(
             _walk_whole(model, inside, batches, _Taps(statistic), visit, clock)
 
 
-def _targets_of(order: list[nn.Module], targets: list[Target]) -> list[list[Target]]:
+def targets_of(order: list[nn.Module], targets: list[Target]) -> list[list[Target]]:
+    """Returns the targets inside each block."""
     by_module = {t.module: t for t in targets}
     return [[by_module[m] for m in block.modules() if m in by_module] for block in order]
 
