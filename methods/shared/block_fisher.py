@@ -57,7 +57,7 @@ class BlockFisher:
     def _blocks(self, values: Tensor) -> Tensor:
         """Returns (…, d) as (…, blocks, B), with zeros at the end."""
         padded = F.pad(values, (0, -values.shape[-1] % self.size))
-        return padded.unflatten(-1, (-1, self.size))
+        return padded.view(*values.shape[:-1], -1, self.size)
 
     def _factors(self) -> Iterator[tuple[slice, Tensor]]:
         """Yields which blocks, and the Cholesky factors (n, B, B) of F there."""
