@@ -18,7 +18,7 @@ SELECT = --suite $(SUITE) $(if $(METHOD),--method $(METHOD)) $(if $(TASK),--task
 	$(if $(PATTERN),--pattern $(PATTERN)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help python bench plan report check claims transfer compare list fetch speed test test-browser test-real lint clean
+.PHONY: help python bench plan report check claims transfer compare list fetch speed test test-browser test-gpu test-real lint clean
 
 help:
 	@echo "make bench METHOD=pst   run the suite (SUITE=$(SUITE)) for a method and its baselines here, print the table"
@@ -33,6 +33,7 @@ help:
 	@echo "make speed              training-step time of every method relative to dense"
 	@echo "make test               lint, types, unit, contract and fault tests"
 	@echo "make test-browser       the HTML page in Chromium"
+	@echo "make test-gpu           what only a GPU can show; skipped without one"
 	@echo "make test-real          slower checks on real weights and data"
 	@echo "variables: METHOD TASK MODEL SUITE SPARSITY PATTERN SEEDS, JOBS (cells at a time; default: one a core), ARGS for any other flag"
 
@@ -108,6 +109,9 @@ test: lint
 test-browser: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/pytest -m browser $(ARGS)
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/pytest -m gpu tests/gpu $(ARGS)
 
 test-real: $(VENV)/.dev
 	$(BIN)/pytest -m real $(ARGS)

@@ -18,6 +18,7 @@ BUILTIN = {
     "movement": "methods.movement:Movement",
     "l0": "methods.l0:L0",
     "platon": "methods.platon:PLATON",
+    "obert": "methods.obert:OBERT",
     "losparse": "methods.losparse:LoSparse",
     "lora": "methods.lora:LoRA",
     "rosa": "methods.rosa:RoSA",

@@ -92,7 +92,8 @@ def study(
     rng = random.Random(f"{task} {model}")
     found = []
     for number, method in enumerate(STUDIED):
-        skill, full = rng.gauss(0, 0.02), method in ("dense", "gmp", "movement", "l0", "platon")
+        skill = rng.gauss(0, 0.02)
+        full = method in ("dense", "gmp", "movement", "l0", "platon", "obert")
         for pattern, sparsity in (("dense", 0.0),) if method == "dense" else levels:
             lost = sparsity**4 * (0.3 if method in ONE_SHOT else 0.12) + (pattern == "2:4") * 0.01
             share = 0 if method in ONE_SHOT else 1 if full else 0.002 * (number + 1)

@@ -326,6 +326,7 @@ STEPS = {"max_steps": 6, "per_device_train_batch_size": 8}
 OVERRIDES = {"budget__steps": 6, "budget__batch": 8}
 PARAMETERS = {
     "ast": {"kd": 0.0},
+    "obert": {"kd": 0.0},
     "gmp": {"every": 2},
     "rosa": {"lora_steps": 1},
     "platon": {"every": 2},

@@ -127,6 +127,8 @@ def test_every_method_ends_with_the_same_bytes(name, tmp_path):
         ("platon", (4, 6, 10), {"every": 3}),
         ("l0", (5,), {"target": "lagrangian"}),
         ("losparse", (5, 10), {"every": 3}),
+        # While it collects gradients, and right before and after a choice.
+        ("obert", (4, 5, 6), {"choices": 2, "start": 0.5, "gradients": 3}),
     ],
 )
 def test_phases_and_variants(name, steps, more, tmp_path):
