@@ -6,6 +6,7 @@ other labels take the cheapest free place around their point. Words are as wide 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,13 +72,36 @@ def beside(
         height: of the axes.
         lines: points along drawn lines, which labels keep off where they can.
     """
-    room = _Room(spots, width, height, lines)
-    for cluster in _clusters(spots):
-        room.columns(cluster)
-    for i in sorted(range(len(spots)), key=lambda i: (not spots[i].first, spots[i].y, spots[i].x)):
-        if spots[i].text and room.labels[i] is None:
-            room.around(i)
-    return room.labels
+    clusters, best = _clusters(spots), None
+    while True:
+        room = _Room(spots, width, height, lines)
+        for cluster in sorted((c for c in clusters if len(c) > 1), key=lambda c: (-len(c), c)):
+            room.columns(cluster)
+        for i in sorted(range(len(spots)), key=lambda i: _turn(spots[i])):
+            if spots[i].text and room.labels[i] is None:
+                room.around(i)
+        if best is None or len(room.without) < len(best.without):
+            best = room
+        if not room.without or len(clusters) < 2:
+            return best.labels
+        # The neighbours have taken its room: it shares their column.
+        clusters = _joined(clusters, spots, room.without[0])
+
+
+def _turn(spot: Spot) -> tuple[bool, float, float]:
+    return not spot.first, spot.y, spot.x
+
+
+def _joined(clusters: list[list[int]], spots: Sequence[Spot], i: int) -> list[list[int]]:
+    """Returns the clusters, that of spot `i` joined with the nearest other one."""
+    own = next(c for c in clusters if i in c)
+    others = [c for c in clusters if c is not own]
+
+    def away(cluster: list[int]) -> float:
+        return min(math.hypot(spots[i].x - spots[j].x, spots[i].y - spots[j].y) for j in cluster)
+
+    near = min(others, key=away)
+    return [c for c in others if c is not near] + [sorted(own + near)]
 
 
 def apart(wanted: Sequence[float], height: float) -> list[float]:
@@ -101,13 +125,13 @@ def wide_of(label: str) -> float:
 
 
 def _clusters(spots: Sequence[Spot]) -> list[list[int]]:
-    """Returns points whose labels would meet beside them, as groups of two at least."""
+    """Returns the points with labels, those whose labels would meet beside them as one group."""
     found: list[list[int]] = []
     for i in (i for i, s in enumerate(spots) if s.text):
         near = [group for group in found if any(_meet(spots[i], spots[j]) for j in group)]
         found = [group for group in found if group not in near]
         found.append([j for group in near for j in group] + [i])
-    return sorted((sorted(g) for g in found if len(g) > 1), key=lambda g: (-len(g), g))
+    return [sorted(group) for group in found]
 
 
 def _meet(a: Spot, b: Spot) -> bool:
@@ -130,6 +154,11 @@ class _Room:
         self.boxes = np.empty((0, 4))
         self.leads = np.empty((0, 2))
         self.labels: list[Label | None] = [None] * len(spots)
+
+    @property
+    def without(self) -> list[int]:
+        """The spots whose labels have found no room."""
+        return [i for i, s in enumerate(self.spots) if s.text and self.labels[i] is None]
 
     def columns(self, cluster: Sequence[int]) -> None:
         """Places the labels of a cluster at its right and left, where they find room."""
