@@ -14,6 +14,7 @@ from bench.api import BenchError, Budget, Cell, Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.layer_problem import scaled, support
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 
 class ADMM(OneShot):
@@ -26,7 +27,7 @@ class ADMM(OneShot):
     search: ClassVar[tuple[Setting, ...]] = grid(percdamp=(0.1, 0.01, 1.0), rho=(1.0, 0.3))
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         percdamp: float = Field(

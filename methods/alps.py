@@ -16,6 +16,7 @@ from bench.api import Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.layer_problem import refitted, scaled, support
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 EVERY = 3  # iterations between two looks at the support
 STEPS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # above this share of k changed → factor of ρ
@@ -32,7 +33,7 @@ class ALPS(OneShot):
     search: ClassVar[tuple[Setting, ...]] = grid(percdamp=(0.01, 0.001, 0.1), rho=(0.1, 0.3))
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         percdamp: float = Field(

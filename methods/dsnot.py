@@ -18,6 +18,7 @@ from methods.shared import obs
 from methods.shared.blockwise import wanda_scores
 from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_rows
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 
 class Moments:
@@ -75,7 +76,7 @@ class DSnoT(OneShot):
     )
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         base: Base = Field(default="wanda", description="the method whose mask is the first")

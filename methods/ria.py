@@ -19,6 +19,7 @@ from methods.shared.blockwise import ColumnNorms
 from methods.shared.masks import keep_largest, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
 from methods.shared.permutation import Channels, best_order, check, foldable
+from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ class RIA(OneShot):
     search: ClassVar[tuple[Setting, ...]] = grid(a=(0.5, 0.0, 0.25, 1.0), pool=("layer", "row"))
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         a: float = Field(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.api import Context, Field, Setting, grid, parameters
+from bench.api import BenchError, Budget, Cell, Context, Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class SparseGPT(OneShot):
     )
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         percdamp: float = Field(
@@ -49,6 +50,11 @@ class SparseGPT(OneShot):
         )
 
     params: Params
+
+    def check(self, cell: Cell, budget: Budget) -> None:
+        """Refuses a refit of rounded weights."""
+        if self.params.bits and self.params.reconstruct:
+            raise BenchError("method sparsegpt: reconstruct undoes bits; leave one of them at 0")
 
     def statistic(self, width: int, device: torch.device) -> obs.Gram:
         """Returns an empty XᵀX."""

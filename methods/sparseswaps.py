@@ -18,6 +18,7 @@ from bench.api import Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_rows
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 AT_ONCE = 2**24  # numbers in the largest intermediate tensor: 64 MiB
 CHUNK = 4  # kept weights of a row that are compared with all pruned ones at a time
@@ -40,7 +41,7 @@ class SparseSwaps(OneShot):
     search: ClassVar[tuple[Setting, ...]] = grid(base=("wanda", "sparsegpt", "magnitude"))
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """The paper's."""
 
         base: Base = Field(default="wanda", description="the method whose mask is the first")

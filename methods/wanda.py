@@ -14,6 +14,7 @@ from bench.api import Context, Field, parameters
 from methods.shared.blockwise import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ class Wanda(OneShot):
     version: ClassVar[int] = 2
 
     @parameters
-    class Params:
+    class Params(ReconstructParams):
         """What competes with what."""
 
         use_variant: bool = Field(

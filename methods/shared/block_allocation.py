@@ -13,6 +13,7 @@ from methods.shared.blockwise import ColumnNorms, Statistic, walk, wanda_scores
 from methods.shared.layer_problem import Base
 from methods.shared.masks import keep_largest, keep_spread, pruned_count
 from methods.shared.one_shot import OneShot
+from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ Blocks = tuple[list[list[Target]], list[float]]
 
 
 @parameters
-class BaseParams:
+class BaseParams(ReconstructParams):
     """What prunes: the first parameter of every method that only shares sparsity out."""
 
     base: Base = Field(default="wanda", description="the method that prunes")

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.api import BenchError, Context
-from bench.weights.blocks import blocks
+from bench.weights.blocks import blocks, put_out
 from bench.weights.targets import Target
-from methods.shared.passes import Batch, Call, Pass, explained, run, stops, trial
+from methods.shared.passes import Batch, Call, Pass, explained, inference, run, stops, trial
+from methods.shared.reconstruct import Block
 from methods.shared.sequences import sequences
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def walk(
     visit: Callable[[list[Target], dict[str, S]], None],
     seconds: dict[str, float],
     prunes: bool = True,
+    reconstruct: Callable[[Block], None] | None = None,
 ) -> None:
     """Walks the blocks in the order of their calls, collecting the statistics of their inputs.
 
@@ -91,9 +92,11 @@ def walk(
             the same input share one statistic. A target that no pass calls is not visited.
         seconds: `forward_s` and `prune_s` are added to.
         prunes: whether `visit` changes weights, so that blocks must be run again.
+        reconstruct: called for every block after `visit`, to refit it to its dense outputs.
 
     Raises:
-        BenchError: the model cannot run on the sequences, or an input is not finite.
+        BenchError: the model cannot run on the sequences, an input is not finite, or blocks are to
+            be reconstructed that cannot run one by one.
     """
     with inference(model):
         clock = _Clock(seconds, ctx.device)
@@ -103,7 +106,12 @@ def walk(
         inside = targets_of(order, ctx.targets)
         distinct = sum(map(len, inside)) == len({t.name for part in inside for t in part})
         if seen.repeatable and distinct and len(order) == len(seen.order):
-            _walk_once(model, order, inside, batches, _Taps(statistic), visit, clock, prunes)
+            _walk_once(
+                model, order, inside, batches, _Taps(statistic), visit, clock, prunes, reconstruct
+            )
+        elif reconstruct is not None:
+            name = type(model).__name__
+            raise BenchError(f"{name} cannot be walked block by block; leave reconstruct at 0")
         else:
             log.info("%s cannot be walked block by block: slower", type(model).__name__)
             _walk_whole(model, inside, batches, _Taps(statistic), visit, clock)
@@ -124,6 +132,7 @@ def _walk_once(
     visit: Callable[[list[Target], dict[str, S]], None],
     clock: _Clock,
     prunes: bool,
+    reconstruct: Callable[[Block], None] | None,
 ) -> None:
     """Runs each block twice on each batch: before it is pruned, and after."""
     passes: list[Pass] = []
@@ -142,13 +151,21 @@ def _walk_once(
                 passes.append(Pass(model, batch))
             for block, targets in zip(order, inside, strict=True):
                 last = block is order[-1]
+                dense: list[Tensor] = []
                 taps.open(targets)
                 for stopped in passes:
                     found = output(stopped, block)
+                    if reconstruct is not None:
+                        dense.append(put_out(found))
                     if not prunes and not last:
                         stopped.resume(found)
                     del found
                 _visit(taps, targets, visit, clock)
+                if reconstruct is not None:
+                    runs = [partial(_put_out_of, output, stopped, block) for stopped in passes]
+                    with explained(model):
+                        reconstruct(Block(targets, runs, dense))
+                    clock.lap("reconstruct_s")
                 if prunes and not last:
                     for stopped in passes:
                         stopped.resume(output(stopped, block))
@@ -156,6 +173,12 @@ def _walk_once(
         finally:
             for stopped in passes:
                 stopped.close()
+
+
+def _put_out_of(
+    output: Callable[[Pass, nn.Module], Any], stopped: Pass, block: nn.Module
+) -> Tensor:
+    return put_out(output(stopped, block))
 
 
 def _walk_whole(
@@ -252,25 +275,6 @@ class _Taps(Generic[S]):
         return found
 
 
-@contextmanager
-def inference(model: PreTrainedModel) -> Iterator[None]:
-    """Sets eval mode, no gradients, and no cache: a block that is run twice would append to it."""
-    training = model.training
-    # The stacks of an encoder-decoder have configs of their own.
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    caches = [(c, c.use_cache) for c in configs.values() if hasattr(c, "use_cache")]
-    model.eval()
-    for config, _ in caches:
-        config.use_cache = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-        for config, cache in caches:
-            config.use_cache = cache
-
-
 class _Clock:
     """Adds the seconds since the last lap to a phase."""
 
@@ -281,7 +285,7 @@ class _Clock:
     def lap(self, phase: str) -> None:
         """Ends a lap."""
         now = self._now()
-        self.seconds[phase] += now - self.start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.start
         self.start = now
 
     def _now(self) -> float:

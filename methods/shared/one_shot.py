@@ -10,6 +10,7 @@ from bench.api import Context, Field, Method, Published, parameters
 from bench.weights.targets import Target
 from methods.shared.blockwise import Statistic, walk
 from methods.shared.masks import groups_of, keep_masks, pruned_count
+from methods.shared.reconstruct import Block, ReconstructParams, refit
 
 if TYPE_CHECKING:
     import torch
@@ -57,20 +58,24 @@ class OneShot(Method):
     """A method that prunes every matrix once, from a statistic of its inputs.
 
     A subclass says which statistic and how a matrix is pruned; it may override `counts`. Blocks are
-    pruned one by one (`methods/shared/blockwise.py`).
+    pruned one by one (`methods/shared/blockwise.py`), and refitted if asked for
+    (`methods/shared/reconstruct.py`). Its `Params` are `ReconstructParams`, and more.
 
     A matrix whose inputs no calibration pass shows is left dense and said: one that the model never
     calls, or an expert that no token reaches.
 
     Attributes:
-        report: seconds in forward passes (`forward_s`) and in pruning (`prune_s`), all blocks, and
-            the number of matrices that were left dense, if there are any.
+        report: seconds in forward passes (`forward_s`), in pruning (`prune_s`) and, if asked for,
+            in reconstruction (`reconstruct_s`), all blocks, and the number of matrices that were
+            left dense, if there are any.
         n_m: (N, M) of the cell's pattern, or None.
         sequences: how many the budget calibrates with.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
     published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
+
+    params: ReconstructParams
 
     @abstractmethod
     def statistic(self, width: int, device: torch.device) -> Statistic:
@@ -117,7 +122,12 @@ class OneShot(Method):
                 target.write(weight)
                 left.discard(target.name)
 
-        walk(model, ctx, self.statistic, visit, self.report)
+        def reconstruct(block: Block) -> None:
+            block = block._replace(targets=[t for t in block.targets if t.name not in left])
+            refit(block, self.params.reconstruct, self.params.reconstruct_lr)
+
+        refits = reconstruct if self.params.reconstruct else None
+        walk(model, ctx, self.statistic, visit, self.report, reconstruct=refits)
         if left:
             self.left_dense = frozenset(left)
             self.report["left_dense"] = len(left)

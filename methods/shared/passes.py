@@ -143,6 +143,25 @@ def trial(model: PreTrainedModel, blocks: list[nn.Module], batch: Batch) -> Tria
     return Trial(order, all(equal))
 
 
+@contextmanager
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Sets eval mode, no gradients, and no cache: a block that is run twice would append to it."""
+    training = model.training
+    # The stacks of an encoder-decoder have configs of their own.
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    caches = [(c, c.use_cache) for c in configs.values() if hasattr(c, "use_cache")]
+    model.eval()
+    for config, _ in caches:
+        config.use_cache = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        for config, cache in caches:
+            config.use_cache = cache
+
+
 def run(model: PreTrainedModel, batch: Batch) -> None:
     """Runs the whole model.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bench.api import Context, Expected, Method, Published
 from bench.weights import dead
-from methods.shared.blockwise import inference
+from methods.shared.passes import inference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

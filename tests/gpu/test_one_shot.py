@@ -1,14 +1,17 @@
 """Pruning without training on a GPU: masks of the CPU, and layers of a real model's size."""
 
+import warnings
+
 import pytest
 import torch
 
 from bench.pipeline.context import make_context
 from bench.planning.job import Job
 from bench.sources import loading
-from bench.weights.targets import prunable
+from bench.weights.targets import Target, prunable
 from methods.admm import ADMM
 from methods.shared.masks import pruned_count
+from methods.shared.reconstruct import Block, refit
 from methods.sparsegpt import SparseGPT
 from tests.helpers import TRAINING_FREE, cell
 
@@ -73,3 +76,42 @@ def test_a_large_matrix_is_pruned_as_on_the_cpu(kind, n_m, device):
     found = pruned.cpu()
     assert ((own == 0) == (found == 0)).float().mean() > 0.99
     assert error(weight, found, gram) == pytest.approx(error(weight, own, gram), rel=0.01)
+
+
+def half_block(device):
+    """A pruned matrix as a block, with its dense outputs on two batches."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(64, 32).to(device)
+    inputs = [torch.randn(8, 64) @ torch.randn(64, 64) for _ in range(2)]
+    inputs = [x.to(device) for x in inputs]
+    target = Target("matrix", module)
+    with torch.no_grad():
+        wanted = [module(x) for x in inputs]
+    target.write(target.weight.masked_fill(target.weight < 0, 0.0))
+    return Block([target], [lambda x=x: module(x) for x in inputs], wanted)
+
+
+def test_a_refit_is_that_of_the_cpu(device):
+    found, expected = half_block(device), half_block(torch.device("cpu"))
+    first = float(expected.error())
+    for block in (found, expected):
+        refit(block, 20, 1e-2)
+    assert expected.error() < 0.5 * first
+    assert float(found.error()) == pytest.approx(float(expected.error()), rel=0.01)
+    weights = [block.targets[0].weight.cpu() for block in (found, expected)]
+    torch.testing.assert_close(*weights, rtol=1e-2, atol=1e-3)
+
+
+def test_a_refit_waits_twice_whatever_the_updates(cuda):
+    def waits(passes):
+        block = half_block(cuda)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                refit(block, passes, 1e-3)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA" in str(w.message) for w in caught)
+
+    assert waits(1) == waits(9) == 2

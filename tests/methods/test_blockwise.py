@@ -281,12 +281,12 @@ def test_width_is_refused_before_any_pass():
         helpers.attached(helpers.cell("sparsegpt", pattern="2:5"))
 
 
-def peak(kind, depth):
+def peak(kind, depth, **params):
     """The most bytes that were allocated at a time beside the model while it was pruned."""
     model, data = build("llama", depth), list(batches(count=2, size=4, length=24))
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-        kind(kind.Params()).attach(model, context(model, data))
+        kind(kind.Params(**params)).attach(model, context(model, data))
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return max(itertools.accumulate(sizes))
