@@ -29,6 +29,7 @@ def test_printed_pairs_are_counted_within_a_table_a_level_and_a_metric():
     tables = {
         PLACE: {"Wanda": 7.0, "magnitude": 9.0, "SparseGPT": 1.0},
         PLACE._replace(model="llama-13b"): {"Wanda": 9.0, "magnitude": 7.0},
+        PLACE._replace(source="who prints it again"): {"Wanda": 7.0, "magnitude": 9.0},
         PLACE._replace(model="opt-13b"): {"Wanda": 9.0},
         PLACE._replace(metric="accuracy"): {"Wanda": 0.7, "magnitude": 0.6},
         PLACE._replace(sparsity=0.5): {"Wanda": 5.0, "magnitude": 6.0},

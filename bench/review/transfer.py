@@ -119,16 +119,18 @@ def _label(row: PublishedNumber) -> str:
 
 
 def support(statement: Statement, tables: dict[Place, dict[str, float]]) -> tuple[int, int]:
-    """Returns how many published pairs of perplexities have the stated order, and how many are."""
-    right, pairs = 0, 0
-    for place, values in tables.items():
-        if place.metric != "perplexity" or not statement.holds_at(place.pattern, place.sparsity):
-            continue
-        for better, worse in statement.pairs:
-            if better in values and worse in values:
-                pairs += 1
-                right += values[better] < values[worse]
-    return right, pairs
+    """Returns how many published pairs of perplexities have the stated order, and how many are.
+
+    What another source prints again, both numbers of a model and level, is one pair.
+    """
+    pairs = {
+        (better, worse, *place[1:5], first, second): first < second
+        for place, values in tables.items()
+        if place.metric == "perplexity" and statement.holds_at(place.pattern, place.sparsity)
+        for better, worse in statement.pairs
+        if (first := values.get(better)) and (second := values.get(worse))
+    }
+    return sum(pairs.values()), len(pairs)
 
 
 def findings(
