@@ -5,12 +5,13 @@ min ‖XWᵀ − XŴᵀ‖² with Ŵ = M⊙Ŵ: one inverse of XᵀX + ρI serves
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
-from bench.api import BenchError, Budget, Cell, Field, Setting, grid, parameters
+from bench.api import Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.layer_problem import scaled, support
 from methods.shared.one_shot import OneShot
@@ -42,15 +43,13 @@ class ADMM(OneShot):
             "is fixed",
         )
 
-    params: Params
+        @model_validator(mode="after")
+        def _ends(self) -> Self:
+            if self.ramp > self.iterations:
+                raise ValueError(f"ramp {self.ramp}: it is at most iterations, {self.iterations}")
+            return self
 
-    def check(self, cell: Cell, budget: Budget) -> None:
-        """Refuses a ramp that does not end."""
-        if self.params.ramp > self.params.iterations:
-            raise BenchError(
-                f"method admm: ramp {self.params.ramp}: it is at most iterations, "
-                f"{self.params.iterations}"
-            )
+    params: Params
 
     def statistic(self, width: int, device: torch.device) -> obs.Gram:
         """Returns an empty XᵀX."""

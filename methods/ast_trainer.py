@@ -25,9 +25,10 @@ from bench.api import Context, Field, Method, Published, Setting, grid, paramete
 from bench.weights import side_branch
 from bench.weights.targets import Target, head_parameters, merge, normal_form, prunable
 from methods.shared.annealed_adamw import AnnealedAdamW
-from methods.shared.blockwise import ColumnNorms, walk
+from methods.shared.blockwise import walk
 from methods.shared.counts import all_weights
-from methods.shared.distill import distilled
+from methods.shared.distill import mixed
+from methods.shared.input_statistics import ColumnNorms
 from methods.shared.masked_weight import MaskedWeight
 from methods.shared.masks import keep_masks
 from methods.shared.slorb import slorb
@@ -186,12 +187,7 @@ class AST(Method):
 
     def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
         """Returns α·KD + (1 − α)·task."""
-        task: Tensor = outputs.loss
-        if self.teacher is None:
-            return task
-        alpha = self.params.kd
-        taught = distilled(self.teacher, inputs, outputs.logits, self.params.temperature)
-        return alpha * taught + (1.0 - alpha) * task
+        return mixed(self.teacher, inputs, outputs, self.params.kd, self.params.temperature)
 
     def param_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """Returns the default groups; settles the learning rate, so that the record tells it."""

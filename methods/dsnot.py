@@ -15,53 +15,24 @@ from torch import Tensor
 
 from bench.api import Field, Setting, grid, parameters
 from methods.shared import obs
-from methods.shared.blockwise import wanda_scores
+from methods.shared.input_statistics import Moments, wanda_scores
 from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_rows
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams
 
 
-class Moments:
-    """Mean, variance and norm of every input, float32, (in,).
+class MomentsAndGram(Moments):
+    """The moments of the inputs, and beside them XᵀX for a base that needs it."""
 
-    Args:
-        width: in.
-        device: where they are kept.
-        gram: collected beside them, for a base that needs it.
-    """
-
-    def __init__(self, width: int, device: torch.device, gram: obs.Gram | None = None) -> None:
+    def __init__(self, width: int, device: torch.device, gram: obs.Gram | None) -> None:
+        super().__init__(width, device)
         self.gram = gram
-        self.count = 0
-        self.mean = torch.zeros(width, device=device)
-        self.deviations = torch.zeros(width, device=device)  # Σ(x − mean)²
 
     def add(self, x: Tensor) -> None:
-        """Accumulates `x`: (tokens, in), by batches' means: a large mean hides no variance."""
+        """Accumulates `x`: (tokens, in)."""
+        super().add(x)
         if self.gram is not None:
             self.gram.add(x)
-        x = x.float()
-        before, self.count = self.count, self.count + len(x)
-        mean = x.mean(0)
-        away = mean - self.mean
-        self.deviations += (x - mean).square().sum(0)
-        self.deviations += away.square() * (before * len(x) / self.count)
-        self.mean += away * (len(x) / self.count)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all inputs were finite."""
-        return bool(self.deviations.isfinite().all())
-
-    @property
-    def variance(self) -> Tensor:
-        """Var[X_j], (in,)."""
-        return self.deviations / self.count
-
-    @property
-    def norms(self) -> Tensor:
-        """‖X_j‖₂, (in,)."""
-        return (self.deviations + self.count * self.mean.square()).sqrt()
 
 
 class DSnoT(OneShot):
@@ -90,13 +61,13 @@ class DSnoT(OneShot):
 
     params: Params
 
-    def statistic(self, width: int, device: torch.device) -> Moments:
+    def statistic(self, width: int, device: torch.device) -> MomentsAndGram:
         """Returns empty moments, with XᵀX where the base needs it."""
         needs_gram = self.params.base == "sparsegpt"
         gram = obs.Gram(width, device, self.sequences) if needs_gram else None
-        return Moments(width, device, gram)
+        return MomentsAndGram(width, device, gram)
 
-    def pruned(self, weight: Tensor, statistic: Moments, k: int) -> Tensor:
+    def pruned(self, weight: Tensor, statistic: MomentsAndGram, k: int) -> Tensor:
         """Masks one matrix."""
         norms = statistic.norms
         factors = self._factors(statistic)
@@ -110,7 +81,7 @@ class DSnoT(OneShot):
         )
         return weight.masked_fill(~keep, 0.0)
 
-    def _factors(self, statistic: Moments) -> Tensor:
+    def _factors(self, statistic: MomentsAndGram) -> Tensor:
         base, norms, gram = self.params.base, statistic.norms, statistic.gram
         if gram is None:
             return base_factors(base, norms)

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.api import Context, Expected, Field, Setting, grid, parameters
 from bench.weights.added_biases import add_biases
 from bench.weights.slicing import Units
-from methods.shared.blockwise import wanda_scores
+from methods.shared.input_statistics import Moments, wanda_scores
 from methods.shared.update_parts import erase
 from methods.shared.whole_units import PrunesUnits, by_unit, elements
 
@@ -23,39 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-class Fluctuation:
-    """Mean and variance of every input column over all calibration tokens; float32, (in,)."""
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.n = 0
-        self.mean = torch.zeros(width, device=device)
-        self.squares = torch.zeros(width, device=device)
-
-    def add(self, x: Tensor) -> None:
-        """Accumulates `x`: (tokens, in). Differences from the mean are summed, as is exact."""
-        x, before = x.float(), self.n
-        mean, self.n = x.mean(0), before + len(x)
-        shift = mean - self.mean
-        self.squares += (x - mean).square().sum(0)
-        self.squares += shift.square() * (before * len(x) / self.n)
-        self.mean += shift * (len(x) / self.n)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all inputs were finite."""
-        return bool(self.squares.isfinite().all())
-
-    @property
-    def variance(self) -> Tensor:
-        """The variances, (in,)."""
-        return self.squares / self.n
-
-    @property
-    def norms(self) -> Tensor:
-        """The 2-norms, (in,)."""
-        return (self.squares + self.n * self.mean.square()).sqrt()
 
 
 class FLAP(PrunesUnits):
@@ -88,12 +55,12 @@ class FLAP(PrunesUnits):
 
     def prune(self, model: PreTrainedModel, ctx: Context, groups: list[Units]) -> None:
         """Removes the lowest units of all blocks; statistics are those of the dense model."""
-        found: dict[str, Fluctuation] = {}
+        found: dict[str, Moments] = {}
 
-        def visit(group: Units, statistic: Fluctuation) -> None:
+        def visit(group: Units, statistic: Moments) -> None:
             found[group.columns.name] = statistic
 
-        self.read(model, ctx, groups, Fluctuation, visit, prunes=False)
+        self.read(model, ctx, groups, Moments, visit, prunes=False)
         groups = [group for group in groups if group.columns.name in found]
         scores = [unit_scores(g, found[g.columns.name], self.params.metric) for g in groups]
         gone = lowest(scores, [elements(group) for group in groups], ctx.cell.sparsity)
@@ -108,7 +75,7 @@ class FLAP(PrunesUnits):
             log.warning("%d matrices have no bias that could keep the mean of what goes", without)
 
     @torch.no_grad()
-    def _keep_mean(self, group: Units, units: Tensor, found: dict[str, Fluctuation]) -> bool:
+    def _keep_mean(self, group: Units, units: Tensor, found: dict[str, Moments]) -> bool:
         """Adds what the units put out on average to the bias; tells whether there is one."""
         target: Any = group.columns
         if self.params.bias == "none" or target.module.bias is None:
@@ -124,7 +91,7 @@ class FLAP(PrunesUnits):
         return None
 
 
-def unit_scores(group: Units, statistic: Fluctuation, metric: str) -> Tensor:
+def unit_scores(group: Units, statistic: Moments, metric: str) -> Tensor:
     """Returns z_u of each unit, (units,)."""
     weight = group.columns.weight.float()
     if metric == "wifn":

@@ -24,7 +24,7 @@ from bench.api import Context, Field, Method, Published, Setting, grid, paramete
 from bench.weights.targets import normal_form
 from methods.shared.block_fisher import BlockFisher
 from methods.shared.counts import all_weights
-from methods.shared.distill import distilled
+from methods.shared.distill import mixed
 from methods.shared.masks import groups_of, keep_largest_global, keep_n_m_partly
 from methods.shared.schedules import cubic
 
@@ -137,12 +137,7 @@ class OBERT(Method):
 
     def loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
         """Returns α·KD + (1 − α)·task."""
-        task: Tensor = outputs.loss
-        if self.teacher is None:
-            return task
-        alpha = self.params.kd
-        taught = distilled(self.teacher, inputs, outputs.logits, self.params.temperature)
-        return alpha * taught + (1.0 - alpha) * task
+        return mixed(self.teacher, inputs, outputs, self.params.kd, self.params.temperature)
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Makes the default AdamW, watched before each update and masked after it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.api import BenchError, Budget, Cell, Context, Field, Setting, grid, parameters
 from bench.weights.targets import Target
-from methods.shared.blockwise import ColumnNorms
+from methods.shared.input_statistics import ColumnNorms
 from methods.shared.masks import keep_largest, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
 from methods.shared.permutation import Channels, best_order, check, foldable

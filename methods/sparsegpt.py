@@ -5,9 +5,11 @@ min ‖XWᵀ − XŴᵀ‖²: prune the smallest W²/[H⁻¹]_jj of a block, let
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from bench.api import BenchError, Budget, Cell, Context, Field, Setting, grid, parameters
+from pydantic import model_validator
+
+from bench.api import Context, Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams
@@ -49,12 +51,13 @@ class SparseGPT(OneShot):
             description="reference prunes one more in each block, and inputs that were always 0",
         )
 
-    params: Params
+        @model_validator(mode="after")
+        def _stays_rounded(self) -> Self:
+            if self.bits and self.reconstruct:
+                raise ValueError("reconstruct undoes bits; leave one of them at 0")
+            return self
 
-    def check(self, cell: Cell, budget: Budget) -> None:
-        """Refuses a refit of rounded weights."""
-        if self.params.bits and self.params.reconstruct:
-            raise BenchError("method sparsegpt: reconstruct undoes bits; leave one of them at 0")
+    params: Params
 
     def statistic(self, width: int, device: torch.device) -> obs.Gram:
         """Returns an empty XᵀX."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.api import Context, Field, parameters
-from methods.shared.blockwise import ColumnNorms, wanda_scores
+from methods.shared.input_statistics import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.api import Context, Field, Setting, grid, parameters
 from bench.weights.slicing import Units
-from methods.shared.blockwise import ColumnNorms, wanda_scores
+from methods.shared.input_statistics import ColumnNorms, wanda_scores
 from methods.shared.update_parts import drop
 from methods.shared.whole_units import PrunesUnits, by_unit
 

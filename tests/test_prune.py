@@ -168,6 +168,8 @@ BAD = [
     ({"sparsity": "nan"}, "sparsity"),
     ({"set": "pol=row"}, "no parameter 'pol': did you mean pool?"),
     ({"set": "pool=nowhere"}, "pool 'nowhere': Input should be 'layer', 'row' or 'global'"),
+    ({"method": "ria", "set": "permute=folded"}, "permute folded: it is for N:M as 2:4"),
+    ({"method": "admm", "set": "ramp=30"}, "admm: ramp 30: it is at most iterations, 20"),
     ({"set": "budget.calib=3"}, "--set budget.calib: only parameters of the method"),
     ({"length": 65}, "has positions for 64 tokens"),
     ({"seed": -1}, "seed -1"),

@@ -44,7 +44,7 @@ def test_printed_pairs_are_counted_within_a_table_a_level_and_a_metric():
 def test_the_printed_tables_support_what_the_field_knows():
     tables = transfer.printed_tables()
     found = {s.text: transfer.support(s, tables) for s in transfer.read_statements().statement}
-    # Counted by hand in the tables: all 27 of DSnoT's and all 15 of DLP's.
+    # Nine models × three masks, and five models × three bases.
     assert found["DSnoT makes any mask better at 60 %"] == (27, 27)
     assert found["DLP is better than OWL at 70 %"] == (15, 15)
     assert all(pairs > 0 for _, pairs in found.values())

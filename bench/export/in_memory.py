@@ -109,6 +109,7 @@ def prune_as(
         BenchError: as `prune`.
     """
     made, cell = setup.method, setup.cell
+    made.check(cell, budget)
     device = model.device
 
     def calibration() -> Iterable[dict[str, Tensor]]:

@@ -12,9 +12,12 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from bench.api import Method
 from bench.core.cell import REFERENCE
 from bench.core.errors import BenchError
 from bench.core.overrides import parse_settings
@@ -27,6 +30,9 @@ from bench.planning.job import Job
 from bench.planning.plan import make_cell
 from bench.sources import loading
 from bench.weights.precision import supports_bf16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WARMUP = 3
 TASK = "tiny/reviews"  # it decides only the head; the batch holds random tokens
@@ -108,7 +114,7 @@ def _peak(name: str, slug: str, batch: int, length: int, bf16: bool, device: tor
 
 def _update(
     name: str, slug: str, batch: int, length: int, bf16: bool, device: torch.device
-) -> Callable[[], None]:
+) -> Callable[[], Tensor]:
     """Makes a function that runs a whole update of a method at its final sparsity.
 
     An update is forward, backward, clipping and optimizer. The teacher is the untrained model,
@@ -143,15 +149,28 @@ def _update(
     ids = torch.randint(5, vocabulary, (batch, length), generator=generator).to(device)
     labels = torch.randint(0, job.task.labels, (batch,), generator=generator).to(device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return lambda: run_update(method, model, optimizer, inputs, bf16)
 
-    def update() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = method.loss(model, inputs, model(**inputs))
-        loss.backward()
-        if method.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(held, method.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return update
+def run_update(
+    method: Method,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    inputs: dict[str, Tensor],
+    bf16: bool,
+) -> Tensor:
+    """Runs a whole update on a batch, forward, backward, clipping and optimizer.
+
+    Returns:
+        The loss, a scalar without a graph.
+    """
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        loss = method.loss(model, inputs, model(**inputs))
+    loss.backward()
+    if method.max_grad_norm:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(held, method.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()

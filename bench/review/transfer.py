@@ -23,9 +23,10 @@ from bench.core.pattern import Pattern
 from bench.core.record import Record, verified
 from bench.core.tables import escape, markdown
 from bench.core.tuning import NO_CHOICES, Choices
+from bench.planning import registry
 from bench.reporting import compare
 from bench.reporting.compare import Line
-from bench.reporting.rows import higher, label_of
+from bench.reporting.rows import Group, group_of, higher, label_of
 from bench.review.published import PublishedNumber, read_published
 
 DATA = Path(__file__).with_name("transfer.toml")
@@ -44,9 +45,10 @@ LEGEND = f"""\
 `bench/review/published.csv` and `published_more.csv`. **difference**: first method minus second, in
 points, with its 95 % interval from paired tests over seeds × items; of perplexities their ratio.
 *agrees*, *disagrees*: the interval lies on one side; *cannot tell*: it holds no difference;
-*not tested*: too few seeds, or no rows. Intervals are not adjusted for the number of tests. **ρ**:
-Spearman's, of the methods that a published table and a board have in common at one level, at least
-{COMMON}. Its 95 % interval is from {DRAWS:,} bootstrap draws of methods, and of the seeds here.
+*not tested*: too few seeds, or no rows of the present version. Intervals are not adjusted for the
+number of tests. **ρ**: Spearman's, of the methods that a published table and a board have in common
+at one level, at least {COMMON}. Its 95 % interval is from {DRAWS:,} bootstrap draws, of methods and
+of seeds.
 """
 
 
@@ -164,7 +166,7 @@ def answer(line: Line) -> Answer:
 
 def transfer_page(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
     """Returns statements and orders, with what the boards here say, as a Markdown page."""
-    found = [r for r in records if verified(r) and r.scores]
+    found = [r for r in records if verified(r) and r.scores and not registry.is_stale(r)]
     data, tables = read_statements(), printed_tables()
     rows, said = [], []
     for statement in data.statement:
@@ -178,7 +180,7 @@ def transfer_page(records: Sequence[Record], choices: Choices = NO_CHOICES) -> s
             rows.append([statement.text, printed, where, pair, _difference(line), verdict])
         if not here:
             rows.append([statement.text, printed, "–", "–", "–", "not tested"])
-    header = ("statement", "printed", "here", "pair", "difference (95 %)", "here it")
+    header = ("statement", "printed", "here", "pair", "difference (95 %)", "verdict")
     orders = [
         [*map(escape, (place.source, place.model, place.task, where)), str(n), *told]
         for place, where, n, told in _orders(tables, data.names, found, choices)
@@ -227,17 +229,17 @@ def _orders(
     choices: Choices,
 ) -> Iterator[Order]:
     """Yields the comparison of each published table with each board of the same level."""
-    boards: dict[tuple[str, str, Pattern, float], dict[str, list[float]]] = {}
+    boards: dict[tuple[Group, Pattern, float], dict[str, list[float]]] = {}
     for r in records:
         if r.scores and not r.cell.overrides.quantization:
-            key = (r.cell.task, r.cell.model, r.cell.pattern, r.cell.sparsity)
+            key = (group_of(r), r.cell.pattern, r.cell.sparsity)
             sign = 1 if r.scores.higher_is_better else -1
             values = boards.setdefault(key, {}).setdefault(label_of(r.cell, choices), [])
             values.append(sign * r.scores.value)
     for place, printed in sorted(tables.items()):
         falls = -1.0 if place.metric == "perplexity" else 1.0
         by_name = {names[k]: falls * v for k, v in printed.items() if k in names}
-        for (task, model, pattern, sparsity), rows in sorted(boards.items(), key=str):
+        for ((task, model, *_), pattern, sparsity), rows in sorted(boards.items(), key=str):
             common = sorted(by_name.keys() & rows.keys())
             same = pattern.text == place.pattern and math.isclose(sparsity, place.sparsity)
             if same and len(common) >= COMMON:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bench.api import Context, Field, parameters
 from bench.weights.targets import Target
 from methods.shared import obs
-from methods.shared.blockwise import ColumnNorms, Statistic, walk, wanda_scores
+from methods.shared.blockwise import walk
+from methods.shared.input_statistics import ColumnNorms, Statistic, wanda_scores
 from methods.shared.layer_problem import Base
 from methods.shared.masks import keep_largest, keep_spread, pruned_count
 from methods.shared.one_shot import OneShot

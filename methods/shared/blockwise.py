@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bench.api import BenchError, Context
 from bench.weights.blocks import blocks, put_out
 from bench.weights.targets import Target
+from methods.shared.input_statistics import Statistic
 from methods.shared.passes import Batch, Call, Pass, explained, inference, run, stops, trial
 from methods.shared.reconstruct import Block
 from methods.shared.sequences import sequences
@@ -33,44 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Statistic(Protocol):
-    """What is collected of a matrix's inputs."""
-
-    def add(self, x: Tensor) -> None:
-        """Accumulates `x`: (tokens, in)."""
-
-    @property
-    def finite(self) -> bool:
-        """Whether all that was accumulated is finite."""
-
-
 S = TypeVar("S", bound=Statistic)
-
-
-class ColumnNorms:
-    """‖X_j‖₂ of every input column j over all calibration tokens; float32, (in,)."""
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.squares = torch.zeros(width, device=device)
-
-    def add(self, x: Tensor) -> None:
-        """Accumulates `x`: (tokens, in)."""
-        self.squares += x.float().square().sum(0)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all inputs were finite."""
-        return bool(self.squares.isfinite().all())
-
-    @property
-    def norms(self) -> Tensor:
-        """The norms, (in,)."""
-        return self.squares.sqrt()
-
-
-def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """Returns |W_ij|·‖X_j‖₂ (arXiv 2306.11695), (out, in)."""
-    return weight.abs() * norms
 
 
 def walk(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -59,3 +59,25 @@ def distilled(
     if "attention_mask" in inputs:
         mask = mask & (inputs["attention_mask"][:, 1:] != 0)
     return kd_loss(logits[:, :-1], taught[:, :-1], mask, temperature)
+
+
+def mixed(
+    teacher: PreTrainedModel | None,
+    inputs: dict[str, Tensor],
+    outputs: Any,
+    alpha: float,
+    temperature: float,
+) -> Tensor:
+    """Returns α·KD + (1 − α)·task, and the task's loss alone without a teacher.
+
+    Args:
+        teacher: as for `distilled`.
+        inputs: the batch.
+        outputs: the student's, with `loss` and `logits`.
+        alpha: α.
+        temperature: T.
+    """
+    task: Tensor = outputs.loss
+    if teacher is None:
+        return task
+    return alpha * distilled(teacher, inputs, outputs.logits, temperature) + (1.0 - alpha) * task

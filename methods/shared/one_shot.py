@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bench.api import Context, Field, Method, Published, parameters
 from bench.weights.targets import Target
-from methods.shared.blockwise import Statistic, walk
+from methods.shared.blockwise import walk
+from methods.shared.input_statistics import Statistic
 from methods.shared.masks import groups_of, keep_masks, pruned_count
 from methods.shared.reconstruct import Block, ReconstructParams, refit
 

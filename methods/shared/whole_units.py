@@ -12,7 +12,8 @@ from torch import Tensor
 from bench.api import Context, Expected, Method, Published
 from bench.weights import slicing
 from bench.weights.slicing import Units
-from methods.shared.blockwise import Statistic, walk
+from methods.shared.blockwise import walk
+from methods.shared.input_statistics import Statistic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,6 +14,7 @@ from bench.sources.loading import load_model
 from bench.weights import targets
 from methods import magnitude, wanda
 from methods.shared import blockwise, passes
+from methods.shared.input_statistics import ColumnNorms
 from tests import helpers
 from tests.field import families
 from tests.methods.test_blockwise import context
@@ -146,7 +147,7 @@ def test_padding_is_left_out(kind, monkeypatch):
     blockwise.walk(
         model,
         context(model, data, matrices=linear_inside(model)),
-        blockwise.ColumnNorms,
+        ColumnNorms,
         lambda inside, stats: found.update({t.name: stats[t.name].squares for t in inside}),
         {"forward_s": 0.0, "prune_s": 0.0},
         prunes=False,
@@ -202,7 +203,7 @@ def squares_of(model, ids):
         for t in inside:
             t.write(t.weight * 0.5)
 
-    blockwise.walk(model, ctx, blockwise.ColumnNorms, visit, {"forward_s": 0.0, "prune_s": 0.0})
+    blockwise.walk(model, ctx, ColumnNorms, visit, {"forward_s": 0.0, "prune_s": 0.0})
     return found
 
 

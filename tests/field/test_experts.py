@@ -18,6 +18,7 @@ from bench.sources.saving import save_model
 from bench.weights.targets import block_elements, prunable
 from bench.weights.unstacked import Unstacked, stacked, unstack
 from methods.shared import blockwise
+from methods.shared.input_statistics import ColumnNorms
 from tests.field import families
 from tests.methods.test_blockwise import context
 
@@ -199,7 +200,7 @@ def test_padding_does_not_reach_an_experts_statistic():
         blockwise.walk(
             model,
             context(model, data),
-            blockwise.ColumnNorms,
+            ColumnNorms,
             lambda inside, stats, squares=squares: squares.update(
                 {t.name: stats[t.name].squares for t in inside if "layers.0.mlp" in t.name}
             ),

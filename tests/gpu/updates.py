@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import torch
 
+from bench.pipeline import training_step
 from bench.pipeline.context import make_context
 from bench.planning.job import Job
 from bench.sources import loading
@@ -53,14 +54,8 @@ def run(name, device, bf16, watch=nullcontext, steps=STEPS, **parameters):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * method.lr_factor((t + 1) / (steps + 1))
         with watch() if t else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = method.loss(model, inputs, model(**inputs))
-            loss.backward()
-            if method.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(held, method.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+            loss = training_step.run_update(method, model, optimizer, inputs, bf16)
+        losses.append(loss)
     method.step(model, 1.0)
     moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(held, before, strict=True)])
     weights = torch.cat([t.weight.flatten() for t in prunable(model)])

@@ -13,6 +13,7 @@ from bench.api import BenchError, Budget, Cell, Context
 from bench.weights import targets
 from methods import owl, sparsegpt, wanda
 from methods.shared import blockwise, obs
+from methods.shared.input_statistics import ColumnNorms
 from tests import helpers
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 99}
@@ -92,7 +93,7 @@ def test_statistics_equal_those_of_whole_forward_passes(kind):
     blockwise.walk(
         model,
         ctx,
-        blockwise.ColumnNorms,
+        ColumnNorms,
         lambda inside, stats: found.update({t.name: stats[t.name].squares for t in inside}),
         {"forward_s": 0.0, "prune_s": 0.0},
         prunes=False,
@@ -115,7 +116,7 @@ def test_blocks_see_inputs_from_already_pruned_blocks(kind):
         mine = [t for t in inside.values() if any(m is t.module for m in block.modules())]
         squares = direct_squares(by_hand, data, {t.name for t in mine})
         for t in mine:
-            norms = blockwise.ColumnNorms(t.shape[1], torch.device("cpu"))
+            norms = ColumnNorms(t.shape[1], torch.device("cpu"))
             norms.squares = squares[t.name].float()
             t.write(method.pruned(t.weight, norms, t.weight.numel() // 2))
     for mine, theirs in zip(targets.prunable(ours), inside.values(), strict=True):

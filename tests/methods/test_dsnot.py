@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from methods.dsnot import DSnoT, Moments, swapped
+from methods.dsnot import DSnoT, swapped
+from methods.shared.input_statistics import Moments
 from methods.shared.layer_problem import keep_rows
 from methods.shared.masks import pruned_count
 from tests.methods.test_sparsegpt import method

@@ -12,7 +12,8 @@ from bench.sources import loading
 from bench.weights import slicing
 from bench.weights.added_biases import add_biases
 from bench.weights.targets import prunable
-from methods.flap import Fluctuation, lowest
+from methods.flap import lowest
+from methods.shared.input_statistics import Moments
 from tests.field import families
 from tests.methods.test_wanda_sp import IDS, dead_units, inputs_of, matrix, readers
 from tests.test_dead import made
@@ -170,7 +171,7 @@ def test_added_biases_get_the_dtype_of_the_model():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 99))
 def test_mean_and_variance_do_not_depend_on_the_batches(sizes, seed):
     x = 100 + torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(seed))
-    statistic = Fluctuation(4, torch.device("cpu"))
+    statistic = Moments(4, torch.device("cpu"))
     for part in x.split(sizes):
         statistic.add(part)
     assert torch.allclose(statistic.mean, x.mean(0), rtol=1e-5)

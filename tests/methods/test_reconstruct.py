@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.api import BenchError, Budget, Cell
+from bench.api import BenchError
+from bench.planning.job import Job
 from bench.weights import targets
 from bench.weights.blocks import put_out
 from methods.shared import one_shot
@@ -210,11 +211,9 @@ def test_models_that_cannot_run_block_by_block_are_refused():
 
 
 def test_rounded_weights_are_not_refitted():
-    cell = Cell(task="t", model="m", method="sparsegpt", pattern="unstructured", sparsity=0.5)
-    budget = Budget(steps=1, batch=1, length=8)
-    made("sparsegpt", bits=4).check(cell, budget)
-    with pytest.raises(BenchError, match="reconstruct undoes bits"):
-        made("sparsegpt", bits=4, reconstruct=1).check(cell, budget)
+    Job.resolve(helpers.cell("sparsegpt", bits=4))
+    with pytest.raises(BenchError, match="method sparsegpt: reconstruct undoes bits"):
+        Job.resolve(helpers.cell("sparsegpt", bits=4, reconstruct=1))
 
 
 def test_every_calibrated_method_has_the_option():

@@ -10,7 +10,7 @@ from bench.planning.job import Job
 from bench.weights import targets
 from bench.weights.patterns import holds
 from methods.ria import RIA, ria_scores
-from methods.shared.blockwise import ColumnNorms
+from methods.shared.input_statistics import ColumnNorms
 from methods.shared.masks import pruned_count
 from methods.shared.permutation import best_order, check, foldable, kept
 from tests import helpers

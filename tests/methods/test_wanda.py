@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from methods.shared.blockwise import ColumnNorms, wanda_scores
+from methods.shared.input_statistics import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest_per_row, keep_spread, pruned_count
 from methods.wanda import Wanda, keep_equal_loss
 from tests import helpers
