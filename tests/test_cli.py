@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from bench.cli import main
+from bench.cli.shelves import Shelves
 from bench.core.record_parts import Versions
 from bench.core.store import Store
+from bench.core.tuning import NO_CHOICES
 from bench.planning.job import Job
 from tests import helpers
 from tests.samples import record
@@ -81,6 +83,13 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments):
     assert line.endswith(" --help")
 
 
+@pytest.fixture
+def untuned(monkeypatch):
+    """No settings were chosen: a plan's lines do not depend on what is published."""
+    monkeypatch.setattr(Shelves, "choices", lambda self: NO_CHOICES)
+
+
+@pytest.mark.usefixtures("untuned")
 def test_plan_takes_the_baselines_along(capsys, tmp_path):
     folder = ("--results", str(tmp_path))
     code, out, _ = run(capsys, "plan", "--suite", "quick", "--method", "pst", *folder)
@@ -97,6 +106,7 @@ def test_plan_takes_the_baselines_along(capsys, tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("untuned")
 def test_plan_reuses_records_and_sees_stale_failed_and_corrupt_ones(capsys, tmp_path):
     store = Store(tmp_path)
     made = record(method="pst", sparsity=0.5)
