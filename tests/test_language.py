@@ -1,5 +1,6 @@
 """Perplexity tasks: the protocol, the splits, and what is refused."""
 
+import dataclasses
 import itertools
 import math
 from functools import partial
@@ -135,6 +136,29 @@ def test_calibration_windows_come_from_train_and_are_drawn_by_seed(task):
 def windows_of(ids, length):
     ids = ids.tolist()
     return {tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)}
+
+
+def test_a_limit_scores_windows_spread_over_the_text(task):
+    net, tok = loaded("tiny-llama", task)
+    every = task.evaluate(net, tok, CPU)
+    half = dataclasses.replace(task.budgets["default"], items=every.n // 2)
+    found = task.evaluate(net, tok, CPU, budget=half)
+    assert found.notes == (f"scored on {every.n // 2} of {every.n} windows",)
+    assert every.n % 2 == 0  # so that every second window is meant
+    assert found.items == pytest.approx(every.items[::2])
+    assert math.log(found.values["perplexity"]) == pytest.approx(
+        sum(found.items) / len(found.items)
+    )
+    whole = task.evaluate(net, tok, CPU, budget=dataclasses.replace(half, items=10**5))
+    assert (whole.items, whole.notes) == (every.items, ())
+
+
+def test_spread_windows_are_as_far_apart_as_can_be():
+    windows = torch.arange(10)[:, None]
+    assert token_windows.spread(windows, 4).flatten().tolist() == [0, 2, 5, 7]
+    assert token_windows.spread(windows, 1).tolist() == [[0]]
+    for n in (None, 10, 11):
+        assert token_windows.spread(windows, n) is windows
 
 
 def test_windows_reach_both_ends():

@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_command_line(mirror, monkeypatch):
         ("zero-shot/rte", 278, "budget.items=278: zero-shot/rte has 277 items"),
         ("zero-shot", 10043, "budget.items=10043: zero-shot has 10042 items"),
         ("nlg/e2e", 631, "budget.items=631: nlg/e2e has 630 items"),
-        ("wikitext", 5, "budget.items=5: wikitext is always scored on all its items"),
+        ("reviews", 5, "budget.items=5: reviews is always scored on all its items"),
     ],
 )
 def test_a_limit_beyond_the_set_is_refused_before_anything_runs(task, limit, line, capsys):

@@ -23,6 +23,13 @@ def cut(ids: Tensor, length: int, what: str) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
+def spread(windows: Tensor, n: int | None) -> Tensor:
+    """`n` of these windows, (windows, length), as evenly spread as can be; all for None."""
+    if n is None or n >= len(windows):
+        return windows
+    return windows[torch.arange(n) * len(windows) // n]
+
+
 def draw(ids: Tensor, n: int, length: int, seed: int, what: str) -> Tensor:
     """`n` windows that start at places drawn uniformly by `seed`: (n, length).
 

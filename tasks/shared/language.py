@@ -44,6 +44,7 @@ class Language(Base[list[str]]):
     labels = 0
     trains = True
     finetunes = False
+    limit = 100_000  # windows; a text that has fewer is scored whole
     budgets: Mapping[str, Budget] = {"default": Budget(steps=200, batch=2, length=512, calib=32)}
 
     @abstractmethod
@@ -94,13 +95,15 @@ class Language(Base[list[str]]):
 
         `items` are the windows' mean negative log-likelihoods in nats. `bits_per_byte` spreads
         the likelihood over the text's bytes, so that tokenizers can be compared.
+        `budget.items` limits the windows to as many that are spread evenly over the text.
 
         Raises:
             BenchError: kind `nan` when the perplexity is not finite.
         """
         ids = self.ids(split, tok)
         length = tok.model_max_length
-        windows = token_windows.cut(ids, length, self._what(split))
+        every = token_windows.cut(ids, length, self._what(split))
+        windows = token_windows.spread(every, budget.items if budget else None)
         means = []
         for batch in windows.split(max(1, EVAL_TOKENS // length)):
             batch = batch.to(device)
@@ -120,7 +123,9 @@ class Language(Base[list[str]]):
             "nll": float(nll),
             "bits_per_byte": float(nll) / math.log(2) * len(ids) / size,
         }
-        return Scores(values=values, n=len(items), items=items.tolist())
+        fewer = len(windows) < len(every)
+        notes = (f"scored on {len(windows)} of {len(every)} windows",) if fewer else ()
+        return Scores(values=values, n=len(items), items=items.tolist(), notes=notes)
 
     def text(self, split: Split) -> str:
         """Returns a split as one text."""
