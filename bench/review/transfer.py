@@ -202,7 +202,7 @@ def _summary(said: Sequence[Counter[Answer]]) -> str:
         f"{len(said)} orders of two methods have the support of three in four printed pairs; "
         f"{len(tested)} of them were tested here",
         f"{agree} of these {len(tested)} hold here at one level at least, and are contradicted at "
-        f"none; {against} are contradicted",
+        f"none; {against} {'is' if against == 1 else 'are'} contradicted",
         "That holds for the models and tasks below, and for no other",
     ]
     return "\n".join(f"* {line}." for line in lines)
