@@ -138,22 +138,33 @@ def test_dead_units_go_with_the_blocks_that_remain(tmp_path):
     model = made("llama")
     dead.silence(model, [0])
     heads, neurons = slicing.units(model)[2]
-    for units, chosen in ((heads, [1]), (neurons, [3, 5])):
+    for units, chosen in ((heads, [1]), (neurons, range(3, 16))):
         columns = units.indices(chosen, units.width)
         units.columns.write(units.columns.weight.index_fill(1, columns, 0.0))
     expected, removable = logits(model), dead.removable(model)
     size = sum(p.numel() for p in model.parameters())
     export(model, "hf", tmp_path / "small", sliced=True)
     again = loading.load_model(tmp_path / "small")
-    assert again.config.sliced == {"heads": [2, 1], "neurons": [64, 62]}
+    assert again.config.sliced == {"heads": [2, 1], "neurons": [64, 56]}
     assert size - removable == sum(p.numel() for p in again.parameters())
     assert torch.allclose(logits(again), expected, atol=1e-5)
     # A sliced model can lose further blocks.
     dead.silence(again, [0])
     expected = logits(again)
     dead.remove(again)
-    assert again.config.sliced == {"heads": [1], "neurons": [62]}
+    assert again.config.sliced == {"heads": [1], "neurons": [56]}
     assert torch.allclose(logits(again), expected, atol=1e-5)
+
+
+def test_a_slice_keeps_a_multiple_of_eight_neurons():
+    group = slicing.units(made("llama"))[1][1]
+    kept = {left: group.rounded(left) for left in (1, 8, 9, 56, 57, group.count)}
+    assert kept == {1: 8, 8: 8, 9: 16, 56: 56, 57: 64, 64: 64}
+    group.columns.write(group.columns.weight.index_fill(1, torch.arange(3, 16), 0.0))
+    alive, chosen = set(group.alive()), group.to_keep()
+    assert (len(alive), len(chosen)) == (51, 56)
+    assert alive < set(chosen)
+    assert chosen == sorted(chosen)
 
 
 def test_a_folder_loses_the_names_of_lost_blocks(tmp_path):

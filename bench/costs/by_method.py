@@ -156,12 +156,14 @@ def outcome(
     if kernel:
         realizable -= spared_macs(model, macs, pattern)
     if expected.heads or expected.neurons or expected.blocks:
-        sliced = copy.deepcopy(model)
+        shares = expected.heads, expected.neurons, expected.blocks
+        sliced, exact = copy.deepcopy(model), copy.deepcopy(model)
         with torch.device("meta"):
-            dead.take_shares(sliced, expected.heads, expected.neurons, expected.blocks)
+            dead.take_shares(sliced, *shares)
+            dead.take_shares(exact, *shares, exactly=True)
         realizable = forward_macs(sliced, length)[""]
         if expected.zeros is None:
-            zeros = _elements(prunable(model)) - _elements(prunable(sliced))
+            zeros = _elements(prunable(model)) - _elements(prunable(exact))
     return zeros, realizable
 
 

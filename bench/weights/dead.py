@@ -87,7 +87,7 @@ def remove(model: PreTrainedModel) -> None:
         return
     check_drop(model, gone)
     drop(model, gone)
-    if any(group.count > len(some) for group, some in _living(model, required=False)):
+    if any(group.count > len(some) for group, some in _kept(model, required=False)):
         slicing.slice_units(model)
 
 
@@ -101,10 +101,10 @@ def removable(model: PreTrainedModel) -> int:
     removed = sum(p.numel() for number in gone for p in blocks(model)[number].parameters())
     if gone:
         check_drop(model, gone)
-    found = _living(model, gone, required=not gone)
+    found = _kept(model, gone, required=not gone)
     dead = [(group, group.count - len(some)) for group, some in found]
     if any(n for _, n in dead):
-        slicing.check(model, slicing.living(model))
+        slicing.check(model, slicing.to_keep(model))
     for group, n in dead:
         for target, area in group.rows:
             width = target.shape[1] + (slicing.bias_of(target) is not None)
@@ -113,10 +113,10 @@ def removable(model: PreTrainedModel) -> int:
     return removed
 
 
-def _living(
+def _kept(
     model: PreTrainedModel, gone: Collection[int] = (), required: bool = True
 ) -> list[tuple[slicing.Units, Sequence[int]]]:
-    """Returns all heads and neurons of the blocks that are not gone, with those that live.
+    """Returns all heads and neurons of the blocks that are not gone, with those that a slice keeps.
 
     Raises:
         BenchError: as `slicing.units`, if they are required.
@@ -128,28 +128,34 @@ def _living(
             raise
         return []  # GPT-NeoX: blocks can go, its heads are not known
     return [
-        (group, group.alive())
+        (group, group.to_keep())
         for number, pair in enumerate(pairs)
         if number not in gone
         for group in pair
     ]
 
 
-def take_shares(model: PreTrainedModel, heads: float, neurons: float, lost: float) -> None:
+def take_shares(
+    model: PreTrainedModel, heads: float, neurons: float, lost: float, exactly: bool = False
+) -> None:
     """Removes the given shares (0 … 1) of heads, neurons and blocks; one of each remains.
 
-    It does not matter which ones go: the function serves to count shapes.
+    It does not matter which ones go: the function serves to count shapes. `exactly` takes the
+    neurons too that a slice keeps to round their number.
     """
     if lost:
         depth = len(blocks(model))
         drop(model, range(depth - lost_blocks(model, lost), depth))
     if heads or neurons:
-        kept = [(range(_left(h, heads)), range(_left(n, neurons))) for h, n in slicing.units(model)]
+        kept = [
+            (_left(h, heads, exactly), _left(n, neurons, exactly)) for h, n in slicing.units(model)
+        ]
         slicing.keep(model, kept)
 
 
-def _left(group: slicing.Units, share: float) -> int:
-    return group.count - lost_units(group, share)
+def _left(group: slicing.Units, share: float, exactly: bool) -> range:
+    left = group.count - lost_units(group, share)
+    return range(left if exactly else group.rounded(left))
 
 
 def lost_units(group: slicing.Units, share: float) -> int:

@@ -62,7 +62,7 @@ def kill(model, heads=(), neurons=()):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("dead", [{}, {"heads": [1]}, {"neurons": [0, 5]}], ids=repr)
+@pytest.mark.parametrize("dead", [{}, {"heads": [1]}, {"neurons": range(5, 14)}], ids=repr)
 def test_a_slice_computes_the_same_or_is_refused(kind, dead, tmp_path):
     model = made(kind)
     kill(model, **dead)
@@ -82,7 +82,7 @@ def test_a_slice_computes_the_same_or_is_refused(kind, dead, tmp_path):
     assert float((logits(again) - expected).abs().max()) <= 1e-4 * scale
     sizes = [(h.count, n.count) for h, n in slicing.units(again)]
     whole = [(h.count, n.count) for h, n in slicing.units(model)]
-    gone = len(dead.get("heads", ())), len(dead.get("neurons", ()))
+    gone = len(dead.get("heads", ())), len(dead.get("neurons", ())) // 8 * 8
     assert sizes[1] == (whole[1][0] - gone[0], whole[1][1] - gone[1])
     assert (sizes[0], sizes[2]) == (whole[0], whole[2])
 
