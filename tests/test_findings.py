@@ -114,7 +114,7 @@ def test_pages_open_with_the_findings(tmp_path):
     pages.write_pages(records, [], tmp_path)
     html = (tmp_path / "index.html").read_text("utf-8")
     found = {board.group[0]: findings.sentences(board) for board in boards.boards(records)}
-    for task, page in (("reviews", "quick.md"), ("wikitext", "perplexity.md")):
+    for task, page in (("reviews", "quick.md"), ("wikitext", "other.md")):
         text = (tmp_path / page).read_text("utf-8")
         for line in found[task]:
             assert f"<p>{line}</p>" in html
