@@ -237,6 +237,15 @@ def test_zeros_stand_apart_on_a_logarithmic_axis():
     assert scale(0.3) - scale(0.0) > 0.5 * decade
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_that_rounding_sets_apart_are_one(log):
+    scale = Scale([69.9999, 70.0], 300.0, log, inset=10)
+    assert abs(scale(69.9999) - scale(70.0)) < 1
+    assert scale(70.0) == pytest.approx(150, abs=5)
+    apart = Scale([69.9, 70.0], 300.0, log, inset=10)
+    assert (apart(69.9), apart(70.0)) == (pytest.approx(10), pytest.approx(290))
+
+
 def parsed(figure):
     return ET.fromstring(figures.draw(figure).svg)
 

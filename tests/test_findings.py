@@ -58,6 +58,26 @@ def test_rows_from_elsewhere_are_not_ranked():
     assert "wanda" not in lines[0]
 
 
+def test_perplexities_are_told_as_a_ratio():
+    records = study("wikitext", "smollm2-135m-q4", falls=True)
+    text = said(records)[1]
+    (name, ratio) = re.search(
+        r"at unstructured 0.5, (\w+) .*? has ([\d.]+) times the dense perplexity", text
+    ).groups()
+    means = {
+        method: sum(
+            r.scores.value
+            for r in records
+            if r.cell.method == method
+            and r.cell.sparsity in (0.0, 0.5)
+            and r.cell.pattern.text != "2:4"
+        )
+        for method in (name, "dense")
+    }
+    assert ratio == f"{means[name] / means['dense']:.3g}"
+    assert "% of the dense score" not in text
+
+
 def test_costs_are_of_one_machine_or_not_told():
     here = [*dense(), *rows("pst", 90), *rows("gmp", 50)]
     text = said(here)[1]

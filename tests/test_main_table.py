@@ -6,7 +6,7 @@ import pytest
 
 from bench.core.store import Store
 from bench.core.tables import escape
-from bench.reporting import boards, main_table, pairs
+from bench.reporting import axes, boards, main_table, pairs
 from bench.reporting.front import front
 from tests.samples import record
 
@@ -115,6 +115,26 @@ def test_costs_are_relative_to_dense_on_one_machine_and_empty_columns_vanish():
     other = [r.model_copy(update={"env": {"gpu": "other"}}) for r in slow]
     text = main_table.cost_table(the_board(base, other), lambda text, _: text)
     assert re.search(r"pst .*\| +– \|", text)
+
+
+def test_a_dense_model_that_trains_nothing_leaves_seconds():
+    def costing(records, prune_s):
+        cost = {"train_s": 0.0, "prune_s": prune_s, "dense_s": 0.0}
+        return [r.model_copy(update={"cost": r.cost.model_copy(update=cost)}) for r in records]
+
+    board = the_board(costing(dense(), 2e-5), costing(rows("wanda", 850), 187.2))
+    text = main_table.cost_table(board, lambda text, _: text)
+    header, _, *lines = [
+        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()
+    ]
+    assert "time × dense" not in header
+    assert {line[0]: line[header.index("time")] for line in lines} == {
+        "dense": "0 s",
+        "wanda": "187 s",
+    }
+    (cost, _) = axes.costs(board.dense)
+    assert cost.unit == "s"
+    assert [cost.of(row[1]) for row in board.rows] == [0.0, 187.2]
 
 
 def test_pairs_hold_every_difference_once_with_its_interval():

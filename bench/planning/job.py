@@ -129,6 +129,10 @@ def _budget(cell: Cell, task: Task) -> Budget:
     values = dataclasses.asdict(task.budgets[cell.budget]) | dict(cell.overrides.budget)
     budget = make_parameters(Budget, values, "budget")
     if budget.items and budget.items > task.limit:
-        most = f"has {task.limit} items" if task.limit else "is always scored on all its items"
+        most = (
+            f"scores at most {task.limit} items"
+            if task.limit
+            else "is always scored on all its items"
+        )
         raise BenchError(f"budget.items={budget.items}: {cell.task} {most}")
     return budget

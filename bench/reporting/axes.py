@@ -1,4 +1,4 @@
-"""What quality is plotted against: training time relative to dense, and the trained share."""
+"""What quality is plotted against: time (relative to dense where dense trains), trained share."""
 
 from __future__ import annotations
 
@@ -20,22 +20,27 @@ class Cost(NamedTuple):
 
 
 def costs(dense: Row | None) -> list[Cost]:
-    """Returns the axes: training time on the dense row's machine, and the trained share.
+    """Returns the axes: time on the dense row's machine, and the trained share.
 
     Args:
-        dense: the row that times are relative to; there are none without it.
+        dense: the row that times are relative to, if it trains; there are none without it.
     """
     found = []
     if dense and (machine := cost_tables.one_machine(dense[1])):
-        relative = partial(_relative, dense[1])
-        found.append(
-            Cost(f"training time / dense's ({machine})", "× dense's training time", relative)
-        )
+        if cost_tables.trains(dense[1]):
+            label, unit, time = "training time / dense's", "× dense's training time", _relative
+        else:
+            label, unit, time = "seconds to the pruned model", "s", _absolute
+        found.append(Cost(f"{label} ({machine})", unit, partial(time, dense[1])))
     return [*found, Cost("trained, % of the model's parameters", "% trained", _trained)]
 
 
 def _relative(dense: Sequence[Record], records: Sequence[Record]) -> float | None:
     return cost_tables.relative_time(records, dense)
+
+
+def _absolute(dense: Sequence[Record], records: Sequence[Record]) -> float | None:
+    return cost_tables.absolute_time(records, dense)
 
 
 def _trained(records: Sequence[Record]) -> float | None:

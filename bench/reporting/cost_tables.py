@@ -77,9 +77,27 @@ def one_machine(records: Sequence[Record]) -> str | None:
 
 
 def relative_time(records: Sequence[Record], dense: Sequence[Record]) -> float | None:
-    """Returns a row's mean seconds / the dense row's; None where they are not of one machine."""
-    base = mean_seconds(dense)
+    """Returns a row's mean seconds / the dense row's.
+
+    None where they are not of one machine, or dense is a pretrained model that trains nothing.
+    """
+    base = mean_seconds(dense) if trains(dense) else 0
     return mean_seconds(records) / base if base and one_machine([*records, *dense]) else None
+
+
+def absolute_time(records: Sequence[Record], dense: Sequence[Record]) -> float | None:
+    """Returns a row's mean seconds, to a tenth, where dense trains nothing; else None.
+
+    None, too, where they are not of one machine.
+    """
+    if trains(dense) or not one_machine([*records, *dense]):
+        return None
+    return round(mean_seconds(records), 1)
+
+
+def trains(records: Sequence[Record]) -> bool:
+    """Tells whether a row's cells trained anything."""
+    return any(r.cost.train_s > 0 for r in records if r.cost)
 
 
 def setting(speed: Speed) -> tuple[int, int, str]:

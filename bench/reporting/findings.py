@@ -79,7 +79,7 @@ def _costs(board: Board, columns: Sequence[Column]) -> list[str]:
     if not parts:
         return []
     base = ""
-    if dense and machine:
+    if dense and machine and cost_tables.trains(dense[1]):
         base = f" (dense: {cost_tables.mean_seconds(dense[1]):.0f} s on {machine})"
     return [f"What the best means cost{base}: {'; '.join(parts)}."]
 
@@ -90,8 +90,13 @@ def _cost(board: Board, row: Row) -> str:
     parts = [f"trains {human(trained)} elements" if trained else "trains nothing"]
     if board.dense and cost_tables.one_machine([*records, *board.dense[1]]):
         parts.append(f"takes {cost_tables.mean_seconds(records):.0f} s")
-    if (kept := board.recovery[key]) is not None:
-        parts.append(f"keeps {percent(kept, 1)} % of the dense score")
+    scores = records[0].scores
+    if scores and (kept := board.recovery[key]) is not None:
+        parts.append(
+            f"keeps {percent(kept, 1)} % of the dense score"
+            if higher(records)
+            else f"has {1 / kept:.3g} times the dense {scores.metric}"
+        )
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 

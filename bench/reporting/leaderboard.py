@@ -146,7 +146,9 @@ def title(board: Board, is_markdown: bool) -> str:
         lines.append(f"**{clean(note)}**" if is_markdown else clean(note))
     lines += [clean(n) for n in sorted(_notes(records))]
     note = f"measured on {'; '.join(sorted({cost_tables.hardware(r) for r in own}))}"
-    if dtypes := sorted({str(r.env.get("train_dtype", "?")) for r in own if _trained(r)}):
+    if dtypes := sorted(
+        {str(r.env.get("train_dtype", "?")) for r in own if cost_tables.trains([r])}
+    ):
         note += f", training in {' and '.join(dtypes)}"
     if (scored := {str(r.env.get("eval_dtype", "float32")) for r in own}) != {"float32"}:
         note += f", scored in {' and '.join(sorted(scored))}"
@@ -157,10 +159,6 @@ def title(board: Board, is_markdown: bool) -> str:
 def _notes(records: Sequence[Record]) -> set[str]:
     notes = {note for r in records if r.scores for note in r.scores.notes or ()}
     return notes | set(stale_note(records))
-
-
-def _trained(record: Record) -> bool:
-    return record.cost is not None and record.cost.train_s > 0
 
 
 def _every_score(rows: Sequence[Row], clean: Clean) -> tuple[list[str], list[list[str]]]:

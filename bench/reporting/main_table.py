@@ -130,7 +130,7 @@ def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linke
         text = f"{percent(counted(records), 1)} %" if key[1] != DENSE else "dense"
         first.setdefault(board.labels[key], (text, (key, records)))
     own = {key for key, _ in board.own}
-    header = ("method", "at", "trained %", "time × dense", "peak memory", "stored",
+    header = ("method", "at", "trained %", "time × dense", "time", "peak memory", "stored",
               "MACs effective", "MACs realizable", "tuning")  # fmt: skip
     rows = [
         [_named(label, method), at, *_costs(board, row, trials)]
@@ -146,12 +146,15 @@ def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list
     first = records[0]
     assert first.params is not None
     choice = board.choices.get(key)
-    time = cost_tables.relative_time(records, board.dense[1]) if board.dense else None
+    dense = board.dense[1] if board.dense else None
+    relative = cost_tables.relative_time(records, dense) if dense else None
+    seconds = cost_tables.absolute_time(records, dense) if dense else None
     stored = number(first, "bytes.stored")
     macs = [number(first, f"macs.{kind}") for kind in ("effective", "realizable")]
     return [
         percent(first.params.trainable.body / first.params.total),
-        "–" if time is None else f"{time:.2f}",
+        "–" if relative is None else f"{relative:.2f}",
+        "–" if seconds is None else f"{seconds:.0f} s",
         gib(max(r.cost.peak_bytes for r in records if r.cost)),
         "–" if stored is None else mib(int(stored)),
         *("–" if value is None else human(value) for value in macs),

@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+_ONE = 1e-4
+"""Numbers that differ by less, relative to the largest, are one: rounding counts zeros apart."""
+
 _APART = 4.0
 """The lowest number above 0 / the constant of a logarithmic axis with zeros."""
 
@@ -37,7 +40,8 @@ class Scale:
         if log and self.low <= 0:  # twelve decades at most, so that the ratio stays a number
             least = min((v for v in values if v > 0), default=1.0)
             self.constant = max(least / _APART, self.high / 1e12)
-        if self._in(self.high) - self._in(self.low) < 1e-9 * max(abs(self._in(self.high)), 1):
+        size = 1.0 if log else max(abs(self.low), abs(self.high))  # logarithms differ relatively
+        if self._in(self.high) - self._in(self.low) <= _ONE * size:
             # One value stands in the middle.
             margin = max(0.05 * abs(self.high), 0.0 if log and self.high else 1e-6)
             self.low, self.high = self.low - margin, self.high + margin

@@ -140,8 +140,8 @@ def take_shares(
 ) -> None:
     """Removes the given shares (0 … 1) of heads, neurons and blocks; one of each remains.
 
-    It does not matter which ones go: the function serves to count shapes. `exactly` takes the
-    neurons too that a slice keeps to round their number.
+    It does not matter which ones go: the function serves to count shapes. A slice rounds the
+    number of neurons that remain; `exactly` does not.
     """
     if lost:
         depth = len(blocks(model))

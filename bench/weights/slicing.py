@@ -64,7 +64,7 @@ TOLERANCE = 1e-4
 """Of the largest output: what rounding in float32 may move when zeros leave a sum."""
 
 
-NEURONS_STEP = 8
+NEURON_MULTIPLE = 8
 """A slice keeps a multiple of so many neurons, since products of other widths are slow: on a CPU,
 1,229 of 1,536 neurons take 0.98 of the time, 1,232 take 0.83 (tests/benchmarks/widths.py)."""
 
@@ -81,13 +81,13 @@ class Units:
         rows: the matrices whose outputs (and biases) the units are, with the range of rows of
             each logical matrix.
         columns: the matrix that reads those outputs.
-        step: a slice keeps a multiple of so many units, if there are as many.
+        multiple: a slice keeps a multiple of so many units, or all.
     """
 
     count: int
     rows: tuple[tuple[Target, slice], ...]
     columns: Target
-    step: int = 1
+    multiple: int = 1
 
     def indices(self, chosen: Sequence[int] | Tensor, area: slice) -> Tensor:
         """Returns the indices of the rows (or columns) that the chosen units own in `area`.
@@ -108,7 +108,7 @@ class Units:
 
     def rounded(self, left: int) -> int:
         """Returns how many units a slice keeps for `left` of them."""
-        return min(-(-left // self.step) * self.step, self.count)
+        return min(-(-left // self.multiple) * self.multiple, self.count)
 
     def to_keep(self) -> list[int]:
         """Returns the units that a slice keeps: the living ones, and dead ones up to `rounded`."""
@@ -163,7 +163,7 @@ def _units(model: PreTrainedModel, block: str, targets: dict[str, Target]) -> tu
             reads = targets[f"{block}.{reader}"]
             return (
                 Units(sizes[1] // size, heads, reads),
-                Units(last.shape[1], neurons, last, NEURONS_STEP),
+                Units(last.shape[1], neurons, last, NEURON_MULTIPLE),
             )
     raise BenchError(f"{type(model).__name__}: cannot find heads and neurons of {block}")
 
@@ -183,8 +183,7 @@ def head_size(model: PreTrainedModel) -> int:
 def slice_units(model: PreTrainedModel) -> None:
     """Removes dead heads and neurons from the matrices; logits stay the same up to rounding.
 
-    Some dead neurons stay, up to a multiple of `NEURONS_STEP`.
-
+    As many dead neurons stay as make the number of neurons a multiple of `NEURON_MULTIPLE`.
     `model.config.sliced` then holds the number of heads and neurons that remain in each block.
 
     Raises:
