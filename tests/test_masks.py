@@ -49,6 +49,7 @@ def _distributions():
     yield "normal", torch.randn(n, generator=g)
     yield "few values", torch.randint(0, 50, (n,), generator=g).float()
     yield "sorted", torch.arange(n).float()
+    yield "sorted, of odd length", torch.arange(n + 7).float()
     yield "constant", torch.ones(n)
     # Periodic with a matrix' width: a strided sample could see one column only.
     yield "columns", torch.arange(384.0).repeat(1536) + torch.rand(n, generator=g) * 0.01

@@ -41,16 +41,17 @@ class MaskedUpdate(torch.autograd.Function):
         right = torch.cat([B, torch.ones_like(C), alpha2 * C], dim=1)
         updated = torch.baddbmm(weight, U, V, alpha=beta)
         low = updated.to(dtype)
+        size = updated.abs()
         k = pruned_count(updated[0].numel(), sparsity)
         if k == 0:
             keep, masked = None, low.clone()
         else:
-            scores = updated.abs().baddbmm_(left, right)
+            scores = torch.baddbmm(size, left, right)
             keeps = [keep_largest(part, k, scores.dtype) for part in scores]
             keep = (keeps[0][None] if len(keeps) == 1 else torch.stack(keeps)).to(dtype)
             masked = low * keep
         # What G is multiplied by in ∂Ŵ; None stands for all ones.
-        through = keep if detach else low.abs().add_(1.0 if keep is None else keep)
+        through = keep if detach else size.to(dtype).add_(1.0 if keep is None else keep)
         ctx.save_for_backward(low, through, U, V, left, right)
         ctx.scales = scales
         return masked
