@@ -3,6 +3,8 @@
 import gc
 
 import datasets  # noqa: F401
+import evaluate  # noqa: F401
+import sklearn.metrics  # noqa: F401
 import transformers.models.auto.modeling_auto  # noqa: F401
 
 import bench.costs.measure
