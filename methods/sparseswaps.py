@@ -7,7 +7,7 @@ With d = (1 − M)⊙w and c = d·XᵀX, pruning a kept u and restoring a pruned
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from itertools import combinations
 from typing import ClassVar
 
@@ -20,15 +20,13 @@ from methods.shared.layer_problem import Base, NMPattern, base_factors, keep_row
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams
 
-AT_ONCE = 2**24  # numbers in the largest intermediate tensor: 64 MiB
-CHUNK = 4  # kept weights of a row that are compared with all pruned ones at a time
+AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
+"""Pairs of weights that are compared at a time: what a cache or part of a GPU's memory holds."""
+
 LEAST = 1e-6  # of a row's error: a smaller gain is rounding
 
 Found = tuple[Tensor, Tensor, Tensor]
 """(changes, pruned u, restored p) of every row, each (rows,)."""
-
-_Finder = Callable[[Tensor, Tensor, Tensor], Found]
-"""(w, what changing one weight adds to the error, kept), each (rows, in) → the best swaps."""
 
 
 class SparseSwaps(OneShot):
@@ -77,108 +75,144 @@ def refined(
         swaps: at most, in a row.
         n_m: swaps stay inside groups of M.
     """
-    if weight.shape[1] == 1:
+    width = weight.shape[1]
+    if width == 1:
         return keep
-    best: _Finder = _BestInGroups(gram, n_m[1]) if n_m else _Best(gram)
-    rows = max(AT_ONCE // (CHUNK * weight.shape[1]), 1)
-    parts = zip(weight.split(rows), keep.split(rows), strict=True)
-    return torch.cat([_refined_rows(w, gram, kept, swaps, best) for w, kept in parts])
+    pairs = width * n_m[1] if n_m else width * width // 4
+    rows = max(AT_ONCE.get(weight.device.type, AT_ONCE["cuda"]) // pairs, 1)
+    parts = []
+    for w, kept in zip(weight.split(rows), keep.split(rows), strict=True):
+        found = _InGroups(w, gram, kept, n_m[1]) if n_m else _Anywhere(w, gram, kept)
+        parts.append(_refined_rows(found, gram, kept, swaps))
+    return torch.cat(parts)
 
 
-def _refined_rows(w: Tensor, gram: Tensor, keep: Tensor, swaps: int, best: _Finder) -> Tensor:
+def _refined_rows(swap: _Swaps, gram: Tensor, keep: Tensor, swaps: int) -> Tensor:
     keep, diagonal = keep.clone(), gram.diagonal()
-    rows, w, kept = torch.arange(len(w), device=w.device), w.clone(), keep.clone()
-    lost = w.masked_fill(kept, 0.0)
+    rows = torch.arange(len(keep), device=keep.device)
+    lost = swap.w.masked_fill(keep, 0.0)
     c = lost @ gram
     error = (lost * c).sum(dim=1)
     for _ in range(swaps):
+        w, kept = swap.w, swap.kept
         cross = 2 * w * c
         # What changing one weight adds to the error. A weight that is 0 has nothing to change.
         alone = torch.where(kept, cross, -cross).addcmul_(w * w, diagonal)
-        change, u, p = best(w, alone.masked_fill_(w == 0, torch.inf), kept)
+        change, u, p = swap.best(alone.masked_fill_(w == 0, torch.inf))
         # Rows without a swap leave.
         helps = (change < -LEAST * error).nonzero()[:, 0]
         if not len(helps):
             break
-        rows, w, kept, c, error = (t[helps] for t in (rows, w, kept, c, error))
-        u, p = u[helps, None], p[helps, None]
-        kept.scatter_(1, u, False).scatter_(1, p, True)
-        keep[rows] = kept
-        c += w.gather(1, u) * gram[u[:, 0]] - w.gather(1, p) * gram[p[:, 0]]
-        error += change[helps]
+        if len(helps) < len(rows):
+            rows, c, error, change, u, p = (t[helps] for t in (rows, c, error, change, u, p))
+            swap.stay(helps)
+        swap.make(u, p)
+        keep[rows] = swap.kept
+        u, p = u[:, None], p[:, None]
+        c += swap.w.gather(1, u) * gram[u[:, 0]] - swap.w.gather(1, p) * gram[p[:, 0]]
+        error += change
     return keep
 
 
-class _BestInGroups:
-    """Finds the best swap inside the groups of M of every row."""
+class _Swaps(ABC):
+    """Rows whose weights are swapped, all of them once at a time.
 
-    def __init__(self, gram: Tensor, m: int) -> None:
+    Attributes:
+        w: weights, (rows, in).
+        kept: their mask at present.
+    """
+
+    def __init__(self, w: Tensor, gram: Tensor, kept: Tensor) -> None:
+        self.w, self.gram, self.kept = w, gram, kept.clone()
+
+    @abstractmethod
+    def best(self, alone: Tensor) -> Found:
+        """Finds the best swap of every row.
+
+        Args:
+            alone: what changing one weight adds to the error, (rows, in).
+        """
+
+    def stay(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.w, self.kept = self.w[rows], self.kept[rows]
+
+    def make(self, u: Tensor, p: Tensor) -> None:
+        """Prunes u and restores p, which `best` has found, in every row."""
+        self.kept.scatter_(1, u[:, None], False).scatter_(1, p[:, None], True)
+
+
+class _InGroups(_Swaps):
+    """Swaps inside the groups of M of a row."""
+
+    def __init__(self, w: Tensor, gram: Tensor, kept: Tensor, m: int) -> None:
+        super().__init__(w, gram, kept)
         self.m = m
         blocks = gram.unflatten(0, (-1, m)).unflatten(2, (-1, m))
         self.blocks = 2 * blocks.diagonal(dim1=0, dim2=2)  # (M, M, groups)
 
-    def __call__(self, w: Tensor, alone: Tensor, kept: Tensor) -> Found:
+    def best(self, alone: Tensor) -> Found:
+        """Compares the pairs of all groups, one pair of places at a time."""
         m = self.m
-        places = [t.unflatten(1, (-1, m)).unbind(2) for t in (w, alone, kept)]
-        (w_, alone_, kept_) = ([t.contiguous() for t in place] for place in places)
+        places = [t.unflatten(1, (-1, m)).unbind(2) for t in (self.w, alone, self.kept)]
+        (w, alone_, kept) = ([t.contiguous() for t in place] for place in places)
         changes, groups = [], []
         pairs = list(combinations(range(m), 2))
         for a, b in pairs:
-            change = torch.addcmul(
-                alone_[a] + alone_[b], w_[a] * self.blocks[a, b], w_[b], value=-1
-            )
-            least = change.masked_fill_(kept_[a] == kept_[b], torch.inf).min(dim=1)
+            change = torch.addcmul(alone_[a] + alone_[b], w[a] * self.blocks[a, b], w[b], value=-1)
+            least = change.masked_fill_(kept[a] == kept[b], torch.inf).min(dim=1)
             changes.append(least.values)
             groups.append(least.indices)
         change, pair = torch.stack(changes, dim=1).min(dim=1)
         group = torch.stack(groups, dim=1).gather(1, pair[:, None])
-        both = group * m + torch.tensor(pairs, device=w.device)[pair]
-        first = kept.gather(1, both[:, :1])[:, 0]
+        both = group * m + torch.tensor(pairs, device=self.w.device)[pair]
+        first = self.kept.gather(1, both[:, :1])[:, 0]
         u, p = torch.where(first, both.t(), both.flip(1).t())
         return change, u, p
 
 
-class _Best:
-    """Finds the best swap of every row, exactly, without trying all pairs.
+class _Anywhere(_Swaps):
+    """Swaps of any kept with any pruned weight of a row.
 
-    With s_j = |w_j|·√G_jj and ρ_u the largest correlation of input u, the change is at least
-
-        alone_u + min_p(alone_p − t·s_p),   t = 2ρ_u·s_u,
-
-    and that minimum is concave in t: a chord between two values of t bounds it. Kept weights are
-    tried in the order of their bounds, until the next bound is above the best change.
+    What a pair shares, 2w_u·w_p·G_up, is computed once. A swap changes one row and one column of
+    it, so each search is one pass over (kept, pruned) numbers. Where rows keep different numbers
+    of weights, the shorter lists are filled up with weights that are never chosen.
     """
 
-    def __init__(self, gram: Tensor) -> None:
-        self.gram, self.norms = gram, gram.diagonal().sqrt()
-        inverse = 1 / self.norms.clamp(min=torch.finfo(gram.dtype).tiny ** 0.25)
-        correlations = (gram * inverse).mul_(inverse[:, None]).abs_()
-        self.largest = correlations.fill_diagonal_(0.0).amax(dim=1).clamp(max=1.0)
+    def __init__(self, w: Tensor, gram: Tensor, kept: Tensor) -> None:
+        super().__init__(w, gram, kept)
+        order = kept.sort(dim=1, descending=True, stable=True).indices
+        counts = kept.sum(dim=1)
+        self.us, self.ps = order[:, : counts.max()].clone(), order[:, counts.min() :].clone()
+        self.no_u, self.no_p = ~kept.gather(1, self.us), kept.gather(1, self.ps)
+        self.shared = gram[self.us[:, :, None], self.ps[:, None, :]]
+        self.shared *= 2 * w.gather(1, self.us)[:, :, None]
+        self.shared *= w.gather(1, self.ps)[:, None, :]
 
-    def __call__(self, w: Tensor, alone: Tensor, kept: Tensor) -> Found:
-        size = w.abs() * self.norms
-        t = (2 * self.largest * size).masked_fill_(~kept, 0.0)
-        top = t.amax(dim=1, keepdim=True)
-        pruned, losable = alone.masked_fill(kept, torch.inf), alone.masked_fill(~kept, torch.inf)
-        low = pruned.amin(dim=1, keepdim=True)
-        fall = low - (pruned - top * size).amin(dim=1, keepdim=True)
-        chord = low - t.div_(top.clamp(min=torch.finfo(t.dtype).tiny)).mul_(fall)
-        bounds = chord.add_(losable)
-        change = alone.new_full((len(w),), torch.inf)
-        u, p = torch.zeros_like(change, dtype=torch.long), torch.ones_like(change, dtype=torch.long)
-        rows, count = torch.arange(len(w), device=w.device), min(CHUNK, w.shape[1] - 1)
-        while len(rows):
-            lowest, tried = bounds[rows].topk(count + 1, dim=1, largest=False)
-            following, tried = lowest[:, -1], tried[:, :-1]
-            pairs = (-2 * w[rows].gather(1, tried))[..., None] * w[rows, None]
-            pairs.mul_(self.gram[tried]).add_(pruned[rows, None])
-            least, partner = pairs.min(dim=2)
-            least, which = (least + losable[rows].gather(1, tried)).min(dim=1)
-            better = least < change[rows]
-            some, which = rows[better], which[better, None]
-            change[some] = least[better]
-            u[some] = tried[better].gather(1, which)[:, 0]
-            p[some] = partner[better].gather(1, which)[:, 0]
-            bounds[rows[:, None], tried] = torch.inf
-            rows = rows[following < change[rows]]
-        return change, u, p
+    def best(self, alone: Tensor) -> Found:
+        """Compares all pairs."""
+        of_u = alone.gather(1, self.us).masked_fill_(self.no_u, torch.inf)
+        of_p = alone.gather(1, self.ps).masked_fill_(self.no_p, torch.inf)
+        # Two passes without indices are faster than one with them.
+        change, self.i = (of_p[:, None] - self.shared).amin(dim=2).add_(of_u).min(dim=1)
+        row = torch.arange(len(change), device=change.device)
+        self.j = (of_p - self.shared[row, self.i]).argmin(dim=1)
+        return change, self.us[row, self.i], self.ps[row, self.j]
+
+    def stay(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        super().stay(rows)
+        for name in ("us", "ps", "no_u", "no_p", "shared", "i", "j"):
+            setattr(self, name, getattr(self, name).index_select(0, rows))
+
+    def make(self, u: Tensor, p: Tensor) -> None:
+        """Prunes u and restores p, and computes anew what they share with others."""
+        super().make(u, p)
+        row = torch.arange(len(u), device=u.device)
+        self.us[row, self.i], self.ps[row, self.j] = p, u
+        self.shared[row, self.i] = self._shared(p, self.ps)
+        self.shared[row, :, self.j] = self._shared(u, self.us)
+
+    def _shared(self, one: Tensor, others: Tensor) -> Tensor:
+        one = one[:, None]
+        return 2 * self.w.gather(1, one) * self.w.gather(1, others) * self.gram[one, others]
