@@ -62,8 +62,7 @@ def test_every_swap_is_the_best_of_all(n_m, swaps):
     assert moved > 20
 
 
-def test_no_pair_is_missed_where_only_some_are_tried():
-    # Wide rows: bounds leave out most kept weights.
+def test_the_best_pair_of_wide_rows_is_found():
     W, gram = problem(out=6, width=48)
     first = keep_rows(W.abs(), 6 * 24, None)
     ours = refined(W, gram, first, 1)
