@@ -20,7 +20,18 @@ from bench.core.record_parts import (
     Trainable,
     Versions,
 )
+from bench.planning import registry
 from methods import BUILTIN
+
+OLD = Versions(method=0, task=0)
+
+
+def versions(cell):
+    """The present versions of a cell's method and task."""
+    if not registry.is_known(cell):
+        return Versions(method=1, task=1)
+    method, task = registry.method(cell.method), registry.task(cell.task)
+    return Versions(method=method.version, task=task.version)
 
 
 def record(value=0.85, failed=False, items="", **cell):
@@ -35,7 +46,7 @@ def record(value=0.85, failed=False, items="", **cell):
     common = {
         "cell": made,
         "key": made.key,
-        "versions": Versions(method=1, task=1),
+        "versions": versions(made),
         "code": Code(git="0" * 40, dirty=False, method_sha256="0" * 64),
         "time": "2026-01-01T00:00:00Z",
     }

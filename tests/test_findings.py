@@ -2,11 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from bench.core.tables import escape
 from bench.reporting import boards, findings, pages
-from tests.samples import record, study
+from tests.samples import OLD, record, study
 
 SEEDS = (1, 2, 3)
 
@@ -101,7 +102,20 @@ def test_rows_at_their_own_sparsity_are_counted():
 
 
 def test_old_rows_are_counted():
-    assert "an earlier version, to be run again: all rows." in said(rows("pst", 90))[-1]
+    old = [r.model_copy(update={"versions": OLD}) for r in rows("pst", 90)]
+    assert said([*old, *rows("gmp", 80), *rows("movement", 70)])[-1] == (
+        "Not ranked: 1 row of an earlier version, to be run again."
+    )
+
+
+def test_old_rows_take_no_part_in_a_test():
+    new = [*rows("gmp", 80), *rows("movement", 50)]
+    old = [r.model_copy(update={"versions": OLD}) for r in rows("pst", 95)]
+    (alone,), (beside,) = boards.boards(new), boards.boards([*new, *old])
+    (before,), (after,) = alone.columns, beside.columns
+    assert [key[0] for key, _ in after.rows] == ["pst", "gmp", "movement"]
+    assert after.tests.places == [None, *before.tests.places]
+    assert np.array_equal(after.tests.p[1:, 1:], before.tests.p, equal_nan=True)
 
 
 @pytest.mark.parametrize("falls", [False, True])

@@ -5,10 +5,9 @@ import pytest
 from bench.core.record import PUBLISHED
 from bench.core.record_parts import Speed
 from bench.core.tables import escape, human, markdown, percent, plain
-from bench.planning.job import Job
 from bench.reporting import leaderboard, pages
 from bench.reporting.rows import stale_note
-from tests.samples import record
+from tests.samples import OLD, record
 
 
 @pytest.mark.parametrize(
@@ -253,7 +252,7 @@ def test_scores_link_to_their_records(tmp_path):
 
 def test_rows_of_an_earlier_version_are_named():
     old, new = record(method="pst"), record(method="gmp")
-    new = new.model_copy(update={"versions": Job.resolve(new.cell).versions})
+    old = old.model_copy(update={"versions": OLD})
     told = "Of an earlier version of the code, to be run again:"
     assert stale_note([old, new]) == [f"{told} pst."]
     assert stale_note([old]) == [f"{told} all rows."]

@@ -16,9 +16,9 @@ from bench.core.pattern import Pattern
 from bench.core.record import parse
 from bench.core.record_parts import Versions
 from bench.core.store import Store, path_of
-from tests.samples import record
+from tests.samples import record, versions
 
-VERSIONS = Versions(method=1, task=1)
+VERSIONS = versions(record().cell)
 
 
 def test_path_is_the_documented_one():
@@ -172,7 +172,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from bench.core.store import Store
-from tests.samples import record
+from tests.samples import record, versions
 store, i = Store(Path(sys.argv[1])), 0
 while True:
     i += 1

@@ -2,7 +2,7 @@
 
 A column holds the rows of one pattern, sparsity and quantizer, so of one size. A row whose counted
 sparsity is not what was asked for (DSEE, whose update fills zeros; methods without a controller)
-stands apart: it is tested in no column.
+stands apart: it is tested in no column. A row of an earlier version stands in its column untested.
 """
 
 from __future__ import annotations

@@ -105,14 +105,16 @@ def _limits(board: Board) -> list[str]:
     tested = {key for column in board.columns for key, _ in column.tested}
     unranked = [row for row in board.rows if row[0] not in tested and row[0][0] != REFERENCE]
     sent = [row for row in unranked if row[0][-1] == "unverified"]
-    known = [row for row in unranked if row[0][-1] != "unverified"]
+    ours = [row for row in unranked if row[0][-1] != "unverified"]
+    old = [row for row in ours if any(map(registry.is_stale, row[1]))]
+    known = [row for row in ours if not any(map(registry.is_stale, row[1]))]
     apart = [row for row in known if stands_apart(row)]
     few = [row for row in known if not stands_apart(row) and len(row[1]) < MIN_SEEDS]
     other = len(known) - len(apart) - len(few)
-    old = sum(any(map(registry.is_stale, records)) for _, records in board.rows)
     parts = [
         f"{_rows(count)} {text}"
         for count, text in (
+            (len(old), "of an earlier version, to be run again"),
             (len(apart), f"at a sparsity of {'its' if len(apart) == 1 else 'their'} own"),
             (len(few), f"with fewer than {MIN_SEEDS} seeds"),
             (other, "without another row of that level on the same seeds"),
@@ -120,17 +122,11 @@ def _limits(board: Board) -> list[str]:
         )
         if count
     ]
-    said = [f"not ranked: {', '.join(parts)}"] if parts else []
-    if old:
-        said.append(f"of an earlier version, to be run again: {_rows(old, len(board.rows))}")
-    text = "; ".join(said)
-    return [f"{text[0].upper()}{text[1:]}."] if text else []
+    return [f"Not ranked: {', '.join(parts)}."] if parts else []
 
 
-def _rows(count: int, total: int = 0) -> str:
-    if count == total:
-        return "all rows"
-    return f"{count} of {total} rows" if total else f"{count} row{'s' if count > 1 else ''}"
+def _rows(count: int) -> str:
+    return f"{count} row{'s' if count > 1 else ''}"
 
 
 def _score(row: Row) -> str:

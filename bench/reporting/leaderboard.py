@@ -47,7 +47,7 @@ BOARD_LEGEND = """\
 `2–5` means: one row is better, and up to three more may be. The paired tests are at 5 % over all
 pairs of these rows, so that all ranges hold at once. They are over seeds × items, or over seeds
 alone (†) where records hold no items that give the score. A row whose counted sparsity is not what
-was asked for has no rank.
+was asked for, or that is of an earlier version, has no rank.
 **unverified**: records that someone sent in; they are shown and not ranked.
 **score**: the task's metric × 100 where higher is better, unscaled where lower is better
 (perplexity); mean ± sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are

@@ -27,13 +27,14 @@ from bench.reporting.statistics import MIN_SEEDS
 
 MAIN_LEGEND = f"""\
 **bold**: no other row of the column is told to be better. The paired tests are at 5 % over all
-pairs of a column at once; ° marks a row that is not tested: it is alone, or has fewer than
-{MIN_SEEDS} seeds or other ones than the rest. **scores**: the task's metric × 100 where higher is
-better, unscaled where lower is better; mean ± sample standard deviation over seeds. *collapsed 1
-of 5*: that many runs are no better than the majority class or chance, within two standard errors;
-the mean without them stands beside it. **columns**: zeros in the target weights, of any pattern
-that is not named. **time**: seconds to the pruned model / those of the dense one, on the same
-machine; one-shot methods include the dense training that they start from. **MACs**: multiply-adds
+pairs of a column at once; ° marks a row that is not tested: it is alone, of an earlier version, or
+has fewer than {MIN_SEEDS} seeds or other ones than the rest. **scores**: the task's metric × 100
+where higher is better, unscaled where lower is better; mean ± sample standard deviation over
+seeds. *collapsed 1 of 5*: that many runs are no better than the majority class or chance, within
+two standard errors; the mean without them stands beside it. **columns**: zeros in the target
+weights, of any pattern that is not named. **time**: seconds to the pruned model / those of the
+dense one, on the same machine; one-shot methods include the dense training that they start from.
+**MACs**: multiply-adds
 of one sequence; *effective* leaves out products with zero weights, *realizable* only what this
 hardware can skip. **tuning**: seconds of the trials that chose the settings.
 """
@@ -210,6 +211,8 @@ def _note(board: Board) -> str:
         parts.append(
             f"**Bold**: no row of the column is told to be better. Pairs told apart: {pairs}."
         )
+    if any(len(column.tested) < len(column.rows) for column in board.columns):
+        parts.append("°: not tested.")
     if any(map(collapsed, board.records)):
         parts.append(
             "*Collapsed* runs are no better than chance (the majority class), within two standard "

@@ -33,6 +33,7 @@ import numpy as np
 from bench.core.collapse import collapsed
 from bench.core.record import Record, verified
 from bench.core.record_parts import ScoresPart
+from bench.planning import registry
 from bench.reporting.statistics import MIN_SEEDS, Floats, adjusted, pairwise, rank_ranges
 
 Basis = Literal["mean", "log", "seeds"]
@@ -127,10 +128,10 @@ def all_pairs(rows: Sequence[Sequence[Record]]) -> AllPairs:
     """Tests all rows of a column against each other.
 
     All are tested on the same seeds: those that most rows have. A row without them, or without
-    `MIN_SEEDS` of them, is not tested, and neither is one that is alone or unverified. Rows with
-    collapsed runs lend the others no variance.
+    `MIN_SEEDS` of them, is not tested, and neither is one that is alone, unverified or stale. Rows
+    with collapsed runs lend the others no variance.
     """
-    blocks = [frozenset(_blocks(row) if all(map(verified, row)) else ()) for row in rows]
+    blocks = [frozenset(_blocks(row) if all(map(_testable, row)) else ()) for row in rows]
     candidates = {a & b for a in set(blocks) for b in set(blocks)}
     chosen = max(
         (c for c in candidates if len(c) >= MIN_SEEDS),
@@ -167,6 +168,11 @@ def basis_of(scores: ScoresPart) -> Basis:
     if scores.value > 0 and abs(mean - math.log(scores.value)) <= _ROUNDING * (largest + 1):
         return "log"
     return "seeds"
+
+
+def _testable(record: Record) -> bool:
+    # What an earlier version did under its settings says nothing about the method of today.
+    return verified(record) and not registry.is_stale(record)
 
 
 def _outcomes(rows: Sequence[Sequence[Record]], blocks: Sequence[Block]) -> tuple[Basis, Floats]:
