@@ -172,7 +172,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from bench.core.store import Store
-from tests.samples import record, versions
+from tests.samples import record
 store, i = Store(Path(sys.argv[1])), 0
 while True:
     i += 1
