@@ -176,14 +176,21 @@ class _Anywhere(_Swaps):
 
     What a pair shares, 2w_u·w_p·G_up, is computed once. A swap changes one row and one column of
     it, so each search is one pass over (kept, pruned) numbers. Where rows keep different numbers
-    of weights, the shorter lists are filled up with weights that are never chosen.
+    of weights, the shorter lists are filled up with weights that are never chosen; no list is
+    empty.
+
+    Attributes:
+        us: kept inputs of every row, (rows, most kept).
+        ps: pruned inputs of every row, (rows, most pruned).
+        shared: 2w_u·w_p·G_up, (rows, most kept, most pruned).
     """
 
     def __init__(self, w: Tensor, gram: Tensor, kept: Tensor) -> None:
         super().__init__(w, gram, kept)
         order = kept.sort(dim=1, descending=True, stable=True).indices
         counts = kept.sum(dim=1)
-        self.us, self.ps = order[:, : counts.max()].clone(), order[:, counts.min() :].clone()
+        most, least = counts.max().clamp(min=1), counts.min().clamp(max=w.shape[1] - 1)
+        self.us, self.ps = order[:, :most].clone(), order[:, least:].clone()
         self.no_u, self.no_p = ~kept.gather(1, self.us), kept.gather(1, self.ps)
         self.shared = gram[self.us[:, :, None], self.ps[:, None, :]]
         self.shared *= 2 * w.gather(1, self.us)[:, :, None]

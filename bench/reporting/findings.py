@@ -101,7 +101,7 @@ def _cost(board: Board, row: Row) -> str:
 
 
 def _limits(board: Board) -> list[str]:
-    """Returns a sentence about rows without a rank, which dense needs not, and about old ones."""
+    """Returns a sentence about rows without a rank; dense needs none."""
     tested = {key for column in board.columns for key, _ in column.tested}
     unranked = [row for row in board.rows if row[0] not in tested and row[0][0] != REFERENCE]
     sent = [row for row in unranked if row[0][-1] == "unverified"]

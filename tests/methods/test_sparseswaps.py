@@ -104,6 +104,15 @@ def test_one_swap_away_from_the_best_mask_it_is_found():
         assert torch.equal(refined(W, gram, first[None], 1)[0], best)
 
 
+@pytest.mark.parametrize("pruned", [0, 1, 95, 96])
+def test_rows_that_keep_all_or_nothing_stay_as_they_are(pruned):
+    W, gram = problem()
+    first = keep_rows(W.abs(), pruned, None)
+    ours = refined(W, gram, first, 100)
+    assert torch.equal(ours, by_hand(W, gram, first, 100))
+    assert torch.equal(ours.sum(1), first.sum(1))
+
+
 def test_a_diagonal_gram_matrix_leaves_wanda_alone():
     W, _ = problem(16, 32)
     Q = torch.linalg.qr(torch.randn(64, 32, generator=torch.Generator().manual_seed(0))).Q
