@@ -137,6 +137,15 @@ def test_a_dense_model_that_trains_nothing_leaves_seconds():
     assert [cost.of(row[1]) for row in board.rows] == [0.0, 187.2]
 
 
+def test_the_compute_of_a_board_counts_dense_training_once():
+    cost = {"train_s": 600.0, "prune_s": 0.0, "dense_s": 0.0, "eval_s": 20.0}
+    base = [r.model_copy(update={"cost": r.cost.model_copy(update=cost)}) for r in dense()]
+    cost |= {"train_s": 0.0, "prune_s": 10.0, "dense_s": 600.0}
+    made = [r.model_copy(update={"cost": r.cost.model_copy(update=cost)}) for r in rows("pst", 850)]
+    text = main_table.compute_note(the_board(base, made))
+    assert text == "All 6 cells took 32 min, one at a time."  # 3 · 620 s + 3 · 30 s = 32.5 min
+
+
 def test_pairs_hold_every_difference_once_with_its_interval():
     board = the_board(rows("pst", 850), rows("gmp", 849), rows("wanda", 700))
     text = pairs.pairs(board)

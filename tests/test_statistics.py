@@ -241,19 +241,25 @@ def test_seeds_that_move_nothing_are_no_evidence_without_items():
     assert ranked(found)[0] == [(1, 2), (1, 2)]
 
 
+OTHERWISE = "scored on other data or in other arithmetic"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"seed": 9}, "no seed in common"),
-        ({"fingerprint": "other"}, "scored on other data"),
-        ({"n": 7}, "scored on other data"),
+        ({"fingerprint": "other"}, OTHERWISE),
+        ({"n": 7}, OTHERWISE),
+        ({"eval_dtype": "bf16-autocast"}, OTHERWISE),
     ],
 )
-def test_only_the_same_items_under_the_same_seed_are_a_pair(change, reason):
+def test_only_the_same_items_scored_alike_under_the_same_seed_are_a_pair(change, reason):
     a, b = (
         scored("0101"),
         scored("0101", method="gmp", seed=change.get("seed", 1), n=change.get("n")),
     )
+    if "eval_dtype" in change:
+        b = b.model_copy(update={"env": b.env | change})
     if "fingerprint" in change:
         b = b.model_copy(update={"data": b.data.model_copy(update=change)})
     test = paired.compare([a], [b])

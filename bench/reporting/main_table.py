@@ -27,16 +27,16 @@ from bench.reporting.statistics import MIN_SEEDS
 
 MAIN_LEGEND = f"""\
 **bold**: no other row of the column is told to be better. The paired tests are at 5 % over all
-pairs of a column at once; ° marks a row that is not tested: it is alone, of an earlier version, or
-has fewer than {MIN_SEEDS} seeds or other ones than the rest. **scores**: the task's metric × 100
-where higher is better, unscaled where lower is better; mean ± sample standard deviation over
-seeds. *collapsed 1 of 5*: that many runs are no better than the majority class or chance, within
-two standard errors; the mean without them stands beside it. **columns**: zeros in the target
-weights, of any pattern that is not named. **time**: seconds to the pruned model / those of the
-dense one, on the same machine; one-shot methods include the dense training that they start from.
-**MACs**: multiply-adds
-of one sequence; *effective* leaves out products with zero weights, *realizable* only what this
-hardware can skip. **tuning**: seconds of the trials that chose the settings.
+pairs of a column at once; ° marks a row that is not tested: it is alone, of an earlier version,
+scored in other arithmetic, or has fewer than {MIN_SEEDS} seeds or other ones than the rest.
+**scores**: the task's metric × 100 where higher is better, unscaled where lower is better; mean ±
+sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are no better than the
+majority class or chance, within two standard errors; the mean without them stands beside it.
+**columns**: zeros in the target weights, of any pattern that is not named. **time**: seconds to the
+pruned model / those of the dense one, on the same machine; one-shot methods include the dense
+training that they start from. **MACs**: multiply-adds of one sequence; *effective* leaves out
+products with zero weights, *realizable* only what this hardware can skip. **tuning**: seconds of
+the trials that chose the settings.
 """
 
 Linked = Callable[[str], str]
@@ -140,6 +140,20 @@ def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linke
     ]
     kept = [i for i in range(len(header)) if i < 2 or any(row[i] != "–" for row in rows)]
     return markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def compute_note(board: Board) -> str:
+    """Says how long all cells took, and the trials of settings, as if one ran at a time.
+
+    The dense training that one-shot methods start from is counted once, with the dense row.
+    """
+    costs = [r.cost for r in board.records if r.cost]
+    cells = sum(c.train_s + c.prune_s + c.eval_s for c in costs)
+    text = f"All {len(costs)} cells took {duration(cells)}, one at a time"
+    if board.choices:
+        trials = sum(choice.seconds for choice in board.choices.values())
+        text += f"; the trials that chose their settings took {duration(trials)}"
+    return f"{text}."
 
 
 def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list[str]:

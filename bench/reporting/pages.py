@@ -30,7 +30,7 @@ from bench.reporting.boards import Board, boards
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
-from bench.reporting.main_table import MAIN_LEGEND, cost_table, main_table
+from bench.reporting.main_table import MAIN_LEGEND, compute_note, cost_table, main_table
 from bench.reporting.pairs import PAIRS_LEGEND, pairs
 from bench.reporting.rows import Group, Link, mark_of, unlinked
 
@@ -112,7 +112,7 @@ def _first_page(
     for board, image in zip(found, images, strict=True):
         findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
         parts += [leaderboard.title(board, True), findings, main_table(board, link), image]
-        parts.append(cost_table(board, trials))
+        parts += [cost_table(board, trials), compute_note(board)]
     inside = [record for board in found for record in board.records]
     parts += averages(inside, suite.average, markdown, link)
     legend = MAIN_LEGEND + _beside(found) + pareto.FIGURE_LEGEND

@@ -39,8 +39,9 @@ from bench.reporting.statistics import MIN_SEEDS, Floats, adjusted, pairwise, ra
 Basis = Literal["mean", "log", "seeds"]
 """How a score follows from its items: mean, exponential of the mean, or not at all."""
 
-Block = tuple[int, str, int]
-"""What two records must have in common to be a pair: seed, the data's hash, items scored."""
+Block = tuple[int, str, int, str]
+"""What two records must have in common to be a pair: seed, the data's hash, items scored, and the
+arithmetic of scoring (`bench.weights.precision.for_scoring`), which alone shifts a perplexity."""
 
 _ROUNDING = 1e-5
 """Records hold six digits of every item and score, so a mean is known to this share of the largest
@@ -77,7 +78,8 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
     blocks = sorted(set(_blocks(a)) & set(_blocks(b)))
     nan = float("nan")
     if not blocks:
-        reason = "no seed in common" if not _seeds(a) & _seeds(b) else "scored on other data"
+        common = _seeds(a) & _seeds(b)
+        reason = "scored on other data or in other arithmetic" if common else "no seed in common"
         return Test(nan, nan, nan, nan, False, 0, 0, reason)
     basis, x = _outcomes([a, b], blocks)
     ratio = basis == "log"
@@ -193,7 +195,11 @@ def _items(scores: ScoresPart) -> Floats:
 
 
 def _blocks(records: Sequence[Record]) -> dict[Block, Record]:
-    return {(r.cell.seed, r.data.fingerprint, _scores(r).n): r for r in records if r.data}
+    return {
+        (r.cell.seed, r.data.fingerprint, _scores(r).n, str(r.env.get("eval_dtype", "float32"))): r
+        for r in records
+        if r.data
+    }
 
 
 def _seeds(records: Sequence[Record]) -> set[int]:
