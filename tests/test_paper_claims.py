@@ -160,7 +160,6 @@ def test_a_published_number_is_reproduced_within_the_interval_of_the_same_cell()
     [
         ({}, {"model": "minilm-l6"}, "model minilm-l6"),
         ({}, {"budget": "default"}, "budget default"),
-        ({}, {"sparsity": 0.5}, "another level"),
         ({}, {"overrides": (("lr", 1.0),)}, "parameters"),
         ({"recipe": "distilled"}, {}, "paper: distilled"),
     ],
@@ -171,11 +170,13 @@ def test_a_cell_that_differs_decides_nothing(printed, cell, why):
     assert why in found.where
 
 
-def test_the_closest_cell_is_taken():
-    found = [*mnli(sparsity=0.5), *mnli(sparsity=0.8), *mnli(method="pst")]
-    key, _ = published.closest(row(), {"glue/mnli": ordered(found)})
-    assert key[:3] == ("movement", UNSTRUCTURED, 0.8)
-    assert published.closest(row(), {"glue/mnli": ordered(mnli(method="pst"))}) is None
+def test_the_cell_of_that_level_that_differs_least_is_taken():
+    others = [*mnli(sparsity=0.5), *mnli(pattern="2:4"), *mnli(method="pst")]
+    assert published.closest(row(), {"glue/mnli": ordered(others)}) is None
+    found = [*others, *mnli(budget="default", model="minilm-l6"), *mnli(model="roberta-base")]
+    key, (first, *_) = published.closest(row(), {"glue/mnli": list(published._rows(found))})
+    assert key[:3] == ("movement", UNSTRUCTURED, 0.9)
+    assert first.cell.model == "roberta-base"
 
 
 @pytest.mark.parametrize("text", ["", "[[claim]]\npaper = 1", "x ="])

@@ -115,25 +115,22 @@ def section(records: Sequence[Record]) -> str:
                 escape(f"{printed.source} ({printed.confidence})"),
             ]
         )
-    note = f"{without} published numbers have no cell here of their task and method."
+    note = f"{without} published numbers have no cell here of their task, method and level."
     return f"{markdown(_HEADER, rows)}\n\n{note}" if rows else note
 
 
 def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | None:
-    """Returns the suite's row of the same task, method and metric that differs least, if any."""
+    """Returns the suite's row of the same task, method, level and metric that differs least."""
     same = []
     for task, rows in rows_of.items():
         # `wikitext-c4` and `wikitext` differ in calibration data, not in scored data.
         if task.partition("-c4")[0] != printed.task.partition("-c4")[0]:
             continue
         for row in rows:
-            method, mark = row[0][0], row[0][4]
-            known = mark != "unverified"
-            if method == printed.method and known and _scores(row[1], printed.metric):
+            known = row[0][4] != "unverified"
+            if known and _same_level(printed, row) and _scores(row[1], printed.metric):
                 same.append(row)
-    return min(
-        same, key=lambda row: (len(_differs(printed, row)), _away(printed, row)), default=None
-    )
+    return min(same, key=lambda row: len(_differs(printed, row)), default=None)
 
 
 def _rows(records: Sequence[Record]) -> Iterator[Row]:
@@ -169,8 +166,6 @@ def _differs(printed: PublishedNumber, row: Row) -> list[str]:
     differences = [] if cell.model == printed.model else [f"model {cell.model}"]
     if cell.task != printed.task:
         differences.append(f"task {cell.task}")
-    if cell.pattern.text != printed.pattern or _away(printed, row) > 0.005:
-        differences.append("another level")
     if cell.budget != FULL:
         differences.append(f"budget {cell.budget}")
     if cell.overrides:
@@ -178,9 +173,10 @@ def _differs(printed: PublishedNumber, row: Row) -> list[str]:
     return differences + ([f"paper: {printed.recipe}"] if printed.recipe else [])
 
 
-def _away(printed: PublishedNumber, row: Row) -> float:
-    sparsity: float = row[0][2]
-    return abs(sparsity - (printed.sparsity or 0.0))
+def _same_level(printed: PublishedNumber, row: Row) -> bool:
+    cell = row[1][0].cell
+    near = abs(cell.sparsity - (printed.sparsity or 0.0)) <= 0.005
+    return cell.method == printed.method and cell.pattern.text == printed.pattern and near
 
 
 def _scores(records: Sequence[Record], metric: str) -> list[float]:
