@@ -464,7 +464,7 @@ def test_a_claim_is_decided_by_the_cells_of_its_preset():
     shorter = full("pst", 0.8, lr=3e-5, **{"budget.steps": 9})
     shorter += full("movement", 0.7, **{"budget.steps": 9}, **movement)
     (finding,) = paper_claims.findings(claim, shorter)
-    assert finding.verdict == "not tested here"
+    assert finding.verdict == "holds elsewhere"
     assert "another budget than paper-pst's" in finding.where
     # Other rates are another method's name, so they are no row of the claim.
     (finding,) = paper_claims.findings(claim, full("pst", 0.8, lr=1.0) + full("movement", 0.7))

@@ -1,8 +1,8 @@
 """`sparsebench claims`: papers' claims beside the counts and measurements of this suite.
 
 Claims (`claims.toml`) and published numbers (`published.csv`) are data, and never rows of a
-leaderboard. A claim gets a verdict only if model and budget are the paper's. A measurement on
-another model or in a shorter run is shown beside the claim, without a verdict.
+leaderboard. *Reproduced* needs the paper's model and budget. On another model or in a shorter run
+an order of two methods holds or fails *elsewhere*; a number is shown there without a verdict.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ LEGEND = f"""\
 **preset**: the suite whose cells test the claim, `make bench SUITE=paper-pst`.
 **verdict**: *reproduced*: counted, or measured on the paper's model with the budget `{FULL}`, and
 the printed number (or order) lies in the 95 % interval; *{NOT}*: it lies outside; *undecided*:
-the interval holds both; *{UNTESTED}*: there is no such cell, too few seeds, or something differs,
-which is named. Published numbers stand here only, never in a leaderboard.
+the interval holds both. *holds elsewhere*, *fails elsewhere*, *undecided elsewhere*: the same for
+an order of two methods on the model and budget that are named; of the paper's own it says nothing.
+*{UNTESTED}*: there is no such cell, too few seeds, or something else differs, which is named.
+Published numbers stand here only, never in a leaderboard.
 """
 
 
@@ -204,14 +206,14 @@ def _account(
 def _measured(claim: Claim, line: Line, recipes: set[Recipe]) -> Finding:
     """Checks a claim about scores at one cell."""
     task, model, budget, *_, shared = line.point
-    differs = [] if model in claim.models else ["another model"]
-    differs += [] if budget == FULL else [f"budget {budget}"]
-    if not differs and recipes and (task, model, budget, shared.of_budget) not in recipes:
-        differs.append(f"another budget than {claim.preset}'s")
-    if any(registry.is_stale(r) for r in (*line.a, *line.b)):
-        differs.append("records of an earlier version")
+    elsewhere = [] if model in claim.models else ["another model"]
+    elsewhere += [] if budget == FULL else [f"budget {budget}"]
+    if not elsewhere and recipes and (task, model, budget, shared.of_budget) not in recipes:
+        elsewhere.append(f"another budget than {claim.preset}'s")
+    old = any(registry.is_stale(r) for r in (*line.a, *line.b))
     test, rises = line.test, higher(line.a)
-    where = "; ".join([compare.place(line.point), *differs])
+    stale = ["records of an earlier version"] if old else []
+    where = "; ".join([compare.place(line.point), *elsewhere, *stale])
     if math.isnan(test.p):
         return Finding("–", "", f"{where}; {test.reason}", UNTESTED)
     assert line.a[0].scores is not None
@@ -225,7 +227,7 @@ def _measured(claim: Claim, line: Line, recipes: set[Recipe]) -> Finding:
         base = mean(line.b)
         effect, shown = base * effect / 100, "perplexity"
         ends = [base * end / 100 for end in ends]
-    verdict: Verdict = UNTESTED if differs else _verdict(claim, ends)
+    verdict = UNTESTED if old else _elsewhere(claim, ends) if elsewhere else _verdict(claim, ends)
     word = "worse"
     if effect < 0:
         word, effect, ends = "better", -effect, [-end for end in reversed(ends)]
@@ -246,3 +248,11 @@ def _verdict(claim: Claim, lost: Sequence[float]) -> Verdict:
     if high < claim.margin:
         return "reproduced"
     return NOT if low > claim.margin else "undecided"
+
+
+def _elsewhere(claim: Claim, lost: Sequence[float]) -> Verdict:
+    """Returns what an order says on another model or budget; a printed number says nothing."""
+    if claim.check == "gap":
+        return UNTESTED
+    said: dict[Verdict, Verdict] = {"reproduced": "holds elsewhere", NOT: "fails elsewhere"}
+    return said.get(_verdict(claim, lost), "undecided elsewhere")

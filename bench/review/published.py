@@ -30,7 +30,10 @@ DATA = Path(__file__).with_name("published.csv")
 FULL = "full"
 """Name of the budget that is close to those of papers."""
 
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not tested here"]
+Verdict = Literal[
+    "reproduced", "not reproduced", "undecided", "not tested here",
+    "holds elsewhere", "fails elsewhere", "undecided elsewhere",
+]  # fmt: skip
 NOT: Verdict = "not reproduced"
 UNTESTED: Verdict = "not tested here"
 
