@@ -11,7 +11,8 @@ Blocks of R × C are C × R in the attention output, which reads what q, k and v
 
 With `target=lagrangian` an augmented Lagrangian takes the place of λ, as in CoFi (arXiv
 2204.00408). It steers the expected sparsity ŝ = Σ σ(logit τ − S/β) / n, and the ⌊n·ŝ⌋ weights with
-the lowest scores of all matrices are pruned: so what is counted is what is expected.
+the lowest scores of all matrices are pruned, no more than a ramp allows. In its first updates no
+score tells anything yet: what is pruned then ends a short run at the majority class.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from bench.api import Context, Expected, Field, Setting, parameters
 from bench.weights.patterns import local
 from bench.weights.targets import Target
-from methods.shared.lagrangian import TargetParams
+from methods.shared.lagrangian import TargetParams, rising
 from methods.shared.learned_scores import LearnedScores
 from methods.shared.roles import feed_forward
 from methods.shared.schedules import between_holds, cubic
@@ -39,8 +40,9 @@ REACH = 7.5
 """In units of β, how far a score can move: by its rate in every update. β is 1 with the default
 rate and 300 updates."""
 
-SOFT: Setting = {"mode": "soft", "target": "lagrangian"}
-"""Soft movement that meets the sparsity; the rate of its scores hardly matters."""
+SOFT: Setting = {"mode": "soft", "target": "lagrangian", "initial_warmup": 2.5}
+"""Soft movement that meets the sparsity; the rate of its scores hardly matters. In a few hundred
+updates scores need a quarter of them before masks may follow."""
 
 
 class Movement(LearnedScores):
@@ -52,14 +54,14 @@ class Movement(LearnedScores):
     )
     paper: ClassVar[str] = "arXiv 2005.07683, NeurIPS"
     year: ClassVar[int] = 2020
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "block:RxC", "block:RxC+neurons")
     search: ClassVar[tuple[Setting, ...]] = (
         {},
-        {"score_lr": 1e-2},
         {"lr": 1e-4},
         SOFT,
         {**SOFT, "lr": 1e-4},
+        {**SOFT, "lr": 2e-4},
         {**SOFT, "target_ramp": 0.7},
         {**SOFT, "square": 100.0},
         {**SOFT, "square": 100.0, "lr": 1e-4},
@@ -198,13 +200,15 @@ class Movement(LearnedScores):
     def step(self, model: PreTrainedModel, progress: float) -> None:
         """Sets s(t) or τ(t), and λ(t), which goes with τ; masks are chosen anew.
 
-        With a multiplier ŝ of all weights go, and no more than the target asks for.
+        With a multiplier ŝ of all weights go, and no more than an even ramp to the sparsity allows.
         """
         super().step(model, progress)
         if self.lagrangian is not None:
             with torch.no_grad():
-                expected, target = self.expected_sparsity(), self.lagrangian.target
-            self.prune(target if expected.is_meta else min(float(expected), target))
+                expected = self.expected_sparsity()
+            start, end = self.ramp
+            allowed = rising(max(progress - start, 0.0), end - start, self.sparsity)
+            self.prune(allowed if expected.is_meta else min(float(expected), allowed))
             return
         ramp = cubic(progress, *self.ramp, 0.0, 1.0)
         soft = self.params.mode == "soft"

@@ -123,14 +123,17 @@ def test_all_units_compete_and_the_lowest_go(extents, share, ties):
 
 @every
 @patterns
-def test_what_is_counted_is_what_is_expected_but_no_more_than_the_target(model, pattern):
-    sparse, method, ctx = attached(model, 0.8, pattern)
+@pytest.mark.parametrize("warmups", [1.0, 2.5])
+def test_what_is_counted_is_what_is_expected_but_no_more_than_the_ramp(model, pattern, warmups):
+    sparse, method, ctx = attached(model, 0.8, pattern, initial_warmup=warmups)
     total = sum(math.prod(t.shape) for t in ctx.targets)
     unit = max(gate.extent for gate in method.gates)
     expected = method.expected_sparsity().item()
-    for progress in (0.0, 0.02, 0.1, 0.5, 1.0):
+    start = 0.1 * warmups  # the scores' head start; the ramp ends two warm-ups before the end
+    for progress in (0.0, 0.1, 0.12, 0.27, 0.5, 0.9, 1.0):
         method.step(sparse, progress)
-        wanted = total * min(expected, 0.8 * min(progress / 0.5, 1.0))
+        ramp = 0.8 * min(max(progress - start, 0.0) / (0.8 - start), 1.0)
+        wanted = total * min(expected, ramp)
         assert wanted - unit < sum(helpers.zeros(sparse).values()) <= wanted + 1
 
 
