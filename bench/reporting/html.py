@@ -103,7 +103,6 @@ def page(sections: Sequence[Section], problems: Sequence[str]) -> str:
         figures=[_figure(section.drawings) for section in sections],
         rows=[row for i, section in enumerate(sections) for row in _rows(i, section)],
         legends=[Markup(_emphasis(legend)) for legend in legends],
-        notes=stale_note(r for s in sections for _, rs in s.board.rows for r in rs),
         problems=problems,
     ) + "\n"  # fmt: skip
 
@@ -131,11 +130,11 @@ def _order(rank: str) -> str:
 
 
 def _board(section: Section) -> dict[str, Any]:
-    """Returns what stands above the figures of a board: its findings and its main table."""
+    """Returns what stands above the figures of a board: findings, old rows, and its main table."""
     headings, methods = grid(section.board)
     return {
         "label": _label(section),
-        "findings": sentences(section.board),
+        "findings": [*sentences(section.board), *stale_note(section.board.records)],
         "headings": headings,
         "methods": methods,
     }

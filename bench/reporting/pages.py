@@ -90,6 +90,7 @@ def write_pages(
     index = ["# Reports", "", *(listed or none), "", source, *(left_out if problems else [])]
     for name, text in {"README.md": "\n".join(index) + "\n", **texts}.items():
         write_atomic(folder / name, text)
+    sections.sort(key=lambda section: -len(section.board.rows))  # the page opens with the largest
     write_atomic(folder / HTML, html.page(sections, problems))
     for path in set((folder / FIGURES).glob("*.svg")) - drawn:
         path.unlink()
