@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 from bench.planning import registry
 from bench.reporting import boards, chart, figures, labels, looks, pareto
 from bench.reporting.scale import Scale
-from tests.samples import MACHINE, STUDIED, record, study
+from tests.samples import STUDIED, record, study
 
 LEVELS = (("unstructured", 0.5), ("unstructured", 0.7), ("unstructured", 0.9), ("2:4", 0.5))
-TIME, SHARE = (
-    f"training time / dense's ({MACHINE}, 2 threads)",
-    "trained, % of the model's parameters",
-)
+TIME, SHARE = "training time / dense's", "trained, % of the model's parameters"
 
 
 def beats(a, b):

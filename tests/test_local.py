@@ -187,7 +187,7 @@ def test_times_of_own_and_published_records_never_mix():
     assert "published" not in costs.split("every score")[0]
     dense, *_ = rows = ordered(shown)
     time, trained = axes.costs(dense)
-    assert time.label == "training time / dense's (this one, 1 thread)"
+    assert time.label == "training time / dense's"
     assert {key[-1]: time.of(records) is not None for key, records in rows} == {
         "": True,
         "published": False,

@@ -30,8 +30,8 @@ def costs(dense: Row | None) -> list[Cost]:
         if cost_tables.trains(dense[1]):
             label, unit, time = "training time / dense's", "× dense's training time", _relative
         else:
-            label, unit, time = "seconds to the pruned model", "s", _absolute
-        found.append(Cost(f"{label} ({machine})", unit, partial(time, dense[1])))
+            label, unit, time = f"seconds, {machine}", "s", _absolute
+        found.append(Cost(label, unit, partial(time, dense[1])))
     return [*found, Cost("trained, % of the model's parameters", "% trained", _trained)]
 
 
