@@ -40,8 +40,8 @@ from bench.review.choosing import choice_of
 from tests import helpers
 from tests.samples import record
 
-STEPS = {"budget__steps": 60, "budget__batch": 16}
-SMALL = ("--set", "budget.steps=60", "budget.batch=16")
+STEPS = {"budget__steps": 60, "budget__batch": 8}
+SMALL = ("--set", "budget.steps=60", "budget.batch=8")
 
 
 def test_a_grid_leaves_defaults_out():
@@ -177,7 +177,7 @@ def test_a_suite_takes_the_choice_where_nothing_is_given(tuned):
         assert with_choice(other, choices) == other
 
     suite = load_suite("tiny").narrowed({"methods": ("gmp",)})
-    suite = suite.changed(Overrides.of({"budget.steps": 60, "budget.batch": 16}))
+    suite = suite.changed(Overrides.of({"budget.steps": 60, "budget.batch": 8}))
     grids = tuple(g.model_copy(update={"tuned": True}) for g in suite.grids)
     for grids_, expected in ((suite.grids, ()), (grids, (("lr", 1e-2),))):
         found = expand(suite.model_copy(update={"grids": grids_}), choices=choices)
@@ -225,7 +225,7 @@ def test_trials_start_from_dense_models_that_trained_as_long():
         assert [j.budget.steps for j in jobs if j.cell.method == "dense"] == dense
         assert {j.split for j in jobs} == {"select"}
         assert {j.cell.overrides.of_budget for j in found[0].rows} == {
-            Overrides.of({"budget.steps": 60, "budget.batch": 16})
+            Overrides.of({"budget.steps": 60, "budget.batch": 8})
         }
 
 
