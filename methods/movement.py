@@ -41,8 +41,8 @@ REACH = 7.5
 rate and 300 updates."""
 
 SOFT: Setting = {"mode": "soft", "target": "lagrangian", "initial_warmup": 2.5}
-"""Soft movement that meets the sparsity; the rate of its scores hardly matters. In a few hundred
-updates scores need a quarter of them before masks may follow."""
+"""Soft movement that meets the sparsity; the rate of its scores hardly matters. Masks wait for a
+quarter of the updates, which scores need in runs of a few hundred."""
 
 
 class Movement(LearnedScores):

@@ -22,7 +22,7 @@ from bench.engine.estimate import Estimator
 from bench.engine.local import default_slots
 from bench.planning import reach, registry
 from bench.planning.job import Job
-from bench.reporting import axes, boards, compare, cost_tables, leaderboard, pages
+from bench.reporting import axes, boards, compare, cost_tables, leaderboard, main_table, pages
 from bench.reporting.html import page
 from bench.reporting.rows import ordered, own_first, with_published
 from bench.sources import hub
@@ -194,6 +194,8 @@ def test_times_of_own_and_published_records_never_mix():
     }
     assert all(trained.of(records) == 3 for _, records in rows)
     assert cost_tables.hardware(own[0]) != cost_tables.hardware(other[0])
+    (board,) = boards.boards(shown)
+    assert main_table.compute_note(board).startswith("2 cells took")  # nine are published
     (line,) = compare.lines(own_first(own, other), "pst", "gmp")[0]
     assert compare._seconds(line) == "other hardware"
 

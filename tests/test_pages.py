@@ -15,7 +15,7 @@ from bench.core.store import Store
 from bench.core.tuning import Choices
 from bench.reporting import boards, html, looks, pages
 from bench.review import submissions
-from tests.samples import record, study
+from tests.samples import OLD, record, study
 from tests.test_submissions import HOSTILE, hostile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,6 +154,18 @@ def test_the_page_holds_every_row_and_figure(tmp_path):
     light = {name for name in FILES if "dark" not in name}
     files = {(tmp_path / "reports/figures" / name).read_text("utf-8") for name in light}
     assert sorted(found[0].split("\n")) == sorted("".join(files).rstrip("\n").split("\n"))
+
+
+def test_the_page_opens_with_the_largest_board_and_tells_old_rows_of_their_own_alone(tmp_path):
+    small = [record(0.5, task="glue/rte", seed=seed) for seed in (1, 2, 3)]
+    old = [r.model_copy(update={"versions": OLD}) for r in study()]
+    write(tmp_path, [*small, *old])
+    text = the_page(tmp_path)
+    first, second = re.findall(r'<section class="findings".*?</section>', text, re.DOTALL)
+    assert "reviews" in first.partition("</h2>")[0]
+    assert "Of an earlier version" in first
+    assert "Of an earlier version" not in second
+    assert text.count("Of an earlier version") == 1
 
 
 def test_a_page_without_records_says_so(tmp_path):

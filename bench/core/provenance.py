@@ -59,7 +59,7 @@ def env() -> dict[str, Scalar]:
     facts: dict[str, Scalar] = {"python": platform.python_version()}
     facts |= {package: version(package) for package in PACKAGES}
     facts["platform"] = f"{platform.system()}-{platform.machine()}"
-    # Processors of one name differ: speed and bf16 hang on the vector units.
+    # Different processors may have one name: their vector units decide speed and bf16.
     facts["cpu"] = f"{_cpu()} ({torch.backends.cpu.get_cpu_capability()})"
     facts["cores"] = os.cpu_count() or 0
     facts["threads"] = torch.get_num_threads()

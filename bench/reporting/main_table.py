@@ -143,15 +143,17 @@ def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linke
 
 
 def compute_note(board: Board) -> str:
-    """Says how long all cells took, and the trials of settings, as if one ran at a time.
+    """Says how long the cells took, and the trials of settings, as if one ran at a time.
 
     The dense training that one-shot methods start from is counted once, with the dense row.
+    Published rows beside own ones are not counted.
     """
-    costs = [r.cost for r in board.records if r.cost]
+    costs = [r.cost for _, records in board.own for r in records if r.cost]
     cells = sum(c.train_s + c.prune_s + c.eval_s for c in costs)
-    text = f"All {len(costs)} cells took {duration(cells)}, one at a time"
-    if board.choices:
-        trials = sum(choice.seconds for choice in board.choices.values())
+    many = "" if len(costs) == 1 else "s"
+    text = f"{len(costs)} cell{many} took {duration(cells)}, one at a time"
+    if chosen := [board.choices[key] for key, _ in board.own if key in board.choices]:
+        trials = sum(choice.seconds for choice in chosen)
         text += f"; the trials that chose their settings took {duration(trials)}"
     return f"{text}."
 

@@ -123,7 +123,7 @@ def section(records: Sequence[Record]) -> str:
 
 
 def closest(printed: PublishedNumber, rows_of: dict[str, list[Row]]) -> Row | None:
-    """Returns the suite's row of the same task, method, level and metric that differs least."""
+    """Returns the row of that task, method, level and metric that differs least, if any."""
     same = []
     for task, rows in rows_of.items():
         # `wikitext-c4` and `wikitext` differ in calibration data, not in scored data.
