@@ -19,7 +19,7 @@ from bench.planning.job import Job
 from bench.planning.plan import expand, levels_of, make_cell
 from bench.planning.suites import load_suite, suite_names
 from bench.planning.twins import STEPS, twins
-from bench.reporting import pages
+from bench.reporting import suite_boards
 from bench.review import paper_claims
 from bench.sources.architectures import class_of, config_of, empty
 from bench.sources.catalog import PLACES
@@ -418,9 +418,9 @@ def test_records_of_a_preset_are_on_its_page(jobs, name):
     found = load_suite(name)
     for job in jobs[name]:
         made = record(method="pst").model_copy(update={"cell": job.cell})
-        assert pages.belongs(made, found)
+        assert suite_boards.belongs(made, found)
     other = job.cell.model_copy(update={"budget": "default"})
-    assert not pages.belongs(made.model_copy(update={"cell": other}), found)
+    assert not suite_boards.belongs(made.model_copy(update={"cell": other}), found)
 
 
 @pytest.mark.parametrize("claim", paper_claims.read_claims(), ids=lambda c: c.statement[:40])

@@ -33,7 +33,7 @@ def texts(tmp_path, monkeypatch):
 def test_the_same_recipe_gives_the_same_bytes(texts):
     read = []
     for recipe in (RECIPE, RECIPE, Recipe(**{**vars(RECIPE), "seed": 2})):
-        place = pretrain(str(texts), recipe, lambda *_: None)
+        place = pretrain([str(texts)], recipe, lambda *_: None)
         read.append([(place / f).read_bytes() for f in ("model.safetensors", "tokenizer.json")])
     assert read[0] == read[1]
     assert read[0][0] != read[2][0]
@@ -42,8 +42,21 @@ def test_the_same_recipe_gives_the_same_bytes(texts):
     assert (recipe["steps"], recipe["seed"]) == (4, 2)
 
 
+def test_several_sources_are_read_in_their_order(texts, tmp_path):
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "0.txt").write_text("Quite another text, of another folder. " * 20)
+    place = pretrain([str(texts), str(more)], RECIPE, lambda *_: None)
+    both = json.loads((place / "recipe.json").read_text())
+    assert both["sources"] == [str(texts), str(more)]
+    assert "another" in (place / "tokenizer.json").read_text()
+    pretrain([str(texts)], RECIPE, lambda *_: None)
+    alone = json.loads((place / "recipe.json").read_text())
+    assert alone["text_sha256"] != both["text_sha256"]
+
+
 def test_it_is_a_model_for_every_causal_task(texts):
-    pretrain(str(texts), RECIPE, lambda *_: None)
+    pretrain([str(texts)], RECIPE, lambda *_: None)
     loaded = helpers.load("gpt2-mini", registry.task("tiny/wikitext"), 1)
     assert all(t.transposed for t in targets.prunable(loaded.model))
     assert loaded.tok("Line 7")["input_ids"]
@@ -82,8 +95,8 @@ def test_bad_input_is_one_line(texts, capsys, arguments, line):
 
 def test_a_folder_without_text_and_a_model_not_made_yet(texts, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BenchError, match="holds no text"):
-        pretrain(str(tmp_path / "empty"), RECIPE, lambda *_: None)
+    with pytest.raises(BenchError, match="empty holds no text"):
+        pretrain([str(texts), str(tmp_path / "empty")], RECIPE, lambda *_: None)
     with pytest.raises(
         BenchError, match="gpt2-mini is not on this machine yet; run: sparsebench pretrain"
     ):

@@ -29,13 +29,15 @@ def add_commands(commands: Any) -> None:
         "pretrain",
         pretrain_model,
         "Train gpt2-mini from scratch and keep it in the cache.",
-        ("pretrain --text nlg/e2e", "pretrain --text texts/ --set steps=200 width=128"),
+        ("pretrain", "pretrain --text wikitext texts/ --set steps=200 width=128"),
     )
     pretrain.add_argument(
         "--text",
-        default="nlg/e2e",
+        nargs="+",
+        default=["nlg/e2e", "nlg/webnlg", "wikitext"],
         metavar="SOURCE",
-        help="a task, whose train text is used, or a folder of .txt files",
+        help="tasks, whose train text is used, and folders of .txt files "
+        "(nlg/e2e nlg/webnlg wikitext)",
     )
     add_settings(pretrain, "a field of the recipe (steps=200)")
 

@@ -19,11 +19,13 @@ def collapsed(record: Record) -> bool:
     """Tells whether a done record's score is within two standard errors of chance, or below it.
 
     Chance is the majority class for accuracy (the task returns its share as `majority`), and 0 for
-    correlations. A metric without such a level never collapses.
+    correlations. A metric without such a level never collapses. A mean has collapsed if one of its
+    members has.
     """
-    scores = record.scores
-    if scores is None:
-        return False
+    return any(_no_better(member.scores) for member in record.members if member.scores)
+
+
+def _no_better(scores: ScoresPart) -> bool:
     level = _level(scores)
     return level is not None and scores.value <= sum(level)
 

@@ -74,6 +74,11 @@ class Record(Part):
             raise ValueError(f"a done record needs {', '.join(missing)}")
         return self
 
+    @property
+    def members(self) -> tuple[Record, ...]:
+        """The records that it is the mean of (`bench.reporting.mean_records`); else itself."""
+        return (self,)
+
     def to_json(self) -> str:
         """Returns the file's text, with floats of six significant digits and a final newline.
 

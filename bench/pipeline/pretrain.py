@@ -76,21 +76,24 @@ class _Text:
         }
 
 
-def pretrain(source: str, recipe: Recipe, progress: Progress) -> Path:
+def pretrain(sources: Sequence[str], recipe: Recipe, progress: Progress) -> Path:
     """Makes `gpt2-mini` in the cache and returns its folder.
 
     Args:
-        source: a task with running text (`nlg/e2e`, `wikitext`), or a folder of .txt files, whose
-            paragraphs are the documents.
+        sources: tasks with running text (`nlg/e2e`, `wikitext`), of which the train split is used,
+            and folders of .txt files, whose paragraphs are the documents.
         recipe: of model and training.
         progress: is told of every update.
 
     Raises:
         BenchError: no text, too little of it, or nowhere to write.
     """
-    documents = list(_documents(source))
-    if not documents:
-        raise BenchError(f"{source} holds no text")
+    documents = []
+    for source in sources:
+        found = list(_documents(source))
+        if not found:
+            raise BenchError(f"{source} holds no text")
+        documents += found
     tok = _tokenizer(documents, recipe.vocabulary)
     tok.model_max_length = recipe.length
     seeds.seed_all(seeds.derive("pretrain", recipe.seed))
@@ -112,13 +115,13 @@ def pretrain(source: str, recipe: Recipe, progress: Progress) -> Path:
         dense(dense.Params(**hyper)),
         model,
         tok,
-        _Text(source, documents),  # type: ignore[arg-type]
+        _Text(" ".join(sources), documents),  # type: ignore[arg-type]
         Budget(steps=recipe.steps, batch=recipe.batch, length=recipe.length),
         recipe.seed,
         progress,
     )
     digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-    return _keep(model, tok, {"source": source, "text_sha256": digest, **asdict(recipe)})
+    return _keep(model, tok, {"sources": list(sources), "text_sha256": digest, **asdict(recipe)})
 
 
 def _documents(source: str) -> Iterable[str]:

@@ -49,7 +49,14 @@ def is_known(cell: Cell) -> bool:
 
 
 def is_stale(record: Record) -> bool:
-    """Returns whether a record was made by another version of its method or task."""
+    """Returns whether a record was made by another version of its method or task.
+
+    A mean is stale if one of its members is.
+    """
+    return any(map(_is_stale, record.members))
+
+
+def _is_stale(record: Record) -> bool:
     cell = record.cell
     if not is_known(cell):
         return False

@@ -9,9 +9,11 @@ from pathlib import Path
 from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of
+from bench.core.tables import escape
 from bench.core.tuning import NO_CHOICES, Choices
-from bench.reporting.boards import boards
+from bench.reporting.boards import Board
 from bench.reporting.main_table import main_table
+from bench.reporting.suite_boards import by_suite
 
 BLOCK = re.compile(r"(?<=<!-- board -->\n).*?(?=\n<!-- /board -->)", re.S)
 """Where the tables stand on the front page."""
@@ -28,11 +30,30 @@ def renewed(page: Path, records: Sequence[Record], choices: Choices = NO_CHOICES
 
 
 def front(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
-    """Returns a Markdown table for each board of records in `results/`; scores link to them."""
-    return "\n\n".join(main_table(b, _linked, _method) for b in boards(records, choices))
+    """Returns a Markdown table for each board of records in `results/`; scores link to them.
+
+    Of a suite that states a mean over its tasks, the mean stands here alone. The largest is first.
+    """
+    shown = [board for found in by_suite(records, choices) for board in found.means or found.tasks]
+    shown.sort(key=lambda board: -len(board.rows))
+    return "\n\n".join(map(_table, shown))
+
+
+def _table(board: Board) -> str:
+    parts = [main_table(board, _linked, _method)]
+    scores = board.records[0].scores
+    if scores and _is_mean(board.records):
+        parts += map(escape, scores.notes or ())
+    return "\n\n".join(parts)
+
+
+def _is_mean(records: Sequence[Record]) -> bool:
+    return len(records[0].members) > 1
 
 
 def _linked(text: str, records: Sequence[Record]) -> str:
+    if _is_mean(records):  # the suite's page links its tasks
+        return text
     return f"[{text}](results/{path_of(records[0].cell).parent.as_posix()})"
 
 

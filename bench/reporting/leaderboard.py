@@ -14,8 +14,9 @@ from bench.core.record import Record
 from bench.core.tables import duration, escape, human, markdown, percent, plain, printable
 from bench.core.tuning import NO_CHOICES, Choice, Choices
 from bench.reporting import cost_tables
-from bench.reporting.averages import averages
+from bench.reporting.averages import task_tables
 from bench.reporting.boards import Board, boards
+from bench.reporting.mean_records import mean_records
 from bench.reporting.rows import (
     NAME,
     Clean,
@@ -79,11 +80,11 @@ def table(
 ) -> str:
     """Returns one table a task and model, with a line above it that says what is in it.
 
-    Where records hold several tasks of `average`, a last table has their scores and the mean.
+    Where records hold several tasks of `average`, the last tables have their scores and the mean.
     """
-    found = boards(records, choices)
-    inside = [record for board in found for record in board.records]
-    parts = [tables(found, render), *averages(inside, average, render)]
+    inside = list(records)
+    found = [*boards(inside, choices), *boards(mean_records(inside, average), choices)]
+    parts = [tables(found, render), *task_tables(inside, average, render)]
     return "\n\n".join(filter(None, parts))
 
 

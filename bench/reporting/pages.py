@@ -16,23 +16,23 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from bench.core.cell import Cell, canonical
+from bench.core.cell import canonical
 from bench.core.files import write_atomic
 from bench.core.record import Record
 from bench.core.store import path_of, slug
 from bench.core.tables import escape, markdown, printable
 from bench.core.tuning import NO_CHOICES, Choice, Choices
-from bench.planning import registry
-from bench.planning.suites import Grid, Suite, load_suite, suite_names
+from bench.planning.suites import Suite
 from bench.reporting import cost_tables, figures, html, leaderboard, looks, pareto
-from bench.reporting.averages import averages
-from bench.reporting.boards import Board, boards
+from bench.reporting.averages import task_tables
+from bench.reporting.boards import Board
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
 from bench.reporting.main_table import MAIN_LEGEND, compute_note, cost_table, main_table
 from bench.reporting.pairs import PAIRS_LEGEND, pairs
 from bench.reporting.rows import Group, Link, mark_of, unlinked
+from bench.reporting.suite_boards import SuiteBoards, by_suite
 
 FIGURES = "figures"
 HTML = "index.html"
@@ -72,19 +72,18 @@ def write_pages(
     listed: list[str] = []
     sections: list[html.Section] = []
     drawn: set[Path] = set()
-    for suite, inside in _by_suite(records, choices):
-        found = boards(inside, choices)
-        images = []
-        for board in found:
+    for found in by_suite(records, choices):
+        suite, images = found.suite, []
+        for board in found.boards:
             drawings = [figures.draw(figure) for figure in pareto.figures(board, styles)]
             sections.append(html.Section(suite.name, board, drawings))
             stem = _stem_of(suite, board.group)
             drawn |= _write_figures(drawings, folder / FIGURES, stem)
             images.append(_images(board, drawings, stem))
-        texts[f"{suite.name}.md"] = _first_page(suite, found, images, link, trials)
-        texts[f"{suite.name}.rows.md"] = _every_row(suite, found, link, trials)
-        texts[f"{suite.name}.pairs.md"] = _every_difference(suite, found)
-        listed.append(f"* {_page(suite)}: {suite.description} {len(inside)} records.")
+        texts[f"{suite.name}.md"] = _first_page(found, images, link, trials)
+        texts[f"{suite.name}.rows.md"] = _every_row(found, link, trials)
+        texts[f"{suite.name}.pairs.md"] = _every_difference(found)
+        listed.append(f"* {_page(suite)}: {suite.description} {len(found.records)} records.")
     none = ["No records yet: `make bench METHOD=pst` makes the first."]
     left_out = ["", "Left out:", "", *(f"* {escape(line)}" for line in problems)]
     index = ["# Reports", "", *(listed or none), "", source, *(left_out if problems else [])]
@@ -98,41 +97,42 @@ def write_pages(
 
 
 def _first_page(
-    suite: Suite,
-    found: Sequence[Board],
+    found: SuiteBoards,
     images: Sequence[str],
     link: Link,
     trials: Callable[[str, Choice], str],
 ) -> str:
-    """Returns findings, main table, figure and costs of each board."""
+    """Returns the table of tasks if there are several, then each board.
+
+    Of a board stand here its findings, main table, figures and costs.
+    """
+    suite = found.suite
     more = (
         f"[Every row]({suite.name}.rows.md), with all costs and metrics, and "
         f"[every difference]({suite.name}.pairs.md), with its interval."
     )
     parts = [f"# {suite.name}", suite.description, more]
-    for board, image in zip(found, images, strict=True):
+    parts += task_tables(found.records, suite.average, markdown, link)
+    for board, image in zip(found.boards, images, strict=True):
         findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
         parts += [leaderboard.title(board, True), findings, main_table(board, link), image]
         parts += [cost_table(board, trials), compute_note(board)]
-    inside = [record for board in found for record in board.records]
-    parts += averages(inside, suite.average, markdown, link)
-    legend = MAIN_LEGEND + _beside(found) + pareto.FIGURE_LEGEND
+    legend = MAIN_LEGEND + _beside(found.boards) + pareto.FIGURE_LEGEND
     return "\n\n".join(filter(None, [*parts, legend]))
 
 
-def _every_row(
-    suite: Suite, found: Sequence[Board], link: Link, trials: Callable[[str, Choice], str]
-) -> str:
+def _every_row(found: SuiteBoards, link: Link, trials: Callable[[str, Choice], str]) -> str:
     """Returns the rows of each board with all that was counted, measured and scored."""
-    legend = BOARD_LEGEND + _beside(found) + cost_tables.COST_LEGEND
-    rows = leaderboard.tables(found, markdown, link, trials)
+    suite = found.suite
+    legend = BOARD_LEGEND + _beside(found.boards) + cost_tables.COST_LEGEND
+    rows = leaderboard.tables(found.boards, markdown, link, trials)
     return "\n\n".join([f"# {suite.name}: every row", f"Of {_page(suite)}.", rows, legend])
 
 
-def _every_difference(suite: Suite, found: Sequence[Board]) -> str:
+def _every_difference(found: SuiteBoards) -> str:
     """Returns the differences of all pairs of each board."""
-    parts = [f"# {suite.name}: every difference", f"Of {_page(suite)}."]
-    for board in found:
+    parts = [f"# {found.suite.name}: every difference", f"Of {_page(found.suite)}."]
+    for board in found.boards:
         task, model, *_ = board.group
         differences = pairs(board) or "Nothing is tested."
         parts += [f"## {escape(f'{task} · {model}')}", differences]
@@ -146,39 +146,6 @@ def _beside(found: Sequence[Board]) -> str:
 
 def _page(suite: Suite) -> str:
     return f"[{suite.name}]({suite.name}.md)"
-
-
-def _by_suite(records: Sequence[Record], choices: Choices) -> list[tuple[Suite, list[Record]]]:
-    """Returns the suites that have records, and `other` for the rest."""
-    found = []
-    rest = list(records)
-    for suite in map(load_suite, suite_names()):
-        if inside := [r for r in records if belongs(r, suite, choices)]:
-            found.append((suite, inside))
-            rest = [r for r in rest if not belongs(r, suite, choices)]
-    if rest:
-        found.append(
-            (
-                Suite(name="other", description="Cells that belong to no suite."),
-                rest,
-            )
-        )
-    return found
-
-
-def belongs(record: Record, suite: Suite, choices: Choices = NO_CHOICES) -> bool:
-    """Tells whether a cell is one of a suite's, whatever its method, level, seed, quantizer."""
-    return any(_on_grid(record.cell, grid, choices) for grid in suite.grids)
-
-
-def _on_grid(cell: Cell, grid: Grid, choices: Choices) -> bool:
-    if not (cell.task in grid.tasks and cell.model in grid.models and cell.budget == grid.budget):
-        return False
-    given = {grid.overrides_of(cell.method, registry.task(cell.task), v) for v in (True, False)}
-    own = cell.overrides
-    if grid.tuned and choices.behind(cell):
-        return any(own.budget == g.budget and not g.method for g in given)
-    return any(own.method == g.method and own.budget == g.budget for g in given)
 
 
 def _stem_of(suite: Suite, group: Group) -> str:
@@ -232,7 +199,9 @@ def _to_trials(choices: Choices, folder: Path, text: str, choice: Choice) -> str
 def _linked(
     results: Path, published: Path, folder: Path, text: str, records: Sequence[Record]
 ) -> str:
-    """Returns `text` as a link to the folder of a row's records."""
+    """Returns `text` as a link to the folder of a row's records; a mean has no folder."""
+    if len(records[0].members) > 1:
+        return text
     root = published if mark_of(records[0]) == "published" else results
     place = root / path_of(records[0].cell).parent
     return f"[{text}]({quote(Path(os.path.relpath(place, folder)).as_posix())})"

@@ -163,7 +163,7 @@ def basis_of(scores: ScoresPart) -> Basis:
     """Tells how a record's score follows from its items."""
     if len(scores.items) != scores.n or not scores.n:
         return "seeds"
-    items = _items(scores)
+    items = items_of(scores)
     mean, largest = float(items.mean()), float(np.abs(items).max())
     if abs(mean - scores.value) <= _ROUNDING * largest:
         return "mean"
@@ -183,11 +183,12 @@ def _outcomes(rows: Sequence[Sequence[Record]], blocks: Sequence[Block]) -> tupl
     found = {basis_of(scores) for row in table for scores in row}
     sizes = {len(scores.items) for row in table for scores in row}
     if len(found) == 1 and "seeds" not in found and len(sizes) == 1:
-        return found.pop(), np.array([[_items(scores) for scores in row] for row in table])
+        return found.pop(), np.array([[items_of(scores) for scores in row] for row in table])
     return "seeds", np.array([[[scores.value] for scores in row] for row in table])
 
 
-def _items(scores: ScoresPart) -> Floats:
+def items_of(scores: ScoresPart) -> Floats:
+    """Returns a record's outcome on each item."""
     if isinstance(scores.items, str):
         codes = np.frombuffer(scores.items.encode("ascii", "replace"), dtype=np.uint8)
         return codes.astype(np.float64) - ord("0")

@@ -20,7 +20,7 @@ from tests.samples import study
 
 def main(wanted=10_000):
     found = []
-    (grid,) = load_suite("glue").grids
+    grid = load_suite("glue").grids[0]
     for i in range(wanted // 100 + 1):
         model = grid.models[0] if i < len(grid.tasks) else f"model-{i // len(grid.tasks)}"
         found += study(grid.tasks[i % len(grid.tasks)], model)
