@@ -46,6 +46,18 @@ def test_without_enough_seeds_nothing_is_claimed():
     assert not re.search("pst|gmp|90", " ".join(lines))
 
 
+def test_levels_stand_in_the_order_of_the_table():
+    def at(level, *methods):
+        found = [r for m in methods for r in rows(m, 90, sparsity=level)]
+        zeros = found[0].sparsity.model_copy(update={"overall": level})
+        return [r.model_copy(update={"sparsity": zeros}) for r in found]
+
+    two = [r for level in (0.5, 0.7, 0.6, 0.95) for r in at(level, "pst", "gmp")]
+    text = said([*at(0.9, "pst", "gmp", "l0"), *two])[0]
+    assert re.findall(r"unstructured (0\.\d+)", text) == ["0.5", "0.6", "0.7", "0.9"]
+    assert text.endswith("the table has 1 more level.")
+
+
 def test_a_row_that_is_alone_is_not_ranked():
     lines = said([*rows("pst", 90), *rows("gmp", 50), *rows("wanda", 50, pattern="2:4")])
     assert "1 row without another row of that level" in lines[-1]

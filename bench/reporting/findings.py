@@ -18,7 +18,7 @@ from bench.reporting.rows import Row, higher, mean
 from bench.reporting.statistics import MIN_SEEDS
 
 _SHOWN = 4
-"""Levels that a sentence names; the table has the others."""
+"""Levels that a sentence names, those with the most rows; the table has the others."""
 
 _NAMED = 3
 """Rows that are named; more are counted."""
@@ -27,7 +27,8 @@ _NAMED = 3
 def sentences(board: Board) -> list[str]:
     """Returns two or three sentences, as plain text that may hold names from strangers."""
     columns = [column for column in board.columns if len(column.tested) > 1]
-    shown = sorted(columns, key=lambda column: -len(column.tested))[:_SHOWN]
+    largest = sorted(columns, key=lambda column: -len(column.tested))[:_SHOWN]
+    shown = [column for column in columns if column in largest]
     if not shown:
         return [
             "Nothing is tested: a rank needs two rows of one level with "
@@ -36,7 +37,7 @@ def sentences(board: Board) -> list[str]:
         ]
     more = len(columns) - len(shown)
     quality = [f"at {column.level}, {_quality(board, column)}" for column in shown]
-    rest = [f"{more} more levels are in the table"] if more else []
+    rest = [f"the table has {more} more level{'' if more == 1 else 's'}"] if more else []
     return [
         f"Rows that may be the best, since no paired test finds a better one: "
         f"{'; '.join([*quality, *rest])}.",
