@@ -86,6 +86,26 @@ def test_collapsed_runs_are_named():
     assert found["random"]["50 %"] == "50.5 ± 0.0, collapsed 3 of 3"
 
 
+def test_each_row_shows_what_its_first_model_wrote():
+    def writing(records, *texts):
+        return [
+            r.model_copy(update={"scores": r.scores.model_copy(update={"written": text})})
+            for r, text in zip(records, texts, strict=True)
+        ]
+
+    board = the_board(
+        writing(rows("pst", 850)[::-1], "third", "second", "The *Mill* | a pub."),
+        writing(dense(), "A pub.", "-", "-"), rows("gmp", 700),
+    )  # fmt: skip
+    text = main_table.written_texts(board)
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in text.splitlines()[2:]]
+    assert cells[2:] == [
+        ["dense", escape("dense"), escape("A pub.")],
+        ["pst", escape("unstructured 0.5"), escape("The *Mill* | a pub.")],
+    ]
+    assert main_table.written_texts(the_board(dense(), rows("pst", 850))) == ""
+
+
 def test_unverified_rows_are_shown_and_not_tested():
     sent = rows("best", 990, origin="someone")
     text, _, found = table_of(the_board(dense(), rows("pst", 850), rows("gmp", 700), sent))

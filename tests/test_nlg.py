@@ -408,6 +408,7 @@ def test_scores_are_those_of_the_texts(task, monkeypatch):
     assert sum(found.items) / 20 == pytest.approx(found.values["bleu"])
     assert set(found.values) == {"bleu", "nist", "rouge_l", "cider", "ter", "chrf++"}
     assert found.notes == ("scored on 20 of 60 inputs",)
+    assert found.written == outputs[0]
     assert task.evaluate(net, tok, CPU, budget=budget) == found
     # What the texts should be scores best.
     monkeypatch.setattr(type(task), "write", lambda *_: [texts[0] for texts in items.texts])
@@ -503,10 +504,12 @@ def test_the_table_names_the_decoding_and_the_footnotes():
 
 def test_the_suite_is_what_it_says():
     found = {str(job.cell) for job in plan.expand(load_suite("nlg"))}
+    pruned = ("magnitude", "gmp", "movement", "pst", "dsee")
     assert found == {
-        f"nlg/{task} smollm2-135m-q4 {rest} seed 1"
+        f"nlg/{task} {model} {rest} seed 1"
         for task in ("e2e", "webnlg")
-        for rest in ("dense dense 0", "pst unstructured 0.5", "pst unstructured 0.9")
+        for model in ("gpt2-mini", "smollm2-135m-q4")
+        for rest in ("dense dense 0", "lora dense 0", *(f"{m} unstructured 0.5" for m in pruned))
     }
 
 

@@ -26,12 +26,14 @@ class Scores:
             mean is the score (of perplexity: its logarithm). A metric that is no mean of items has
             jackknife values (`tasks/metrics/jackknife.py`).
         notes: footnotes, as why a score is absent.
+        written: what the model wrote for the first input, where it writes texts.
     """
 
     values: Mapping[str, float]
     n: int
     items: str | list[float] = ""
     notes: tuple[str, ...] = ()
+    written: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class ScoresPart(Part):
     `value` is the primary metric `metric`; `all` holds every metric by name. `items` holds one
     outcome for each of the `n` scored items: a text of 0 and 1, or numbers. Their mean is `value`,
     or its logarithm for perplexity. `notes` are footnotes, for example the reason for an absent
-    metric. `split` is `select` in a trial of settings, and absent in a record of the reported
-    split.
+    metric. `written` is what the model wrote for the first input. `split` is `select` in a trial of
+    settings, and absent in a record of the reported split.
     """
 
     metric: Text
@@ -45,6 +45,7 @@ class ScoresPart(Part):
     n: Count
     items: str | list[Finite] = ""
     notes: list[Text] | None = None
+    written: Text | None = None
     split: Literal["train", "select"] | None = None
 
     @property

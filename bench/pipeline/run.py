@@ -86,6 +86,7 @@ def run_cell(job: Job, emit: Emit, settings: RunSettings = DEFAULTS) -> Record:
             n=scores.n,
             items=scores.items,
             notes=list(scores.notes) or None,
+            written=scores.written or None,
             split=None if job.split == "test" else job.split,
         ),
         params=params,

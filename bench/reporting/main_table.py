@@ -158,6 +158,27 @@ def compute_note(board: Board) -> str:
     return f"{text}."
 
 
+def written_texts(board: Board) -> str:
+    """Returns what each row's first model wrote for the task's first input; nothing elsewhere.
+
+    The input and its references are the data set's, so they stand in the cells' logs alone.
+    """
+    firsts = [(key, min(records, key=lambda r: r.cell.seed)) for key, records in board.rows]
+    rows = [
+        [escape(board.labels[key]), escape(level_of(key)), escape(record.scores.written)]
+        for key, record in firsts
+        if record.scores and record.scores.written
+    ]
+    if not rows:
+        return ""
+    return "\n\n".join(
+        (
+            "What each model wrote for the first input of the test data (the lowest seed):",
+            markdown(("method", "level", "text"), rows),
+        )
+    )
+
+
 def _costs(board: Board, row: Row, trials: Callable[[str, Choice], str]) -> list[str]:
     key, records = row
     first = records[0]

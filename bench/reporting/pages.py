@@ -29,7 +29,13 @@ from bench.reporting.boards import Board
 from bench.reporting.figures import Drawing
 from bench.reporting.findings import sentences
 from bench.reporting.leaderboard import BOARD_LEGEND, PUBLISHED_LEGEND
-from bench.reporting.main_table import MAIN_LEGEND, compute_note, cost_table, main_table
+from bench.reporting.main_table import (
+    MAIN_LEGEND,
+    compute_note,
+    cost_table,
+    main_table,
+    written_texts,
+)
 from bench.reporting.pairs import PAIRS_LEGEND, pairs
 from bench.reporting.rows import Group, Link, mark_of, unlinked
 from bench.reporting.suite_boards import SuiteBoards, by_suite
@@ -116,7 +122,7 @@ def _first_page(
     for board, image in zip(found.boards, images, strict=True):
         findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
         parts += [leaderboard.title(board, True), findings, main_table(board, link), image]
-        parts += [cost_table(board, trials), compute_note(board)]
+        parts += [cost_table(board, trials), compute_note(board), written_texts(board)]
     legend = MAIN_LEGEND + _beside(found.boards) + pareto.FIGURE_LEGEND
     return "\n\n".join(filter(None, [*parts, legend]))
 

@@ -184,6 +184,7 @@ class DataToText(Base[Items]):
             n=len(items),
             items=primary.items(outputs, items.texts),
             notes=tuple(dict.fromkeys(notes)),
+            written=outputs[0] if outputs else "",
         )
 
     def write(
