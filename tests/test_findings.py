@@ -29,7 +29,7 @@ def said(records):
 
 def test_one_row_that_all_others_are_worse_than():
     text = said([*rows("pst", 90), *rows("gmp", 50), *rows("random", 10)])[0]
-    assert text.endswith("unstructured 0.5, only pst of 3 (90.00).")
+    assert text.endswith("at 50 %, only pst of 3 (90.00).")
 
 
 def test_rows_that_no_test_tells_apart_are_all_said_to_be_possible():
@@ -54,7 +54,7 @@ def test_levels_stand_in_the_order_of_the_table():
 
     two = [r for level in (0.5, 0.7, 0.6, 0.95) for r in at(level, "pst", "gmp")]
     text = said([*at(0.9, "pst", "gmp", "l0"), *two])[0]
-    assert re.findall(r"unstructured (0\.\d+)", text) == ["0.5", "0.6", "0.7", "0.9"]
+    assert re.findall(r"at (\d+) %", text) == ["50", "60", "70", "90"]
     assert text.endswith("the table has 1 more level.")
 
 
@@ -75,7 +75,7 @@ def test_perplexities_are_told_as_a_ratio():
     records = study("wikitext", "smollm2-135m-q4", falls=True)
     text = said(records)[1]
     (name, ratio) = re.search(
-        r"at unstructured 0.5, (\w+) .*? has ([\d.]+) times the dense perplexity", text
+        r"at 50 %, (\w+) .*? has ([\d.]+) times the dense perplexity", text
     ).groups()
     means = {
         method: sum(
@@ -136,11 +136,12 @@ def test_a_study_is_told_as_its_ranks_have_it(falls):
     (board,) = boards.boards(records)
     text = findings.sentences(board)[0]
     levels = {}
+    headings = {key: column.heading for column in board.columns for key, _ in column.rows}
     for key, inside in board.rows:
         if board.ranks[key] != "–":
             mean = sum(r.scores.value for r in inside) / len(inside)
             first = re.match(r"\d+", board.ranks[key])[0]
-            levels.setdefault(key[1].at(key[2]), []).append((mean, key[0], first == "1"))
+            levels.setdefault(headings[key], []).append((mean, key[0], first == "1"))
     assert len(levels) == 3
     for level, found in levels.items():
         best = [name for _, name, first in found if first]

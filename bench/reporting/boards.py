@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.core.cell import REFERENCE
-from bench.core.pattern import DENSE
+from bench.core.pattern import DENSE, UNSTRUCTURED
 from bench.core.record import Record
 from bench.core.tuning import MISS, NO_CHOICES, Choice, Choices
 from bench.reporting import paired
@@ -37,14 +37,23 @@ class Column:
     """Rows that were tested against each other.
 
     Attributes:
-        level: pattern, sparsity and quantizer as printed: `unstructured 0.5`, `2:4 int4/64`.
         rows: in the order of `rows.ordered`.
         tests: of all pairs, in the order of `rows`.
     """
 
-    level: str
     rows: list[Row]
     tests: paired.AllPairs
+
+    @property
+    def heading(self) -> str:
+        """Returns the column's heading: `50 %`, `rows 50 %`, `2:4`, `50 % int4/64`."""
+        _, pattern, sparsity, overrides, _ = self.rows[0][0]
+        parts = [] if pattern == UNSTRUCTURED else [pattern.text]
+        if pattern.sparsity is None and pattern != DENSE:
+            parts.append(f"{100 * sparsity:g} %")
+        if overrides.quantization:
+            parts.append(str(overrides.quantization))
+        return " ".join(parts)
 
     @property
     def zeros(self) -> bool:
@@ -175,6 +184,6 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         return pattern != DENSE, pattern.sparsity is not None, sparsity, level
 
     return [
-        Column(level, found[level], paired.all_pairs([records for _, records in found[level]]))
+        Column(found[level], paired.all_pairs([records for _, records in found[level]]))
         for level in sorted(found, key=order)
     ]

@@ -26,7 +26,8 @@ _NAMED = 3
 
 def sentences(board: Board) -> list[str]:
     """Returns two or three sentences, as plain text that may hold names from strangers."""
-    columns = [column for column in board.columns if len(column.tested) > 1]
+    tested = [column for column in board.columns if len(column.tested) > 1]
+    columns = [column for column in tested if column.zeros] or tested
     largest = sorted(columns, key=lambda column: -len(column.tested))[:_SHOWN]
     shown = [column for column in columns if column in largest]
     if not shown:
@@ -36,11 +37,10 @@ def sentences(board: Board) -> list[str]:
             *_limits(board),
         ]
     more = len(columns) - len(shown)
-    quality = [f"at {column.level}, {_quality(board, column)}" for column in shown]
+    quality = [f"at {column.heading}, {_quality(board, column)}" for column in shown]
     rest = [f"the table has {more} more level{'' if more == 1 else 's'}"] if more else []
     return [
-        f"Rows that may be the best, since no paired test finds a better one: "
-        f"{'; '.join([*quality, *rest])}.",
+        f"May be the best, as no paired test finds a better row: {'; '.join([*quality, *rest])}.",
         *_costs(board, shown),
         *_limits(board),
     ]
@@ -71,7 +71,7 @@ def _costs(board: Board, columns: Sequence[Column]) -> list[str]:
     """Returns a sentence with the cost of each column's best mean."""
     dense = board.dense
     machine = cost_tables.one_machine(dense[1]) if dense else None
-    tops = [(column.level, _top(column)) for column in columns]
+    tops = [(column.heading, _top(column)) for column in columns]
     parts = [
         f"at {text}, {board.labels[top[0]]} {_cost(board, top)}"
         for text, top in tops

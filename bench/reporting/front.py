@@ -11,7 +11,9 @@ from bench.core.record import Record
 from bench.core.store import path_of
 from bench.core.tables import escape
 from bench.core.tuning import NO_CHOICES, Choices
+from bench.planning.suites import Suite
 from bench.reporting.boards import Board
+from bench.reporting.findings import sentences
 from bench.reporting.main_table import main_table
 from bench.reporting.suite_boards import by_suite
 
@@ -30,17 +32,20 @@ def renewed(page: Path, records: Sequence[Record], choices: Choices = NO_CHOICES
 
 
 def front(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
-    """Returns a Markdown table for each board of records in `results/`; scores link to them.
+    """Returns findings and a Markdown table for each board of records in `results/`.
 
-    Of a suite that states a mean over its tasks, the mean stands here alone. The largest is first.
+    Scores link to their records. Of a suite that states a mean over its tasks, the mean stands here
+    alone. The largest board is first.
     """
-    shown = [board for found in by_suite(records, choices) for board in found.means or found.tasks]
-    shown.sort(key=lambda board: -len(board.rows))
-    return "\n\n".join(map(_table, shown))
+    shown = [(s.suite, board) for s in by_suite(records, choices) for board in s.means or s.tasks]
+    shown.sort(key=lambda pair: -len(pair[1].rows))
+    return "\n\n".join(_section(suite, board) for suite, board in shown)
 
 
-def _table(board: Board) -> str:
-    parts = [main_table(board, _linked, _method)]
+def _section(suite: Suite, board: Board) -> str:
+    findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
+    about = f"**[{suite.name}](reports/{suite.name}.md)**: {suite.description}"
+    parts = [about, findings, main_table(board, _linked, _method)]
     scores = board.records[0].scores
     if scores and _is_mean(board.records):
         parts += map(escape, scores.notes or ())

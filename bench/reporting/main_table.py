@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench.core.cell import REFERENCE
 from bench.core.collapse import collapsed
-from bench.core.pattern import DENSE, UNSTRUCTURED
+from bench.core.pattern import DENSE
 from bench.core.record import Record, number
 from bench.core.tables import duration, escape, gib, human, markdown, mib, percent
 from bench.core.tuning import Choice
 from bench.reporting import cost_tables
-from bench.reporting.boards import Board, Column, counted, level_of, stands_apart
+from bench.reporting.boards import Board, counted, level_of, stands_apart
 from bench.reporting.rows import (
     Link,
     Row,
@@ -79,23 +78,23 @@ def grid(board: Board) -> tuple[list[str], list[tuple[str, list[Entry | None]]]]
         best = [key for key, _ in column.best] if len(tested) > 1 else []
         for key, records in column.rows:
             made = Entry(records, key in best, key in tested)
-            entries.setdefault(board.labels[key], {})[column.level] = made
+            entries.setdefault(board.labels[key], {})[column.heading] = made
     sign = -1 if higher(board.records) else 1
 
     def order(label: str) -> tuple[bool, list[float]]:
         means = [
-            sign * mean(entries[label][column.level].records)
-            if column.level in entries[label]
+            sign * mean(entries[label][column.heading].records)
+            if column.heading in entries[label]
             else float("inf")
             for column in board.columns
         ]
         return label != REFERENCE, means
 
     rows = [
-        (label, [entries[label].get(column.level) for column in board.columns])
+        (label, [entries[label].get(column.heading) for column in board.columns])
         for label in sorted(entries, key=order)
     ]
-    return [_heading(column) for column in board.columns], rows
+    return [column.heading for column in board.columns], rows
 
 
 def main_table(board: Board, link: Link, method: Linked = escape) -> str:
@@ -126,7 +125,7 @@ def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linke
     first: dict[str, tuple[str, Row]] = {}
     for column in board.columns:
         for key, records in column.rows:
-            first.setdefault(board.labels[key], (_heading(column), (key, records)))
+            first.setdefault(board.labels[key], (column.heading, (key, records)))
     for key, records in board.rows:
         text = f"{percent(counted(records), 1)} %" if key[1] != DENSE else "dense"
         first.setdefault(board.labels[key], (text, (key, records)))
@@ -220,17 +219,6 @@ def _named(label: str, method: Linked) -> str:
     return " ".join(filter(None, (method(first), escape(rest))))
 
 
-def _heading(column: Column) -> str:
-    """Returns a column's heading: `50 %`, `rows 50 %`, `2:4`, `50 % int4/64`."""
-    _, pattern, sparsity, overrides, _ = column.rows[0][0]
-    parts: list[Any] = [] if pattern == UNSTRUCTURED else [pattern.text]
-    if pattern.sparsity is None and pattern != DENSE:
-        parts.append(f"{100 * sparsity:g} %")
-    if overrides.quantization:
-        parts.append(overrides.quantization)
-    return " ".join(map(str, parts))
-
-
 def _note(board: Board) -> str:
     """Says what the scores are, how rows are sorted, and how many pairs were told apart."""
     first = board.records[0]
@@ -244,7 +232,7 @@ def _note(board: Board) -> str:
     ]
     tested = [column for column in board.columns if len(column.tested) > 1]
     if tested:
-        pairs = "; ".join(f"{c.told_apart} at {_heading(c)}" for c in tested)
+        pairs = "; ".join(f"{c.told_apart} at {c.heading}" for c in tested)
         parts.append(
             f"**Bold**: no row of the column is told to be better. Pairs told apart: {pairs}."
         )

@@ -19,7 +19,7 @@ the score.
 def pairs(board: Board) -> str:
     """Returns a triangle of differences for each column with two tested rows, as Markdown."""
     return "\n\n".join(
-        f"### {escape(column.level)}\n\n{_over(column)}\n\n{_triangle(board, column)}"
+        f"### {escape(column.heading)}\n\n{_over(column)}\n\n{_triangle(board, column)}"
         for column in board.columns
         if len(column.tested) > 1
     )
