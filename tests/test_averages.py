@@ -129,6 +129,9 @@ def test_a_task_that_dense_does_not_learn_does_not_count():
     means = mean_records([*weak, *rows("pst", 0.8)], TASKS)
     assert {tuple(r.scores.all) for r in means} == {TASKS[:2]}
     assert "no better than chance there: glue/rte" in means[0].scores.notes[1]
+    sent = [r.model_copy(update={"origin": "someone"}) for r in weak]
+    means = mean_records([*sent, *dense(), *rows("pst", 0.8)], TASKS)
+    assert {len(r.scores.all) for r in means} == {3}
 
 
 def test_a_mean_is_collapsed_or_old_if_a_member_is():

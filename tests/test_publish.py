@@ -76,6 +76,31 @@ def test_other_rows_of_the_task_and_model_tell_how_far_seeds_differ():
     assert "outside" in told([0.6], [*alone, *elsewhere], sparsity=0.9)
 
 
+def test_a_working_run_is_judged_by_working_runs():
+    def scored(values, **more):
+        made = of(values, **more)
+        chance = {"majority": 0.5}
+        return [
+            r.model_copy(update={"scores": r.scores.model_copy(update={"all": chance, "n": 1000})})
+            for r in made
+        ]
+
+    def line(here, there):
+        # Another row tells how far seeds differ; rows with collapsed runs do not.
+        published = [*scored(there), *scored(SPREAD, sparsity=0.9)]
+        return reproduction.comparisons(scored(here, origin=LOCAL), published)[0]
+
+    edge = by_hand(SPREAD, 1)
+    fallen = [*SPREAD, 0.5]
+    inside = line([0.82 + 0.99 * edge], fallen)
+    assert "published 82.00 ± 2.00 (3 seeds; 1 more collapsed), inside" in inside
+    assert "outside" in line([0.82 - 1.01 * edge], fallen)
+    # A run that has collapsed is one of them.
+    assert "(4 seeds), inside" in line([0.5], fallen)
+    assert "(3 seeds), inside" in line([0.52], [0.5, 0.51, 0.52])
+    assert "outside" in line([0.5], SPREAD)
+
+
 def test_an_earlier_version_is_named_and_not_judged():
     old = [r.model_copy(update={"versions": Versions(method=99, task=1)}) for r in of(SPREAD)]
     assert told([0.1], old).endswith("(3 seeds), of an earlier version: not judged")

@@ -22,7 +22,7 @@ from typing import Any
 from bench.core.cell import REFERENCE
 from bench.core.collapse import collapsed
 from bench.core.overrides import Scalar
-from bench.core.record import Record
+from bench.core.record import Record, verified
 from bench.core.record_parts import Cost, Macs, ScoresPart
 from bench.core.tuning import family_of
 from bench.reporting.paired import basis_of, items_of
@@ -67,9 +67,11 @@ def mean_records(records: Iterable[Record], average: Sequence[str]) -> list[Mean
 def counted_tasks(records: Sequence[Record], average: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the tasks that count for the mean, and those that dense itself does not learn.
 
-    Where a dense run is no better than chance, no method has anything to lose.
+    Where a dense run is no better than chance, no method has anything to lose. Runs that someone
+    sent in decide nothing.
     """
-    failing = {r.cell.task for r in records if r.cell.method == REFERENCE and collapsed(r)}
+    dense = [r for r in records if r.cell.method == REFERENCE and verified(r)]
+    failing = {r.cell.task for r in dense if collapsed(r)}
     return [t for t in average if t not in failing], [t for t in average if t in failing]
 
 
@@ -121,7 +123,10 @@ def _mean_of(members: Sequence[Record], left_out: Sequence[str]) -> MeanRecord:
 def _scores(members: Sequence[Record], left_out: Sequence[str]) -> ScoresPart:
     scores = {r.cell.task: r.scores for r in members if r.scores}
     named = ", ".join(f"{task} ({s.metric})" for task, s in scores.items())
-    notes = [f"Mean of {named}; steps and seconds are those of all together."]
+    notes = [
+        f"Mean of {named}; steps and seconds are those of all together. A run has collapsed if it "
+        "has on one of them."
+    ]
     if left_out:
         names = ", ".join(left_out)
         notes.append(f"Not counted, since dense itself is no better than chance there: {names}.")

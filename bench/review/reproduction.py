@@ -1,14 +1,16 @@
 """Says whether a score of this machine agrees with the published one.
 
-The tolerance is the gate's, which `verify` uses too: as far as seeds differ.
+The tolerance is the gate's, which `verify` uses too: as far as seeds differ. Runs that have not
+collapsed are held to published ones that have not: next to a collapsed run any score would do.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from bench.core.collapse import collapsed
 from bench.core.record import Record, verified
 from bench.core.store import path_of
 from bench.core.tables import printable
@@ -35,14 +37,22 @@ def comparisons(own: Iterable[Record], published: Iterable[Record]) -> list[str]
     told = []
     for name, found in _by_row(own).items():
         if name in known:
-            row = gate.rows_of(found)[name]
-            text = _scores(found[0], row, known[name])
+            alike = _alike(found, theirs[name])
+            row, published_row = gate.rows_of(found)[name], gate.rows_of(alike)[name]
+            fallen = len(theirs[name]) - len(alike)
+            text = _scores(found[0], row, published_row, fallen)
             if name in old:
                 text += ", of an earlier version: not judged"
             else:
-                text += f", {_verdict(found[0], row, known[name], spreads)}"
+                text += f", {_verdict(found[0], row, published_row, spreads)}"
             told.append(text)
     return told
+
+
+def _alike(own: Sequence[Record], published: Sequence[Record]) -> list[Record]:
+    """Returns the published runs to judge by: without collapsed ones, if no own run collapsed."""
+    working = [record for record in published if not collapsed(record)]
+    return working if working and not any(map(collapsed, own)) else list(published)
 
 
 def _by_row(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -52,8 +62,8 @@ def _by_row(records: Iterable[Record]) -> dict[str, list[Record]]:
     return rows
 
 
-def _scores(record: Record, own: BaselineRow, published: BaselineRow) -> str:
-    """Names the row; then its score here and the published mean ± sd."""
+def _scores(record: Record, own: BaselineRow, published: BaselineRow, fallen: int) -> str:
+    """Names the row; then its score here and the published mean ± sd without `fallen` runs."""
     assert record.scores is not None  # of a done record
     cell, unit = record.cell, record.scores.unit
     names = [cell.task, cell.model, method_name(cell.method, cell.overrides)]
@@ -62,6 +72,7 @@ def _scores(record: Record, own: BaselineRow, published: BaselineRow) -> str:
     seeds = len(published.score)
     spread = f" ± {unit * statistics.stdev(published.score):.2f}" if seeds > 1 else ""
     over = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    over += f"; {fallen} more collapsed" if fallen else ""
     name = printable(" ".join(filter(None, names)))
     return f"{name}: {unit * here:.2f} here, published {unit * there:.2f}{spread} ({over})"
 
