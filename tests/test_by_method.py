@@ -19,6 +19,8 @@ from bench.costs import by_method, without_weights
 from bench.costs.macs import count_macs
 from bench.costs.parameters import compared, count_trainable
 from bench.costs.products import forward_macs
+from bench.engine.prepare import prepare
+from bench.planning.job import Job
 from bench.planning.setups import setups
 from bench.sources.architectures import class_of, config_of, empty
 from bench.weights import dead, slicing, targets
@@ -357,6 +359,7 @@ def test_one_shot_methods_train_nothing_and_third_parties_may_need_weights(monke
     text = by_method.cost_report("tiny-bert", pattern=UNSTRUCTURED, batch=1, length=8)
     assert "pst: pst needs weights to be counted" in text
     assert "\nmagnitude " in text
+    assert prepare([Job.resolve(helpers.cell("pst"))]) == {}
     assert row("bert-base", "magnitude").train == 0
 
 

@@ -187,12 +187,19 @@ def test_pickled_weights_are_refused(tmp_path):
         helpers.load(catalog.adopt(str(folder)), registry.task("tiny/reviews"), 1)
 
 
-def test_a_pattern_that_does_not_divide_a_width_is_refused_before_the_dense_cell(
-    capsys, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("gmp", "--pattern", "2:5"), "query has 64 inputs, not a multiple of 5"),
+        (("ast", "--set", "slorb=mean", "slorb_k=24"), "slorb_k 24: bert.encoder.layer.0"),
+    ],
+)
+def test_what_a_model_does_not_fit_is_refused_before_the_dense_cell(
+    capsys, tmp_path, monkeypatch, more, line
 ):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["run", "--suite", "tiny", "--method", "gmp", "--pattern", "2:5"]) == 2
+    assert main.main(["run", "--suite", "tiny", "--method", *more]) == 2
     announced, refused = capsys.readouterr().err.splitlines()
     assert announced.startswith("sparsebench: 2 of 2 cells to run")
-    assert "query has 64 inputs, not a multiple of 5" in refused
+    assert line in refused
     assert list(tmp_path.iterdir()) == []

@@ -32,6 +32,10 @@ LARGEST_MASK = 2**26
 """Elements of an attention mask that is made to count a whole batch; in float32 256 MiB."""
 
 
+class NeedsWeights(BenchError):
+    """A method asks for the weights' values, so it cannot be attached without them."""
+
+
 @dataclass(frozen=True)
 class Attached:
     """A method attached to a model on the meta device, and a batch on the CPU."""
@@ -50,7 +54,8 @@ def attach(
     A one-shot method is not attached, because it changes no shapes.
 
     Raises:
-        BenchError: the method refuses the model or the cell, or asks for the weights' values.
+        BenchError: the method refuses the model or the cell.
+        NeedsWeights: it asks for the weights' values.
     """
     model = empty(kind, config)
     inputs = batch(model, budget.batch, budget.length)
@@ -186,11 +191,11 @@ def tensors(*things: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _values_refused(method: Method) -> Iterator[None]:
-    """Turns torch's errors about missing values into a BenchError of one line."""
+    """Turns torch's errors about missing values into one line."""
     try:
         yield
     except BenchError:
         raise
     except Exception as error:  # of a method or a model of somebody else
         line = one_line(error)
-        raise BenchError(f"{method.name} needs weights to be counted: {line}") from error
+        raise NeedsWeights(f"{method.name} needs weights to be counted: {line}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
+from bench.costs.without_weights import NeedsWeights, attach
 from bench.planning.job import Job
 from bench.sources.architectures import config_at, empty, for_task, known_config
 from bench.sources.catalog import Place, folder_of
@@ -25,13 +27,13 @@ def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
         The cells whose data or weights cannot be reached, each with the reason.
 
     Raises:
-        BenchError: a model does not fit its task or its pattern, or a source is damaged.
+        BenchError: a model does not fit its task, pattern or method, or a source is damaged.
     """
     pairs = {(job.task.name, job.place.name, job.budget.length): job for job in jobs}
     for job in pairs.values():
         if (config := known_config(job.place)) is not None:
             check_model(config, job.task, job.budget.length, job.place.name)
-    _check_groups(jobs, known_config)
+    _check_methods(jobs, known_config)
     offline: dict[tuple[str, str], str] = {}
     for job in pairs.values():
         for kind, name in (("task", job.task.name), ("model", job.place.name)):
@@ -53,19 +55,31 @@ def prepare(jobs: Sequence[Job]) -> dict[Cell, str]:
     for job in pairs.values():
         if job.cell not in lacking:
             check_model(config_at(job.place), job.task, job.budget.length, job.place.name)
-    _check_groups([job for job in jobs if job.cell not in lacking], config_at)
+    left = [j for j in jobs if j.cell not in lacking and known_config(j.place) is None]
+    _check_methods(left, config_at)
     return lacking
 
 
-def _check_groups(
+def _check_methods(
     jobs: Sequence[Job], config_of: Callable[[Place], PreTrainedConfig | None]
 ) -> None:
-    """Refuses N:M on a matrix whose inputs it does not divide, while nothing has trained for it."""
+    """Refuses a model that a pattern or a training method does not fit, while nothing has trained.
+
+    A method that asks for the weights' values is not checked.
+    """
     distinct = {
-        (job.place.name, job.task.head, job.cell.pattern): job
+        (
+            *(job.place.name, job.task.head, job.cell.pattern, job.cell.method),
+            job.cell.overrides.method,
+        ): job
         for job in jobs
-        if job.cell.pattern.n_m
+        if job.trains or job.cell.pattern.n_m
     }
     for job in distinct.values():
-        if (config := config_of(job.place)) is not None:
-            check_groups(prunable(empty(*for_task(config, job.task))), job.cell.pattern)
+        if (config := config_of(job.place)) is None:
+            continue
+        model = for_task(config, job.task)
+        check_groups(prunable(empty(*model)), job.cell.pattern)
+        if job.trains:
+            with suppress(NeedsWeights):
+                attach(job.make_method(), job.cell, job.budget, *model)
