@@ -87,9 +87,21 @@ def test_nothing_is_filed_where_one_record_is_refused(capsys, tree, sent):
     assert not (tree / "results").exists()
 
 
-@pytest.mark.parametrize("record_", [record(), record(failed=True)])
-def test_only_submissions_are_verified(capsys, tree, record_):
-    (tree / "r.json").write_text(record_.to_json())
+def test_the_projects_own_records_are_verified_too(capsys, tree, sent):
+    published = Store(tree / "results")
+    published.put(sent.model_copy(update={"origin": "local"}))
+    path = str(published.path(CELL))
+    code, out, _ = call(capsys, "verify", path)
+    assert code == 0
+    assert f"# Verification passed\n\n1 row of {path}: no change fails" in out.replace("\\", "")
+    own = Store(tree / "results" / "local")
+    code, _, err = call(capsys, "verify", path, str(own.path(CELL)))
+    assert code == 2
+    assert "seed1.json is what would be compared with it; --rerun runs its cell again" in err
+
+
+def test_a_failed_record_is_not_verified(capsys, tree):
+    (tree / "r.json").write_text(record(failed=True).to_json())
     code, _, err = call(capsys, "verify", "r.json")
     assert code == 2
     assert err.count("\n") == 1

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.driving import run_planned
-from bench.cli.flags import MANY, RESULTS, add_command, add_folders, add_out, add_published
+from bench.cli.flags import (
+    MANY,
+    RESULTS,
+    add_command,
+    add_folders,
+    add_out,
+    add_published,
+    positive,
+)
 from bench.cli.output import deliver, say
 from bench.cli.run import write_own_pages
 from bench.cli.selection import planned
@@ -55,11 +63,17 @@ def add_commands(commands: Any) -> None:
     verify = add_command(
         commands,
         "verify",
-        verify_record,
-        "Run the cell of a submitted record here and compare the two.",
-        ("verify results/submissions/them/glue.rte/…/seed1.json",),
+        verify_records,
+        "Run the cells of records here and compare: of submissions, or of the project's own.",
+        (
+            "verify results/submissions/them/glue.rte/…/seed1.json",
+            "verify results/reviews/minilm-l6/pst/*/seed1.json --jobs 2",
+        ),
     )
-    verify.add_argument("record", type=Path, metavar="RECORD", help="file of a record")
+    verify.add_argument("record", type=Path, nargs="+", metavar="RECORD", help="files of records")
+    verify.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="cells that run at a time (1)"
+    )
     verify.add_argument(
         "--rerun", action="store_true", help="run it even if it was run here before"
     )
@@ -147,31 +161,47 @@ def _checked(folder: Path, out: Path | None) -> list[Record] | None:
     return None if lines else records
 
 
-def verify_record(options: argparse.Namespace) -> int:
-    """Runs the cell of a record from elsewhere, and compares the two records."""
-    from bench.core.errors import BenchError
-    from bench.core.record import parse, verified
+def verify_records(options: argparse.Namespace) -> int:
+    """Runs the cells of records here, and compares each record with its rerun."""
+    from bench.engine.local import Local
     from bench.planning.job import Job
     from bench.review import gate, submissions
 
-    try:
-        submitted = parse(options.record.read_bytes(), str(options.record))
-    except OSError as error:
-        raise BenchError(f"{options.record}: {error.strerror}") from None
-    if submitted.status != "done" or verified(submitted):
-        what = "the project's own record" if verified(submitted) else "the record of a failure"
-        raise BenchError(f"{options.record} is {what}; verify takes a submission")
-    job, shelves = Job.resolve(submitted.cell), Shelves.of(options)
-    from bench.engine.local import Local
-
-    run_planned(planned(options, shelves.own, [job]), shelves, partial(Local, 1))
-    own = shelves.own.get(job.cell)
-    if own is None or own.status == "failed":
-        return 1
-    moved = submissions.differences(submitted, own, shelves.records()[0])
-    say(gate.verdict_text(moved, 1, str(options.record), "Verification"))
+    shelves = Shelves.of(options)
+    stated = {path: _stated(path, shelves, options.rerun) for path in options.record}
+    jobs = [Job.resolve(cell) for cell in dict.fromkeys(r.cell for r in stated.values())]
+    run_planned(planned(options, shelves.own, jobs), shelves, partial(Local, options.jobs))
+    known, wrong = shelves.records()[0], 0
+    for path, record in stated.items():
+        own = shelves.own.get(record.cell)
+        if own is None or own.status == "failed":
+            wrong += 1
+            continue
+        moved = submissions.differences(record, own, known)
+        say(gate.verdict_text(moved, 1, str(path), "Verification"))
+        wrong += any(change.fails for change in moved)
     write_own_pages(shelves, options.reports)
-    return int(any(change.fails for change in moved))
+    return int(wrong > 0)
+
+
+def _stated(path: Path, shelves: Shelves, rerun: bool) -> Record:
+    """Reads a record to verify.
+
+    Raises:
+        BenchError: there is no such record, or nothing to compare it with.
+    """
+    from bench.core.errors import BenchError
+    from bench.core.record import parse
+
+    try:
+        record = parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BenchError(f"{path}: {error.strerror}") from None
+    if record.status != "done":
+        raise BenchError(f"{path} is the record of a failure; verify takes finished ones")
+    if not rerun and shelves.own.path(record.cell).resolve() == path.resolve():
+        raise BenchError(f"{path} is what would be compared with it; --rerun runs its cell again")
+    return record
 
 
 def publish_records(options: argparse.Namespace) -> int:

@@ -171,7 +171,8 @@ def verdict_text(listed: Sequence[Change], rows: int, source: str, title: str = 
     """Returns the verdict as Markdown: one line, then a table of the changes."""
     failing = [change for change in listed if change.fails]
     verdict = "failed" if failing else "passed"
-    text = f"# {title} {verdict}\n\n{rows} rows of {escape(source)}: "
+    count = "1 row" if rows == 1 else f"{rows} rows"
+    text = f"# {title} {verdict}\n\n{count} of {escape(source)}: "
     text += f"{len(failing)} changes fail" if failing else "no change fails"
     if passing := len(listed) - len(failing):
         text += f"; {passing} to note"
