@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from bench.api import BenchError, Context, Field, parameters
 from bench.weights import dead
 from bench.weights.blocks import blocks, given, handed_on
-from methods.shared.passes import Batch, Forward, explained, replaced, trial
+from methods.shared.passes import Batch, Forward, replaced, run, trial
 from methods.shared.sequences import sequences
 from methods.shared.whole_blocks import DropsBlocks
 
@@ -121,8 +121,8 @@ def _outputs(model: PreTrainedModel, batch: Batch) -> dict[nn.Module, Any]:
 
         return forward
 
-    with replaced(blocks(model), keep), explained(model):
-        model(**batch)
+    with replaced(blocks(model), keep):
+        run(model, batch)
     return outputs
 
 
@@ -137,8 +137,7 @@ def _small(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    with explained(model):
-        logits: Tensor = model(**batch).logits
+    logits: Tensor = run(model, batch).logits
     return logits.float()
 
 

@@ -28,3 +28,11 @@ def own_cache(tmp_path_factory, request):
         os.environ.pop(key, None)
         if value is not None:
             os.environ[key] = value
+
+
+@pytest.fixture
+def float32_passes(monkeypatch):
+    """Calibrates in float32 on any device, for what is exact in float32 alone."""
+    from methods.shared import passes
+
+    monkeypatch.setattr(passes, "for_scoring", lambda head, device: "float32")

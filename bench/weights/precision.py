@@ -27,7 +27,8 @@ def for_scoring(head: str, device: torch.device) -> str:
     """Returns the arithmetic of scoring, as the record states it: `bf16-autocast` or `float32`.
 
     Language models are large, and their papers score them in bf16. A classifier's score counts
-    argmaxes over a few hundred short rows, where float32 costs little.
+    argmaxes over a few hundred short rows, where float32 costs little. The forward passes of
+    calibration are computed alike.
     """
     return for_training(device) if head == "causal-lm" else "float32"
 
@@ -39,6 +40,8 @@ def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]
         dtype: what `for_training` or `for_scoring` returned.
         device: the device of the products.
     """
+    if device.type == "meta":  # has no values, and knows no autocast
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16-autocast")
 
 

@@ -21,9 +21,20 @@ from torch import Tensor, nn
 
 from bench.api import BenchError, Context
 from bench.weights.blocks import blocks, put_out
+from bench.weights.precision import without_autocast
 from bench.weights.targets import Target
 from methods.shared.input_statistics import Statistic
-from methods.shared.passes import Batch, Call, Pass, explained, inference, run, stops, trial
+from methods.shared.passes import (
+    Batch,
+    Call,
+    Pass,
+    arithmetic,
+    explained,
+    inference,
+    run,
+    stops,
+    trial,
+)
 from methods.shared.reconstruct import Block
 from methods.shared.sequences import sequences
 
@@ -107,7 +118,7 @@ def _walk_once(
                 name = type(model).__name__
                 raise BenchError(f"{name} calls its blocks in an order that depends on the data")
             taps.enter(stopped.call, stopped.batch)
-            with explained(model):
+            with explained(model), arithmetic(model):
                 return compute[block](*stopped.call.args, **stopped.call.kwargs)
 
         try:
@@ -222,7 +233,8 @@ class _Taps(Generic[S]):
         self.seen = (x, self.found[name])
         if x.shape[:2] == self.longer:
             x = x[:, : self.length]
-        self.found[name].add(x.reshape(-1, x.shape[-1]))
+        with without_autocast(x):
+            self.found[name].add(x.reshape(-1, x.shape[-1]))
 
     def close(self) -> dict[str, S]:
         """Removes the hooks and returns the statistics by target.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.api import BenchError
 from bench.core.errors import one_line
+from bench.weights.precision import autocast, for_scoring
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -45,7 +47,8 @@ class Pass:
 
         self.batch = batch
         self.call: Call | None = None
-        self._model: greenlet = greenlet(lambda: run(model, batch))
+        self._arithmetic = partial(arithmetic, model)
+        self._model: greenlet = greenlet(partial(_call, model, batch))
         self._move()
 
     def resume(self, output: Any) -> None:
@@ -54,7 +57,9 @@ class Pass:
         self._move(output)
 
     def _move(self, *values: Any) -> None:
-        self.call = self._model.switch(*values)
+        # Around the switch: autocast belongs to the thread, and a pass stops in midst of the model.
+        with self._arithmetic():
+            self.call = self._model.switch(*values)
 
     def close(self) -> None:
         """Ends the pass where it stands."""
@@ -162,14 +167,28 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
             config.use_cache = cache
 
 
-def run(model: PreTrainedModel, batch: Batch) -> None:
-    """Runs the whole model.
+def run(model: PreTrainedModel, batch: Batch) -> Any:
+    """Runs the whole model and returns what it puts out.
 
     Raises:
         BenchError: the model cannot run on it.
     """
+    with arithmetic(model):
+        return _call(model, batch)
+
+
+def _call(model: PreTrainedModel, batch: Batch) -> Any:
     with explained(model):
-        model(**batch)
+        return model(**batch)
+
+
+def arithmetic(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Makes a context in which a pass is computed as the model's task is scored.
+
+    A context for each pass: autocast keeps copies of weights as long, and pruning changes weights.
+    """
+    head = "classification" if model.get_output_embeddings() is None else "causal-lm"
+    return autocast(for_scoring(head, model.device), model.device)
 
 
 @contextmanager

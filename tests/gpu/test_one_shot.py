@@ -15,7 +15,7 @@ from methods.shared.reconstruct import Block, refit
 from methods.sparsegpt import SparseGPT
 from tests.helpers import TRAINING_FREE, cell
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("float32_passes")]
 
 
 def zeros_of(method, device):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from bench.api import BenchError, Budget, Cell, Context
 from bench.weights import targets
 from methods import owl, sparsegpt, wanda
-from methods.shared import blockwise, obs
+from methods.shared import blockwise, obs, passes
 from methods.shared.input_statistics import ColumnNorms
 from tests import helpers
 
@@ -122,6 +122,42 @@ def test_blocks_see_inputs_from_already_pruned_blocks(kind):
     for mine, theirs in zip(targets.prunable(ours), inside.values(), strict=True):
         differ = (mine.weight != 0) != (theirs.weight != 0)
         assert differ.float().mean() < 2e-3, mine.name  # rounding may swap near ties
+
+
+def squares_of(monkeypatch, model, data, dtype):
+    """Σ x² by name, seen while weights go, in passes of a dtype; and the dtypes of outputs."""
+    monkeypatch.setattr(
+        passes, "for_scoring", lambda head, _: dtype if head == "causal-lm" else "float32"
+    )
+    found, dtypes = {}, set()
+    inside = {t.name: t for t in targets.prunable(model)}
+    for target in inside.values():
+        target.module.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+
+    def visit(block, stats):
+        for target in block:
+            assert stats[target.name].squares.dtype == torch.float32
+            found[target.name] = stats[target.name].squares
+            product = target.weight @ target.weight.t()
+            assert product.dtype == torch.float32  # no autocast between the passes
+            target.write(target.weight.masked_fill(target.weight.abs() < 0.05, 0.0))
+
+    blockwise.walk(model, context(model, data), ColumnNorms, visit, {})
+    return found, dtypes
+
+
+@architecture
+def test_language_models_are_walked_in_bf16_and_see_what_was_pruned(kind, monkeypatch):
+    data = list(batches())
+    exact, _ = squares_of(monkeypatch, build(kind), data, "float32")
+    found, dtypes = squares_of(monkeypatch, build(kind), data, "bf16-autocast")
+    assert dtypes == {torch.float32 if kind == "bert" else torch.bfloat16}
+    for name, squares in found.items():
+        assert torch.allclose(squares, exact[name], rtol=0.1, atol=1e-2), name
+        assert (squares - exact[name]).norm() < 0.01 * exact[name].norm(), name
+    dense = direct_squares(build(kind), data, set(found))
+    last = [name for name in found if ".2." in name]
+    assert any((dense[n] - exact[n]).norm() > 0.05 * exact[n].norm() for n in last)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
