@@ -18,7 +18,8 @@ neurons, 2:4 with a kernel); *train* is one update's forward and backward, per s
 **stored**: bytes in the smallest lossless format, or in the quantized one. **ms**: median latency
 of one forward pass of the deployed form, batch × tokens; **faster**: dense latency / this latency,
 in the same run. **train s**: seconds to the pruned model; one-shot methods include the dense
-training that they start from. **peak memory**: of the cell's process.
+training that they start from, and a teacher's training is left out. **peak memory**: of the cell's
+process.
 """
 
 _COUNTS = ("dense", "effective", "realizable", "train")

@@ -33,9 +33,9 @@ sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are no 
 majority class or chance, within two standard errors; the mean without them stands beside it.
 **columns**: zeros in the target weights, of any pattern that is not named. **time**: seconds to the
 pruned model / those of the dense one, on the same machine; one-shot methods include the dense
-training that they start from. **MACs**: multiply-adds of one sequence; *effective* leaves out
-products with zero weights, *realizable* only what this hardware can skip. **tuning**: seconds of
-the trials that chose the settings.
+training that they start from, and a teacher's training is left out. **MACs**: multiply-adds of one
+sequence; *effective* leaves out products with zero weights, *realizable* only what this hardware
+can skip. **tuning**: seconds of the trials that chose the settings.
 """
 
 Linked = Callable[[str], str]

@@ -35,10 +35,10 @@ FIGURE_LEGEND = """\
 **figures**: each mark is a mean over seeds; bands and bars are the standard deviation. Up is better
 and left is cheaper. The first figure has a curve for each method over the zeros that were counted.
 Each other figure has the rows of one column: *training time* is seconds to train and prune / the
-dense row's, on one machine, and one-shot methods include the dense training that they start from
-(where dense trains nothing, the axis has seconds);
-*trained* is the share of the model's parameters that the optimizer held, without the head, which is
-0 for one-shot methods. The grey steps are the Pareto frontier of the means: rows that no other row
+dense row's, on one machine; one-shot methods include the dense training that they start from, and
+a teacher's training is left out (where dense trains nothing, the axis has seconds); *trained* is
+the share of the model's parameters that the optimizer held, without the head, which is 0 for
+one-shot methods. The grey steps are the Pareto frontier of the means: rows that no other row
 beats in both directions. The frontier is not tested: a row just below it may be as good. A hollow
 mark is a pattern other than unstructured, a star is dense, a cross is unverified (never on the
 frontier). Rows with collapsed runs have no band in curves and are not among the points.
