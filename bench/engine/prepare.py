@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.core.cell import Cell
 from bench.core.errors import BenchError
 from bench.costs.without_weights import NeedsWeights, attach
+from bench.planning import registry
 from bench.planning.job import Job
 from bench.sources.architectures import config_at, empty, for_task, known_config
 from bench.sources.catalog import Place, folder_of
@@ -65,8 +66,10 @@ def _check_methods(
 ) -> None:
     """Refuses a model that a pattern or a training method does not fit, while nothing has trained.
 
-    A method that asks for the weights' values is not checked.
+    Methods of other packages are left to their cells' own processes: their code may do anything.
+    A method that asks for the weights' values is not checked either.
     """
+    own = registry.builtin("method")
     distinct = {
         (
             *(job.place.name, job.task.head, job.cell.pattern, job.cell.method),
@@ -80,6 +83,6 @@ def _check_methods(
             continue
         model = for_task(config, job.task)
         check_groups(prunable(empty(*model)), job.cell.pattern)
-        if job.trains:
+        if job.trains and job.cell.method in own:
             with suppress(NeedsWeights):
                 attach(job.make_method(), job.cell, job.budget, *model)

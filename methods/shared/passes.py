@@ -48,7 +48,7 @@ class Pass:
         self.batch = batch
         self.call: Call | None = None
         self._arithmetic = partial(arithmetic, model)
-        self._model: greenlet = greenlet(partial(_call, model, batch))
+        self._model: greenlet = greenlet(partial(_through, model, batch))
         self._move()
 
     def resume(self, output: Any) -> None:
@@ -182,13 +182,20 @@ def _call(model: PreTrainedModel, batch: Batch) -> Any:
         return model(**batch)
 
 
+def _through(model: PreTrainedModel, batch: Batch) -> None:
+    _call(model, batch)
+
+
 def arithmetic(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Makes a context in which a pass is computed as the model's task is scored.
 
     A context for each pass: autocast keeps copies of weights as long, and pruning changes weights.
     """
-    head = "classification" if model.get_output_embeddings() is None else "causal-lm"
-    return autocast(for_scoring(head, model.device), model.device)
+    from transformers import GenerationMixin
+
+    device = next(model.parameters()).device
+    head = "causal-lm" if isinstance(model, GenerationMixin) else "classification"
+    return autocast(for_scoring(head, device), device)
 
 
 @contextmanager

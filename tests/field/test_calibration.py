@@ -19,6 +19,8 @@ from tests import helpers
 from tests.field import families
 from tests.methods.test_blockwise import context
 
+pytestmark = pytest.mark.usefixtures("float32_passes")
+
 BERT = dict.fromkeys(families.OWN)
 FAMILIES = {
     "llama": {"num_key_value_heads": 2},

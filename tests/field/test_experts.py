@@ -22,6 +22,8 @@ from methods.shared.input_statistics import ColumnNorms
 from tests.field import families
 from tests.methods.test_blockwise import context
 
+pytestmark = pytest.mark.usefixtures("float32_passes")
+
 MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 MLA |= {"v_head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}
 FAMILIES = {
