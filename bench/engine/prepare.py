@@ -72,7 +72,10 @@ def _check_methods(
     own = registry.builtin("method")
     distinct = {
         (
-            *(job.place.name, job.task.head, job.cell.pattern, job.cell.method),
+            job.place.name,
+            job.task.head,
+            job.cell.method,
+            job.cell.pattern,
             job.cell.overrides.method,
         ): job
         for job in jobs

@@ -57,7 +57,7 @@ class Pass:
         self._move(output)
 
     def _move(self, *values: Any) -> None:
-        # Around the switch: autocast belongs to the thread, and a pass stops in midst of the model.
+        # Around the switch: autocast belongs to the thread, and a pass stops inside the model.
         with self._arithmetic():
             self.call = self._model.switch(*values)
 
