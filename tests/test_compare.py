@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from bench.cli import main
 from bench.core.record_parts import Speed
 from bench.core.store import Store
-from bench.reporting import compare
+from bench.reporting import boards, compare, paired
 from tests.benchmarks.simulate_statistics import NOISE, draw
 from tests.test_statistics import lower, rows, scored
 
@@ -45,6 +46,36 @@ def test_lower_is_better_for_perplexity():
     assert line.test.ratio
     assert line.test.effect > 1
     assert line.winner == 1
+
+
+def test_a_comparison_has_the_interval_of_its_board():
+    drawn = draw(np.random.default_rng(0), 6, 3, 400, NOISE["seeds most of all"])
+    found = flat(rows(drawn))
+    (board,) = boards.boards(found)
+    (column,) = board.columns
+    names = [records[0].cell.method for _, records in column.rows]
+    for a, b in itertools.permutations(range(6), 2):
+        (line,), _ = compare.lines(found, names[a], names[b])
+        ends = column.tests.low[a, b], column.tests.high[a, b]
+        assert (line.test.low, line.test.high) == pytest.approx(ends)
+
+
+def test_no_variance_is_lent_by_rows_outside_the_column_or_without_the_seeds():
+    drawn = draw(np.random.default_rng(0), 6, 3, 400, NOISE["seeds most of all"])
+    a, b, *others = rows(drawn)
+    alone = paired.compare(a, b)
+    (among,), _ = compare.lines(flat([a, b, *others]), "m0", "m1")
+    assert among.test.p != pytest.approx(alone.p)
+    apart = [[half_as_sparse(r) for r in row] for row in others]
+    other_seeds = [row[:2] for row in others]
+    for changed in (apart, other_seeds):
+        (line,), _ = compare.lines(flat([a, b, *changed]), "m0", "m1")
+        assert line.test == alone
+
+
+def half_as_sparse(made):
+    sparsity = made.sparsity.model_copy(update={"overall": made.cell.sparsity / 2})
+    return made.model_copy(update={"sparsity": sparsity})
 
 
 def test_below_three_seeds_nothing_is_claimed():

@@ -156,15 +156,15 @@ def counted(records: Sequence[Record]) -> float:
     return statistics.fmean(r.sparsity.overall for r in records if r.sparsity)
 
 
-def stands_apart(row: Row) -> bool:
-    """Tells whether a row's counted sparsity is not that of its column.
+def stands_apart(records: Sequence[Record]) -> bool:
+    """Tells whether the counted sparsity of a row's records is not that of its column.
 
     Of heads and neurons the sparsity is a share of units, so no count of weights is wrong.
     """
-    (_, pattern, sparsity, *_), records = row
-    if pattern == DENSE or pattern.removes_units:
+    cell = records[0].cell
+    if cell.pattern == DENSE or cell.pattern.removes_units:
         return False
-    return abs(counted(records) - float(sparsity)) > MISS + 1e-9  # 0.51 is near enough to 0.5
+    return abs(counted(records) - cell.sparsity) > MISS + 1e-9  # 0.51 is near enough to 0.5
 
 
 def level_of(key: Key) -> str:
@@ -176,7 +176,7 @@ def level_of(key: Key) -> str:
 def _columns(rows: Sequence[Row]) -> list[Column]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if not stands_apart(row):
+        if not stands_apart(row[1]):
             found[level_of(row[0])].append(row)
 
     def order(level: str) -> tuple[bool, bool, float, str]:

@@ -23,6 +23,7 @@ from bench.core.record import Record, number
 from bench.core.tables import escape, human, markdown
 from bench.core.tuning import NO_CHOICES, Choices
 from bench.reporting import cost_tables, paired
+from bench.reporting.boards import stands_apart
 from bench.reporting.rows import higher, label_of, mark_of, mean
 from bench.reporting.statistics import ALPHA, MIN_SEEDS, holm
 
@@ -79,23 +80,26 @@ def lines(
         BenchError: a method that has no records.
     """
     found = list(records)
-    names = {label_of(r.cell, choices) for r in found}
+    rows = _rows(found, choices)
     for wanted in (a, b):
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, sorted(names), n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_listed(names)}"
+        if wanted not in rows:
+            near = difflib.get_close_matches(wanted, sorted(rows), n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_listed(rows)}"
             raise BenchError(f"no records of {wanted!r}: {hint}")
     if a == b:
         raise BenchError(f"{a!r} is compared with itself")
-    sides = [_points(found, wanted, choices) for wanted in (a, b)]
+    sides = [rows[wanted] for wanted in (a, b)]
     points = set().union(*(side for s, side in zip((a, b), sides, strict=True) if s != REFERENCE))
     drafts, missing = [], {}
     for point in sorted(points, key=str):
-        pair = [_at(side, point, s) for side, s in zip(sides, (a, b), strict=True)]
-        if all(pair):
-            drafts.append((point, *_common(*pair), paired.compare(*pair)))
+        first, second = (_at(side, point, s) for side, s in zip(sides, (a, b), strict=True))
+        if first and second:
+            others = (side.get(point) for name, side in rows.items() if name not in (a, b))
+            beside = [row for row in others if row and not stands_apart(row)]
+            test = paired.compare(first, second, beside)
+            drafts.append((point, *_common(first, second), test))
         else:
-            missing[point] = {i for i, inside in enumerate(pair) if not inside}
+            missing[point] = {i for i, inside in enumerate((first, second)) if not inside}
     p = np.array([test.p for *_, test in drafts], dtype=np.float64)
     tested = ~np.isnan(p)
     p[tested] = holm(p[tested])
@@ -141,16 +145,14 @@ def summary(made: Sequence[Line], missing: int, a: str, b: str) -> str:
     return "\n".join(f"* {text}." for text in said)
 
 
-def _points(
-    records: Iterable[Record], wanted: str, choices: Choices
-) -> dict[Condition, list[Record]]:
-    found: dict[Condition, list[Record]] = defaultdict(list)
+def _rows(records: Iterable[Record], choices: Choices) -> dict[str, dict[Condition, list[Record]]]:
+    """Returns the records of each method at each condition, by the method's name in tables."""
+    found: dict[str, dict[Condition, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         cell = record.cell
-        if label_of(cell, choices) == wanted:
-            shared = cell.overrides.shared
-            point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
-            found[point].append(record)
+        shared = cell.overrides.shared
+        point = (cell.task, cell.model, cell.budget, cell.pattern, cell.sparsity, shared)
+        found[label_of(cell, choices)][point].append(record)
     return found
 
 

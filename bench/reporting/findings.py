@@ -109,8 +109,8 @@ def _limits(board: Board) -> list[str]:
     ours = [row for row in unranked if row[0][-1] != "unverified"]
     old = [row for row in ours if any(map(registry.is_stale, row[1]))]
     known = [row for row in ours if not any(map(registry.is_stale, row[1]))]
-    apart = [row for row in known if stands_apart(row)]
-    few = [row for row in known if not stands_apart(row) and len(row[1]) < MIN_SEEDS]
+    apart = [row for row in known if stands_apart(row[1])]
+    few = [row for row in known if not stands_apart(row[1]) and len(row[1]) < MIN_SEEDS]
     other = len(known) - len(apart) - len(few)
     parts = [
         f"{_rows(count)} {text}"

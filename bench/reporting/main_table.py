@@ -106,7 +106,7 @@ def main_table(board: Board, link: Link, method: Linked = escape) -> str:
     ]
     parts = [markdown(("method", *headings), cells)] if rows else []
     parts.append(_note(board))
-    if outside := [row for row in board.rows if stands_apart(row)]:
+    if outside := [row for row in board.rows if stands_apart(row[1])]:
         parts += ["At a sparsity of their own, so in no column and not tested:"]
         parts.append(_apart(board, outside, link, method))
     return "\n\n".join(parts)

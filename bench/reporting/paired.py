@@ -24,11 +24,12 @@ the table is chance. Where no seed moves anything, seeds alone cannot be tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.core.collapse import collapsed
 from bench.core.record import Record, verified
@@ -73,15 +74,28 @@ class Test:
     reason: str = ""
 
 
-def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
-    """Tests the records of one method against those of another on their common seeds."""
+def compare(
+    a: Sequence[Record], b: Sequence[Record], beside: Iterable[Sequence[Record]] = ()
+) -> Test:
+    """Tests the records of one method against those of another on their common seeds.
+
+    Args:
+        a: of one row.
+        b: of another.
+        beside: the other rows of their column. Those that have these seeds lend their variance, as
+            in `all_pairs`.
+    """
     blocks = sorted(set(_blocks(a)) & set(_blocks(b)))
     nan = float("nan")
     if not blocks:
         common = _seeds(a) & _seeds(b)
         reason = "scored on other data or in other arithmetic" if common else "no seed in common"
         return Test(nan, nan, nan, nan, False, 0, 0, reason)
-    basis, x = _outcomes([a, b], blocks)
+    lenders = (
+        row for row in beside if all(map(_testable, row)) and _blocks(row).keys() >= {*blocks}
+    )
+    rows = [a, b, *lenders]
+    basis, x = _outcomes(rows, blocks)
     ratio = basis == "log"
     means = x.mean(axis=(1, 2))
     effect = float(means[0] - means[1])
@@ -90,7 +104,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Test:
     if len(blocks) < MIN_SEEDS:
         reason = f"{len(blocks)} of {MIN_SEEDS} seeds in common"
         return Test(shown, nan, nan, nan, ratio, len(blocks), items, reason)
-    found = pairwise(x)
+    found = pairwise(x, _steady(rows))
     p, half = float(found.p[0, 1]), float(found.half()[0, 1])
     if math.isnan(p):
         reason = "no seed moves the scores, and no items give them"
@@ -146,8 +160,7 @@ def all_pairs(rows: Sequence[Sequence[Record]]) -> AllPairs:
     if len(inside) < 2:
         return AllPairs(places, "seeds", 0, effect, low, high, p)
     basis, x = _outcomes([rows[i] for i in inside], sorted(chosen))
-    steady = np.array([not any(map(collapsed, rows[i])) for i in inside])
-    found, means = pairwise(x, steady), x.mean(axis=(1, 2))
+    found, means = pairwise(x, _steady([rows[i] for i in inside])), x.mean(axis=(1, 2))
     at = np.ix_(inside, inside)
     p[at] = adjusted(found.p)
     rises = basis != "log" and _scores(rows[inside[0]][0]).higher_is_better
@@ -175,6 +188,10 @@ def basis_of(scores: ScoresPart) -> Basis:
 def _testable(record: Record) -> bool:
     # What an earlier version did under its settings says nothing about the method of today.
     return verified(record) and not registry.is_stale(record)
+
+
+def _steady(rows: Sequence[Sequence[Record]]) -> NDArray[np.bool_]:
+    return np.array([not any(map(collapsed, row)) for row in rows])
 
 
 def _outcomes(rows: Sequence[Sequence[Record]], blocks: Sequence[Block]) -> tuple[Basis, Floats]:
