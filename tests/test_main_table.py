@@ -193,3 +193,12 @@ def test_the_front_page_links_to_records_and_methods(tmp_path):
     text = front(store.records()[0])
     assert "[`pst`](methods/README.md#pst)" in text
     assert "[85.0 ± 0.0°](results/reviews/minilm-l6/pst/unstructured-0.50)" in text
+
+
+def test_the_front_page_folds_all_tables_but_that_of_the_largest_board():
+    other = {"task": "zero-shot", "model": "smollm2-135m-q4", "method": "wanda"}
+    text = front([*dense(), *rows("pst", 850), *(record(0.4, seed=s, **other) for s in SEEDS)])
+    assert text.count("| method") == 2
+    first, folded = text.split("<details>")
+    assert "`pst`" in first
+    assert "`wanda`" in folded.partition("</details>")[0]

@@ -35,17 +35,20 @@ def front(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
     """Returns findings and a Markdown table for each board of records in `results/`.
 
     Scores link to their records. Of a suite that states a mean over its tasks, the mean stands here
-    alone. The largest board is first.
+    alone. The largest board is first; the tables of the others are folded.
     """
     shown = [(s.suite, board) for s in by_suite(records, choices) for board in s.means or s.tasks]
     shown.sort(key=lambda pair: -len(pair[1].rows))
-    return "\n\n".join(_section(suite, board) for suite, board in shown)
+    return "\n\n".join(_section(suite, board, k > 0) for k, (suite, board) in enumerate(shown))
 
 
-def _section(suite: Suite, board: Board) -> str:
+def _section(suite: Suite, board: Board, folded: bool) -> str:
     findings = "\n".join(f"* {escape(line)}" for line in sentences(board))
     about = f"**[{suite.name}](reports/{suite.name}.md)**: {suite.description}"
-    parts = [about, findings, main_table(board, _linked, _method)]
+    table = main_table(board, _linked, _method)
+    if folded:
+        table = f"<details><summary>Table of scores</summary>\n\n{table}\n\n</details>"
+    parts = [about, findings, table]
     scores = board.records[0].scores
     if scores and _is_mean(board.records):
         parts += map(escape, scores.notes or ())
