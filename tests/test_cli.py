@@ -40,6 +40,14 @@ def test_help_imports_nothing_heavy():
         (["--model", "minilm"], "unknown model 'minilm': did you mean minilm-l6"),
         (["--method", "qqqq"], "see `sparsebench list methods`"),
         (["--method", "pst", "--pattern", "2:4"], "method pst makes unstructured, not 2:4"),
+        (
+            ["--method", "pst", "--pattern", "unstructured", "2:4"],
+            "no cell for pattern 2:4 with the rest of what was asked for; `sparsebench plan",
+        ),
+        (
+            ["--method", "pst", "wanda", "--pattern", "2:4"],
+            "no cell for method pst with the rest of what was asked for",
+        ),
         (["--method", "magnitude", "--pattern", "4:4"], "N must be below M"),
         (["--method", "magnitude", "--pattern", "tower"], "'tower' is not a pattern; use dense"),
         (["--method", "pst", "--sparsity", "1.5"], "sparsity 1.5"),

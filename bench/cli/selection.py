@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.flags import MANY, add_settings, positive
 from bench.cli.shelves import Shelves
+from bench.core.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.core.store import Store
@@ -105,11 +106,26 @@ def resolve(options: argparse.Namespace, tuned: bool = True) -> tuple[Suite, She
     suite = load_suite(options.suite).narrowed(wanted).changed(Overrides.of(flat), options.budget)
     choices = shelves.choices() if tuned else NO_CHOICES
     jobs = expand(suite, bool(options.pattern), choices)
+    _check_all_used(wanted, suite.name, jobs)
     if getattr(options, "smoke", False):
         from bench.planning.twins import twins
 
         jobs = twins(jobs)
     return suite, shelves, jobs
+
+
+def _check_all_used(wanted: Mapping[str, Sequence[Any]], suite: str, jobs: Sequence[Job]) -> None:
+    """Refuses what was asked for and is in no cell, for example a pattern that no method makes."""
+    named = wanted["methods"]
+    cells = [job.cell for job in jobs if not named or job.cell.method in named]
+    for field in ("tasks", "models", "methods", "patterns"):
+        name = field.removesuffix("s")
+        used = {getattr(cell, name) for cell in cells}
+        if left := [str(value) for value in wanted[field] if value not in used]:
+            raise BenchError(
+                f"no cell for {name} {', '.join(left)} with the rest of what was asked for; "
+                f"`sparsebench plan --suite {suite}` lists all"
+            )
 
 
 def planned(options: argparse.Namespace, store: Store, jobs: Sequence[Job]) -> list[Planned]:

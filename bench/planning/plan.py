@@ -34,8 +34,8 @@ def expand(suite: Suite, explicit: bool = False, choices: Choices = NO_CHOICES) 
 
     Args:
         suite: its grids.
-        explicit: whether the user named the patterns; then a method that cannot make them is an
-            error.
+        explicit: whether the user named the patterns; then a method that makes none of them is
+            an error.
         choices: settings that were chosen for methods, which the suite may ask for.
 
     Raises:
@@ -95,16 +95,15 @@ def levels_of(
         method: the method's class.
         patterns: wanted patterns. If the method makes none of them, its first one is taken.
         sparsities: wanted sparsities (fractions), for patterns that do not fix one.
-        explicit: whether to refuse patterns that the method cannot make.
+        explicit: whether to refuse a method that makes none of the patterns.
 
     Raises:
-        BenchError: the method cannot make a pattern, and `explicit` is true.
+        BenchError: the method makes none of the patterns, and `explicit` is true.
     """
     makes = [pattern for pattern in patterns if pattern.made_by(method.patterns)]
-    if explicit and (refused := [str(pattern) for pattern in patterns if pattern not in makes]):
-        raise BenchError(
-            f"method {method.name} makes {', '.join(method.patterns)}, not {', '.join(refused)}"
-        )
+    if explicit and not makes:
+        refused = ", ".join(map(str, patterns))
+        raise BenchError(f"method {method.name} makes {', '.join(method.patterns)}, not {refused}")
     points: list[tuple[Pattern, float]] = []
     for pattern in makes or [default_of(method.patterns[0])]:
         free = pattern.sparsity is None
