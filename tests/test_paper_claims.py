@@ -176,7 +176,7 @@ def test_a_published_number_is_reproduced_within_the_interval_of_the_same_cell()
     [
         ({}, {"model": "minilm-l6"}, "model minilm-l6"),
         ({}, {"budget": "default"}, "budget default"),
-        ({}, {"overrides": (("lr", 1.0),)}, "parameters"),
+        ({}, {"overrides": (("lr", 1.0),)}, "lr=1"),
         ({"recipe": "distilled"}, {}, "paper: distilled"),
     ],
 )

@@ -198,6 +198,19 @@ def test_a_row_may_follow_its_published_dense_row(clone, made, capsys):
     assert publish(capsys, "--method", "magnitude")[0] == 0
 
 
+def test_a_row_has_the_seeds_of_the_published_dense_row(clone, made, capsys):
+    dense = [r for r in made if r.cell.method == "dense"]
+    keep([*dense, *changed(dense[:1], cell={"seed": 4})])
+    assert publish(capsys, "--method", "dense")[0] == 0
+    git("add", ".")
+    git("commit", "-qm", "dense")
+    keep(r for r in made if r.cell.method == "magnitude")
+    code, out, _ = publish(capsys)
+    assert code == 1
+    assert "magnitude/unstructured-0.50" in out
+    assert "no seed 4, which other rows have" in out
+
+
 def changed(records, **update):
     first, *rest = records
     if "cell" in update:

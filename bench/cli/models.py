@@ -54,10 +54,18 @@ def _add_prune(commands: Any) -> None:
         ),
     )
     command.add_argument("model", metavar="MODEL", help="a slug, a hub id or a folder")
-    command.add_argument("--method", required=True, metavar="NAME", help="a one-shot method")
+    command.add_argument(
+        "--method",
+        required=True,
+        metavar="NAME",
+        help="a one-shot method: see `sparsebench list methods`",
+    )
     command.add_argument("--pattern", metavar="P", help="default: the method's first")
     command.add_argument(
-        "--sparsity", metavar="S", type=float, help="fraction to prune; N:M fixes its own"
+        "--sparsity",
+        metavar="S",
+        type=float,
+        help="fraction to prune, needed where the pattern is not N:M",
     )
     command.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"

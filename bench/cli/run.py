@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.driving import engine_of, run_planned
-from bench.cli.flags import add_command, add_folders, add_tls, positive
+from bench.cli.flags import add_command, add_folders, add_results, add_tls, positive
 from bench.cli.output import say, warn
 from bench.cli.plan_text import Device, counted, show_plan
 from bench.cli.selection import add_selection, add_smoke, planned, resolve
@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
         ("fetch --suite quick --method pst",),
     )
     add_selection(fetch)
-    add_folders(fetch)
+    add_results(fetch)
 
 
 def _add_plan(commands: Any) -> None:
@@ -47,7 +47,7 @@ def _add_plan(commands: Any) -> None:
     add_smoke(command)
     Device.add_flags(command)
     _add_retry(command)
-    add_folders(command)
+    add_results(command)
 
 
 def _add_run(commands: Any) -> None:

@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 def add_selection(command: argparse.ArgumentParser, seeds: bool = True) -> None:
     """Adds the flags that choose cells; `tune` has a seed of its own."""
     command.add_argument(
-        "--suite", default="quick", metavar="NAME", help="name of a suite, or a TOML file"
+        "--suite",
+        default="quick",
+        metavar="NAME",
+        help="name of a suite, or a TOML file (default: quick)",
     )
-    command.add_argument("--method", **MANY, help="methods; the suite's baselines are added")
-    command.add_argument("--task", **MANY, help="tasks instead of the suite's")
-    command.add_argument("--model", **MANY, help="slugs, hub ids or folders")
+    command.add_argument("--method", **MANY, help="default: the suite's; its baselines are added")
+    command.add_argument("--task", **MANY, help="default: the suite's")
+    command.add_argument("--model", **MANY, help="slugs, hub ids or folders (default: the suite's)")
     command.add_argument("--pattern", **MANY, help="unstructured, 2:4, block:16x16, heads, …")
     command.add_argument(
-        "--sparsity", **{**MANY, "metavar": "S"}, type=float, help="fractions to prune"
+        "--sparsity",
+        **{**MANY, "metavar": "S"},
+        type=float,
+        help="fractions to prune (default: the suite's)",
     )
     if seeds:
-        command.add_argument("--seeds", **{**MANY, "metavar": "K"}, type=int, help="seeds")
+        command.add_argument(
+            "--seeds", **{**MANY, "metavar": "K"}, type=int, help="default: the suite's"
+        )
     command.add_argument("--budget", metavar="NAME", help="name of one of the task's budgets")
     command.add_argument(
         "--limit",

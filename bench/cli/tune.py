@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.driving import engine_of, run_planned
-from bench.cli.flags import add_command, add_folders, positive
+from bench.cli.flags import add_command, add_results, positive
 from bench.cli.output import say
 from bench.cli.selection import add_selection, planned, resolve
 from bench.cli.shelves import Shelves
@@ -29,7 +29,8 @@ def add_commands(commands: Any) -> None:
         commands,
         "tune",
         tune_cells,
-        "Try the settings of methods on the select slice and keep the best of each.",
+        "Try the settings of methods on the select slice and keep the best of each. With --set of "
+        "a method's parameter: score that setting and keep nothing.",
         (
             "tune --suite quick",
             "tune --method pst --sparsity 0.5",
@@ -39,7 +40,7 @@ def add_commands(commands: Any) -> None:
     add_selection(tune, seeds=False)
     tune.add_argument("--jobs", type=positive, metavar="N", help="trials that run at a time")
     tune.add_argument("--timeout", type=positive, metavar="SECONDS", help="limit of one trial")
-    add_folders(tune)
+    add_results(tune)
 
 
 def tune_cells(options: argparse.Namespace) -> int:

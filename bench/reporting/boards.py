@@ -67,7 +67,7 @@ class Column:
 
     @property
     def best(self) -> list[Row]:
-        """Returns the rows that no other row of the column is told to be better than."""
+        """Returns the rows than which the tests find no better one in the column."""
         places = zip(self.rows, self.tests.places, strict=True)
         return [row for row, place in places if place and place[0] == 1]
 

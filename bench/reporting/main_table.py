@@ -25,7 +25,7 @@ from bench.reporting.rows import (
 from bench.reporting.statistics import MIN_SEEDS
 
 MAIN_LEGEND = f"""\
-**bold**: no other row of the column is told to be better. The paired tests are at 5 % over all
+**bold**: the tests find no better row in the column. The paired tests are at 5 % over all
 pairs of a column at once; ° marks a row that is not tested: it is alone, of an earlier version,
 scored in other arithmetic, or has fewer than {MIN_SEEDS} seeds or other ones than the rest.
 **scores**: the task's metric × 100 where higher is better, unscaled where lower is better; mean ±
@@ -48,7 +48,7 @@ class Entry:
 
     Attributes:
         records: that it is the mean of.
-        best: whether no row of the column is told to be better.
+        best: whether the tests find no better row in the column.
         tested: whether the row was tested against the others of the column.
     """
 
@@ -234,7 +234,7 @@ def _note(board: Board) -> str:
     if tested:
         pairs = "; ".join(f"{c.told_apart} at {c.heading}" for c in tested)
         parts.append(
-            f"**Bold**: no row of the column is told to be better. Pairs told apart: {pairs}."
+            f"**Bold**: the tests find no better row in the column. Pairs told apart: {pairs}."
         )
     if any(len(column.tested) < len(column.rows) for column in board.columns):
         parts.append("°: not tested.")

@@ -45,9 +45,11 @@ LEGEND = f"""\
 **verdict**: *reproduced*: counted, or measured on the paper's model with the budget `{FULL}`, and
 the printed number (or order) lies in the 95 % interval; *{NOT}*: it lies outside; *undecided*:
 the interval holds both. *holds elsewhere*, *fails elsewhere*, *undecided elsewhere*: the same for
-an order of two methods on the model and budget that are named; of the paper's own it says nothing.
+an order of two methods on the model and budget that are named. They do not judge the paper's own
+experiment.
 *{UNTESTED}*: there is no such cell, too few seeds, or something else differs, which is named.
-Published numbers stand here only, never in a leaderboard.
+Published numbers stand here only, never in a leaderboard. (H): read in the source itself; (M): read
+at one remove; (L): from memory.
 """
 
 
@@ -106,7 +108,10 @@ def findings(
         except BenchError:  # both have records, but not of these tasks
             continue
         found += [_measured(claim, line, recipes) for line in lines]
-    untested = "no cell that both have" if {claim.method, claim.against} <= names else "no records"
+    untested = "no records"
+    if {claim.method, claim.against} <= names:
+        where = f" of {' or '.join(claim.tasks)}" if claim.tasks else ""
+        untested = f"no cell{where} that both have"
     return found or [Finding("–", "", untested, UNTESTED)]
 
 

@@ -172,7 +172,7 @@ def _differs(printed: PublishedNumber, row: Row) -> list[str]:
     if cell.budget != FULL:
         differences.append(f"budget {cell.budget}")
     if cell.overrides:
-        differences.append("parameters")
+        differences.append(str(cell.overrides))
     return differences + ([f"paper: {printed.recipe}"] if printed.recipe else [])
 
 

@@ -6,12 +6,13 @@ from committed code, and has its dense reference beside it.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.core import provenance
-from bench.core.cell import REFERENCE
+from bench.core.cell import REFERENCE, Cell
 from bench.core.record import LOCAL, Record
 from bench.core.store import Store, path_of
 from bench.core.tuning import TUNING_SEED, Choice, Choices, path_of_choice, write
@@ -40,7 +41,7 @@ def refusals(
         lines.append(f"{changed[0]} is not committed: commit or stash what has changed")
     for record in records:
         lines += [f"{path_of(record.cell)}: {line}" for line in _of_record(record)]
-    return [*lines, *_seeds(records), *_references(records, published)]
+    return [*lines, *_seeds(records, published), *_references(records, published)]
 
 
 def choices_of(records: Iterable[Record], own: Store) -> list[Choice]:
@@ -105,18 +106,26 @@ def _of_record(record: Record) -> Iterator[str]:
     yield from submissions.contradictions(record)
 
 
-def _seeds(records: Sequence[Record]) -> Iterator[str]:
-    """Names rows that have too few seeds, or others than the rows that they are compared with."""
+def _seeds(records: Sequence[Record], published: Store) -> Iterator[str]:
+    """Names rows that have too few seeds, or lack one of another row here or of the dense one."""
     rows: dict[Group, dict[Path, set[int]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         rows[group_of(record)][path_of(record.cell).parent].add(record.cell.seed)
-    for inside in rows.values():
-        wanted = set().union(*inside.values())
+    there: dict[Group, set[int]] = defaultdict(set)
+    for record in records:
+        there[group_of(record)] |= _published_seeds(record.cell.dense, published)
+    for group, inside in rows.items():
+        wanted = there[group].union(*inside.values())
         for row, seeds in inside.items():
             if len(seeds) < MIN_SEEDS:
                 yield f"{row}: {len(seeds)} of at least {MIN_SEEDS} seeds"
             elif lacking := sorted(wanted - seeds):
                 yield f"{row}: no seed {', '.join(map(str, lacking))}, which other rows have"
+
+
+def _published_seeds(cell: Cell, published: Store) -> set[int]:
+    names = (path.name for path in published.path(cell).parent.glob("seed*.json"))
+    return {int(found[1]) for name in names if (found := re.fullmatch(r"seed(\d+)\.json", name))}
 
 
 def _references(records: Sequence[Record], published: Store) -> Iterator[str]:

@@ -43,12 +43,12 @@ Answer = Literal["agrees", "disagrees", "cannot tell", "not tested"]
 LEGEND = f"""\
 **printed**: pairs of perplexities of one table, level and model that have the stated order; from
 `bench/review/published.csv` and `published_more.csv`. **difference**: first method minus second, in
-points, with its 95 % interval from paired tests over seeds × items; of perplexities their ratio.
-*agrees*, *disagrees*: the interval lies on one side; *cannot tell*: it holds no difference;
-*not tested*: too few seeds, or no rows of the present version. Intervals are not adjusted for the
-number of tests. **ρ**: Spearman's, of the methods that a published table and a board have in common
-at one level, at least {COMMON}. Its 95 % interval is from {DRAWS:,} bootstrap draws, of methods and
-of seeds.
+points, with the 95 % interval of the board's column. For perplexities it is first / second, and
+below 1 the first is better. *agrees*, *disagrees*: the interval lies on one side; *cannot tell*: it
+includes 0 (a ratio: 1); *not tested*: no records at that level, too few seeds, or an earlier
+version. Intervals are not adjusted for the number of tests. **ρ**: Spearman's, of the methods that
+a published table and a board have in common at one level, at least {COMMON}. Its 95 % interval is
+from {DRAWS:,} bootstrap draws, of methods and of seeds.
 """
 
 
