@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic.dataclasses import is_pydantic_dataclass
@@ -113,7 +114,8 @@ class Method(ABC):
             method to its declaration.
         published: the trained share that its paper prints, if it prints one.
         report: numbers for the record that the finished model cannot tell, by name.
-        left_dense: names of the targets that it could not prune, of which it promises nothing.
+        left_dense: the targets that it could not prune, by name, with the zeros that each was to
+            get. Of these it promises nothing.
     """
 
     name: ClassVar[str]
@@ -131,7 +133,7 @@ class Method(ABC):
     max_grad_norm: ClassVar[float] = 1.0
     state: ClassVar[tuple[str, ...] | None] = None
     published: ClassVar[Published | None] = None
-    left_dense: frozenset[str] = frozenset()
+    left_dense: Mapping[str, int] = MappingProxyType({})
 
     @parameters
     class Params:

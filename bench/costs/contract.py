@@ -39,8 +39,7 @@ def check_contract(
         raise BenchError(f"{cell.method}: pattern {cell.pattern} does not hold", "contract")
     # Each matrix rounds its count of zeros down, so at most one zero a matrix is missing.
     matrices = targets.prunable(model)
-    sizes = {t.name: t.shape[0] * t.shape[1] for t in matrices}
-    elements = sum(sizes.values())
+    elements = sum(t.shape[0] * t.shape[1] for t in matrices)
     slack = len(matrices) / elements + 1e-6
     # What is promised is promised of the prunable set; `overall` counts routers, too.
     counted = sparsity.overall * targets.block_elements(model) / elements
@@ -48,7 +47,7 @@ def check_contract(
         slack += 1e-4  # weights that are zero by chance
     else:
         slack += 1e-2  # heads, neurons and blocks are removed whole, in steps
-    promised = cell.sparsity * (1 - sum(sizes[name] for name in method.left_dense) / elements)
+    promised = cell.sparsity - sum(method.left_dense.values()) / elements
     given = before.kept(matrices) / elements if before else 0.0
     # Quantizing rounds small weights to zero, so more zeros than promised are fine then.
     most = 1.0 if cell.quantization else promised + given + slack

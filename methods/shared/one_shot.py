@@ -110,7 +110,9 @@ class OneShot(Method):
         if ctx.cell.sparsity == 0:
             return
         counts = self.counts(model, ctx)
-        left = {t.name for t in ctx.targets}
+        # At the cell's sparsity, where no count was chosen.
+        share = {t.name: pruned_count(t.stored.numel(), ctx.cell.sparsity) for t in ctx.targets}
+        left = share | counts
 
         def visit(inside: list[Target], found: dict[str, Statistic]) -> None:
             for target in inside:
@@ -121,7 +123,7 @@ class OneShot(Method):
                 self.prepare(target, statistic)
                 weight = self.pruned(target.weight.float(), statistic, counts[target.name])
                 target.write(weight)
-                left.discard(target.name)
+                del left[target.name]
 
         def reconstruct(block: Block) -> None:
             block = block._replace(targets=[t for t in block.targets if t.name not in left])
@@ -130,7 +132,7 @@ class OneShot(Method):
         refits = reconstruct if self.params.reconstruct else None
         walk(model, ctx, self.statistic, visit, self.report, reconstruct=refits)
         if left:
-            self.left_dense = frozenset(left)
+            self.left_dense = left
             self.report["left_dense"] = len(left)
             names = ", ".join(sorted(left)[:3]) + (", …" if len(left) > 3 else "")
             log.warning("left dense, as no calibration pass calls them: %d (%s)", len(left), names)

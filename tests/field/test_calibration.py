@@ -9,10 +9,12 @@ import torch
 
 from bench.api import BenchError
 from bench.cli.main import main
+from bench.costs.contract import check_contract
+from bench.costs.parameters import count_sparsity
 from bench.sources import limits
 from bench.sources.loading import load_model
 from bench.weights import targets
-from methods import magnitude, wanda
+from methods import alphapruning, magnitude, wanda
 from methods.shared import blockwise, passes
 from methods.shared.input_statistics import ColumnNorms
 from tests import helpers
@@ -129,7 +131,7 @@ def test_wanda_equals_whole_forward_passes(kind, monkeypatch):
     method.attach(ours, ctx)
     naive_wanda(naive, ids)
     # Without global attention its projections are not called.
-    assert method.left_dense == {t.name for t in linear_inside(ours) if "_global" in t.name}
+    assert method.left_dense.keys() == {t.name for t in linear_inside(ours) if "_global" in t.name}
     for a, b in zip(linear_inside(ours), linear_inside(naive), strict=True):
         zeros = 0 if a.name in method.left_dense else a.weight.numel() // 2
         assert int((a.weight == 0).sum()) == zeros, a.name
@@ -278,7 +280,7 @@ def test_matrices_that_no_pass_calls_stay_dense_and_are_named(kind, kinds, caplo
     before = {t.name: t.weight.clone() for t in ctx.targets}
     method = kinds()
     method.attach(model, ctx)
-    assert method.left_dense == uncalled
+    assert method.left_dense.keys() == uncalled
     assert method.report["left_dense"] == len(uncalled)
     assert f"{len(uncalled)} (" in caplog.text
     assert sorted(uncalled)[0] in caplog.text
@@ -288,6 +290,21 @@ def test_matrices_that_no_pass_calls_stay_dense_and_are_named(kind, kinds, caplo
             assert torch.equal(t.weight, before[t.name])
     rest = sum(t.weight.numel() for t in ctx.targets if t.name not in uncalled)
     assert sum(zeros.values()) == pytest.approx(rest / 2, abs=len(zeros))
+
+
+def test_what_is_left_dense_in_a_sparser_block_is_missed_more():
+    """Blocks have their own sparsities, and only one of them holds matrices without inputs."""
+    model = families.build("gpt2", **CROSS)
+    first = model.transformer.h[0]
+    first.crossattention = first.ln_cross_attn = torch.nn.Identity()
+    ctx = context(model, [{"input_ids": torch.tensor(families.ids())}])
+    method = alphapruning.AlphaPruning()
+    method.attach(model, ctx)
+    sparsity = count_sparsity(model, ctx.cell.pattern)
+    check_contract(ctx.cell, method, sparsity, model)
+    sizes = {t.name: t.weight.numel() for t in ctx.targets}
+    missed = sum(method.left_dense.values()) / sum(sizes[name] for name in method.left_dense)
+    assert missed != pytest.approx(ctx.cell.sparsity, abs=0.01)
 
 
 @pytest.mark.parametrize("pattern", [("--sparsity", "0.5"), ("--pattern", "2:4")])
