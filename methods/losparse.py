@@ -87,8 +87,7 @@ class LoSparse(ImportancePruning):
         """Returns all weights, and ρ·(o + i) a matrix, ρ = ⌈κ·o·i/(o + i)⌉."""
         shapes = [target.shape for target in prunable(model)]
         kappa = self.params.kappa
-        branches = sum(math.ceil(kappa * o * i / (o + i)) * (o + i) for o, i in shapes)
-        return all_weights(model) + branches
+        return all_weights(model) + sum(rank((o, i), kappa) * (o + i) for o, i in shapes)
 
     def attach(self, model: PreTrainedModel, ctx: Context) -> None:
         """Splits every target into a branch L, R and a weight S."""
@@ -130,9 +129,10 @@ class LoSparse(ImportancePruning):
         scores = self.importance.scores()
         order = torch.cat([score.flatten() for score in scores]).argsort(stable=True)
         wanted = math.ceil(ramp * self.surplus)
-        gone = order[: int(torch.searchsorted(self.widths[order].cumsum(0), wanted)) + 1]
-        keep = scores[0].new_ones(len(order))
-        keep[gone] = 0.0
+        widths = self.widths[order]
+        before = widths.cumsum(0) - widths  # elements of the rows that go first
+        keep = scores[0].new_empty(len(order))
+        keep[order] = (before >= wanted).to(keep.dtype)
         parts = keep.split([score.numel() for score in scores])
         return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
 

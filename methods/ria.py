@@ -71,7 +71,7 @@ class RIA(OneShot):
         n_m = ctx.cell.pattern.n_m
         if n_m and self.params.permute == "folded":
             self.channels = foldable(model, n_m[1])
-            check(model, self.channels, next(iter(ctx.calibration())))
+            check(model, n_m[1], next(iter(ctx.calibration())))
         super().attach(model, ctx)
 
     def prepare(self, target: Target, statistic: ColumnNorms) -> None:

@@ -8,7 +8,9 @@ residual stream: to reorder them for one matrix would cost a gather at inference
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,33 +93,26 @@ def _range(start: int, n: int, target: Target) -> Tensor:
 
 
 @torch.no_grad()
-def check(
-    model: PreTrainedModel, found: dict[str, list[Channels]], batch: dict[str, Tensor]
-) -> None:
-    """Refuses a model whose outputs change when the channels are turned round.
+def check(model: PreTrainedModel, size: int, batch: dict[str, Tensor]) -> None:
+    """Tries on a copy, in float32, whether a model's outputs stay when channels are turned round.
+
+    Args:
+        model: as for `foldable`.
+        size: M.
+        batch: inputs.
 
     Raises:
         BenchError: something between the matrices tells channels apart, as a norm does.
     """
-    training = model.training
-    model.eval()
-    before = model(**batch).logits
-    _turn_round(found)
-    after = model(**batch).logits
-    _turn_round(found)
-    model.train(training)
-    change = float((after - before).abs().max() / before.abs().max().clamp(min=1e-6))
-    if not change <= TOLERANCE:
+    twin: Any = copy.deepcopy(model).float().eval()
+    before = twin(**batch).logits
+    for channels in chain.from_iterable(foldable(twin, size).values()):
+        channels.permute(torch.arange(channels.columns.shape[1], device=before.device).flip(0))
+    if not slicing.moved(before, twin(**batch).logits) <= TOLERANCE:
         raise BenchError(
             f"method ria: permute folded: {type(model).__name__} computes something else when "
             "neurons or values change places; use permute none"
         )
-
-
-def _turn_round(found: dict[str, list[Channels]]) -> None:
-    for channels in (one for some in found.values() for one in some):
-        n = channels.columns.shape[1]
-        channels.permute(torch.arange(n - 1, -1, -1, device=channels.columns.device))
 
 
 def best_order(scores: Tensor, n: int, m: int) -> Tensor:

@@ -164,7 +164,8 @@ def test_reordering_changes_no_logit(kind):
     with torch.no_grad():
         after = model(**batch).logits
     assert torch.allclose(after, before, atol=1e-5)
-    check(model, found, batch)
+    check(model, 4, batch)
+    check(model.bfloat16(), 4, batch)  # in float32 however the weights are stored
 
 
 def test_query_heads_that_share_values_are_reordered_alike():
@@ -183,7 +184,7 @@ def test_a_model_that_tells_neurons_apart_is_refused():
     layer.down_proj.register_forward_pre_hook(lambda _, args: (args[0] * scale,))
     weights = {t.name: t.weight.clone() for t in targets.prunable(model)}
     with pytest.raises(BenchError, match="when neurons or values change places; use permute none"):
-        check(model, foldable(model, 4), {"input_ids": torch.tensor(ids(2, 8))})
+        check(model, 4, {"input_ids": torch.tensor(ids(2, 8))})
     assert all(t.weight.equal(weights[t.name]) for t in targets.prunable(model))
 
 
