@@ -29,7 +29,7 @@ class ADMM(OneShot):
 
     @parameters
     class Params(ReconstructParams):
-        """The paper's."""
+        """The paper's and its code's."""
 
         percdamp: float = Field(
             default=0.1, ge=0, description="damping, as a fraction of the mean diagonal of XᵀX"

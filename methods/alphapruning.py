@@ -38,7 +38,7 @@ class AlphaPruning(Allocated):
 
     @parameters
     class Params(BaseParams):
-        """The paper's."""
+        """The paper's and its code's."""
 
         tau: float = Field(
             default=0.3,

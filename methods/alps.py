@@ -34,7 +34,7 @@ class ALPS(OneShot):
 
     @parameters
     class Params(ReconstructParams):
-        """The paper's."""
+        """The paper's and its code's."""
 
         percdamp: float = Field(
             default=0.01, ge=0, description="damping, as a fraction of the mean diagonal of XᵀX"

@@ -31,7 +31,7 @@ class DLP(Allocated):
 
     @parameters
     class Params(BaseParams):
-        """The paper's."""
+        """The paper's and its code's."""
 
         alpha: float = Field(
             default=0.15,

@@ -5,7 +5,7 @@ j* = argmin over the blocks j that are left of PPL(model without the dropped one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -78,52 +78,53 @@ def losses_without(
 ) -> Tensor:
     """Returns the loss of the model without each of the blocks `left`, in nats, float64.
 
-    The blocks before the missing one put out what they put out in the whole model, so they run once
-    for all.
+    A block runs once before it is the missing one, and once for each missing one before it. Those
+    that are gone do not run.
 
     Args:
         model: in eval mode.
         known: batches, and what is to be predicted.
-        left: numbers of blocks.
+        left: numbers of blocks, ascending.
     """
     losses = torch.zeros(len(left), dtype=torch.float64, device=model.device)
+    inside = blocks(model)
     for batch, aims in known:
-        outputs = _outputs(model, batch)
-        for place, number in enumerate(left):
-            with replaced(blocks(model), _skipping(number, outputs)):
+        outputs: list[Any] = []  # of the block before the missing one, and then of that one
+        for place, missing in enumerate(left):
+            before, after = inside[:missing], [inside[number] for number in left[place + 1 :]]
+            with replaced(inside, _without(inside[missing], before, after, outputs)):
                 losses[place] += _loss(_logits(model, batch), aims)
+            del outputs[:-1]
     return losses
 
 
-def _skipping(missing: int, outputs: dict[nn.Module, Any]) -> Any:
-    """Makes blocks before the missing one return what they put out; that one hands on its input."""
-    number = {block: i for i, block in enumerate(outputs)}
+def _without(
+    missing: nn.Module,
+    before: Sequence[nn.Module],
+    after: Sequence[nn.Module],
+    outputs: list[Any],
+) -> Callable[[nn.Module, Forward], Forward]:
+    """Makes a block hand on its input, and all that need not run return what is known.
+
+    Args:
+        missing: the block; what it puts out is appended to `outputs`.
+        before: the blocks before it.
+        after: the blocks after it that run. Others hand on their input.
+        outputs: empty, or what the last of the blocks before it puts out.
+    """
+    known = outputs[0] if outputs else None
 
     def make(block: nn.Module, original: Forward) -> Forward:
-        if number[block] > missing:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if block is missing:
+                outputs.append(original(*args, **kwargs))
+            return handed_on(given(args, kwargs), outputs[-1])
+
+        if block in after or (block in before and known is None):
             return original
-        output = outputs[block]
-        if number[block] < missing:
-            return lambda *args, **kwargs: output
-        return lambda *args, **kwargs: handed_on(given(args, kwargs), output)
+        return (lambda *args, **kwargs: known) if block in before else forward
 
     return make
-
-
-def _outputs(model: PreTrainedModel, batch: Batch) -> dict[nn.Module, Any]:
-    """Returns what each block puts out."""
-    outputs: dict[nn.Module, Any] = {}
-
-    def keep(block: nn.Module, original: Forward) -> Forward:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            outputs[block] = original(*args, **kwargs)
-            return outputs[block]
-
-        return forward
-
-    with replaced(blocks(model), keep):
-        run(model, batch)
-    return outputs
 
 
 def _small(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:

@@ -50,6 +50,17 @@ def test_every_method_has_a_section():
     assert all(section(name) for name in registry.builtin("method"))
 
 
+def test_the_table_of_searches_is_that_of_the_classes():
+    part = PAGE[PAGE.index("| method | what varies |") :]
+    table = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", part.partition("\n\n")[0], re.M))
+    (nothing,) = re.findall(r"one setting.*? weights\. (.*?) have\s+nothing to choose", PAGE, re.S)
+    fixed = set(re.findall(r"`([\w-]+)`", nothing))
+    for name in registry.builtin("method"):
+        varied = {key for setting in registry.method(name).search for key in setting}
+        assert set(re.findall(r"`(\w+)[`=]", table.get(name, ""))) == varied
+        assert (name in fixed) == (not varied and name != "dense")
+
+
 def test_links_within_the_page_lead_somewhere():
     titles = re.findall(r"^#+ (.*)$", PAGE, re.M)
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

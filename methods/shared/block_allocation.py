@@ -29,7 +29,7 @@ Blocks = tuple[list[list[Target]], list[float]]
 
 @parameters
 class BaseParams(ReconstructParams):
-    """What prunes: the first parameter of every method that only shares sparsity out."""
+    """What prunes, in methods that only share sparsity out."""
 
     base: Base = Field(default="wanda", description="the method that prunes")
 

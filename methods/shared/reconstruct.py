@@ -22,7 +22,7 @@ Run = Callable[[], Tensor]
 
 @parameters
 class ReconstructParams:
-    """Whether pruned blocks are refitted: parameters of every one-shot method with calibration."""
+    """Whether pruned blocks are refitted: of methods that calibrate and prune weights."""
 
     reconstruct: int = Field(
         default=0,
