@@ -13,8 +13,8 @@ import torch
 
 from bench.api import Context, Field, Setting, grid, parameters
 from bench.weights.blocks import blocks
+from bench.weights.targets import targets_of
 from methods.shared.block_allocation import Allocated, BaseParams, Blocks, stretched
-from methods.shared.blockwise import targets_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -33,7 +33,7 @@ from bench.weights import slicing
 from bench.weights.targets import Target, freeze, merge
 from methods.shared.low_rank_sparse import Update
 from methods.shared.roles import roles
-from methods.shared.sparse_support import support
+from methods.shared.sparse_support import places
 from methods.shared.unit_coefficients import Coefficients
 from methods.shared.update_parts import Part, base, drop, mask_pool, summed, updates_of
 
@@ -148,7 +148,7 @@ class DSEE(Method):
             for role, rows in (roles(target) or {"": slice(0, target.shape[0])}).items():
                 update = None
                 if role in ("q", "v"):
-                    omega = support(base(target)[rows], p.support, p.omega, ctx.rng)
+                    omega = places(base(target)[rows], p.support, p.omega, ctx.rng)
                     update = Update(target, rows, omega, p, ctx.rng).to(ctx.device)
                     target.parametrize(update)
                 self.parts.append(Part(target, rows, update))

@@ -64,7 +64,7 @@ class DSnoT(OneShot):
     def statistic(self, width: int, device: torch.device) -> MomentsAndGram:
         """Returns empty moments, with XᵀX where the base needs it."""
         needs_gram = self.params.base == "sparsegpt"
-        gram = obs.Gram(width, device, self.sequences) if needs_gram else None
+        gram = obs.Gram(width, device) if needs_gram else None
         return MomentsAndGram(width, device, gram)
 
     def pruned(self, weight: Tensor, statistic: MomentsAndGram, k: int) -> Tensor:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from bench.api import Context, Field, Setting, grid, parameters
+from bench.api import Field, Setting, grid, parameters
 from methods.shared import obs
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 
 class SparseGPT(OneShot):
@@ -59,24 +57,17 @@ class SparseGPT(OneShot):
 
     params: Params
 
-    def statistic(self, width: int, device: torch.device) -> obs.Gram:
-        """Returns an empty XᵀX."""
-        return obs.Gram(width, device, self.sequences)
+    statistic = obs.Gram
 
     @property
     def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
         """Whether the counted sparsity is the cell's: rounded weights may become 0, too."""
         return self.params.compat == "paper" and not self.params.bits
 
-    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
-        """Prunes all targets, block by block."""
-        self.sparsity = ctx.cell.sparsity
-        super().attach(model, ctx)
-
     def pruned(self, weight: Tensor, statistic: obs.Gram, k: int) -> Tensor:
         """Prunes and reconstructs one matrix."""
         p = self.params
-        factor = statistic.factor(p.percdamp)
+        factor = statistic.factor(p.percdamp, self.sequences)
         if p.compat == "reference":
             weight = weight.masked_fill(factor[1], 0.0)
         if self.n_m:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench.api import Context, Field, parameters
+from bench.api import Field, parameters
 from methods.shared.input_statistics import ColumnNorms, wanda_scores
 from methods.shared.masks import keep_largest, keep_largest_per_row, keep_n_m, keep_spread
 from methods.shared.one_shot import OneShot
 from methods.shared.reconstruct import ReconstructParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class Wanda(OneShot):
@@ -49,11 +49,6 @@ class Wanda(OneShot):
     def promises_sparsity(self) -> bool:  # type: ignore[override]  # the base allows a property
         """Whether the counted sparsity is the cell's: the reference rounds down."""
         return self.params.compat == "paper"
-
-    def attach(self, model: PreTrainedModel, ctx: Context) -> None:
-        """Prunes all targets, block by block."""
-        self.sparsity = ctx.cell.sparsity
-        super().attach(model, ctx)
 
     def pruned(self, weight: Tensor, statistic: ColumnNorms, k: int) -> Tensor:
         """Zeroes the smallest scores of every row."""

@@ -21,7 +21,7 @@ from bench.weights import slicing
 from bench.weights.blocks import blocks, given, put_out, stack
 from bench.weights.inputs import some_inputs
 from bench.weights.side_branch import Branch
-from bench.weights.targets import Target, prunable
+from bench.weights.targets import Target, prunable, targets_of
 from bench.weights.unstacked import unstack
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def _alive(targets: Sequence[Target]) -> bool:
 
 def _matrices(model: PreTrainedModel) -> list[list[Target]]:
     """Returns the targets of each block."""
-    by_module = {t.module: t for t in prunable(model)}
-    return [[by_module[m] for m in block.modules() if m in by_module] for block in blocks(model)]
+    return targets_of(blocks(model), prunable(model))
 
 
 def remove(model: PreTrainedModel) -> None:

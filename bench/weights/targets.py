@@ -8,7 +8,7 @@ biases. This module also lists the embeddings, which no method prunes but a quan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,12 @@ def prunable(model: nn.Module) -> list[Target]:
         BenchError: the blocks hold a matrix that is neither prunable nor known to stay dense.
     """
     return _collect(model)[0]
+
+
+def targets_of(order: Sequence[nn.Module], targets: Sequence[Target]) -> list[list[Target]]:
+    """Returns the targets inside each of some blocks."""
+    by_module = {target.module: target for target in targets}
+    return [[by_module[m] for m in block.modules() if m in by_module] for block in order]
 
 
 def block_elements(model: nn.Module) -> int:

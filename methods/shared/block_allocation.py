@@ -93,14 +93,14 @@ class Allocated(OneShot):
     def statistic(self, width: int, device: torch.device) -> Statistic:
         """Returns an empty statistic of the kind that the base needs."""
         if self.params.base == "sparsegpt":
-            return obs.Gram(width, device, self.sequences)
+            return obs.Gram(width, device)
         return ColumnNorms(width, device)
 
     def pruned(self, weight: Tensor, statistic: Any, k: int) -> Tensor:
         """Prunes one matrix as the base does."""
         if self.params.base == "sparsegpt":
             select = obs.exactly(k, weight.shape[1])
-            return obs.sweep(weight, statistic.factor(0.01), select, group=128)
+            return obs.sweep(weight, statistic.factor(0.01, self.sequences), select, group=128)
         if self.params.base == "magnitude":
             keep = keep_largest(weight.abs(), k)
         else:

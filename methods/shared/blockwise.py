@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench.api import BenchError, Context
 from bench.weights.blocks import blocks, put_out
 from bench.weights.precision import without_autocast
-from bench.weights.targets import Target
+from bench.weights.targets import Target, targets_of
 from methods.shared.input_statistics import Statistic
 from methods.shared.passes import (
     Batch,
@@ -90,12 +90,6 @@ def walk(
         else:
             log.info("%s cannot be walked block by block: slower", type(model).__name__)
             _walk_whole(model, inside, batches, _Taps(statistic), visit, clock)
-
-
-def targets_of(order: list[nn.Module], targets: list[Target]) -> list[list[Target]]:
-    """Returns the targets inside each block."""
-    by_module = {t.module: t for t in targets}
-    return [[by_module[m] for m in block.modules() if m in by_module] for block in order]
 
 
 def _walk_once(

@@ -20,7 +20,7 @@ def updated_rows(target: Target, where: str) -> list[slice]:
     return [rows for role, rows in parts.items() if role in where]
 
 
-class Scaled(Protocol):
+class LowRankParams(Protocol):
     """Parameters of a low-rank update: r, and α of its scale α/r."""
 
     @property
@@ -36,7 +36,7 @@ class LowRankUpdate(nn.Module):
     wide_inputs = ("A",)  # B reads r numbers, whatever the width
 
     def __init__(
-        self, target: Target, rows: list[slice], params: Scaled, rng: torch.Generator
+        self, target: Target, rows: list[slice], params: LowRankParams, rng: torch.Generator
     ) -> None:
         super().__init__()
         self.transposed, self.rows = target.transposed, rows

@@ -44,11 +44,9 @@ class Gram:
     Args:
         width: in.
         device: where it is kept.
-        sequences: B, calibration sequences; they give the published H = (2/B)·XᵀX its unit.
     """
 
-    def __init__(self, width: int, device: torch.device, sequences: int) -> None:
-        self.sequences = sequences
+    def __init__(self, width: int, device: torch.device) -> None:
         self.sum: Tensor | None = torch.zeros(width, width, device=device)
         self._made: Any = None
 
@@ -73,9 +71,9 @@ class Gram:
         made: T = self._made
         return made
 
-    def factor(self, percdamp: float) -> tuple[Tensor, Tensor]:
+    def factor(self, percdamp: float, sequences: int) -> tuple[Tensor, Tensor]:
         """Returns `factorise` of the sum."""
-        return self.once(lambda gram: factorise(gram, percdamp, self.sequences))
+        return self.once(lambda gram: factorise(gram, percdamp, sequences))
 
 
 def factorise(gram: Tensor, percdamp: float, sequences: int = 2) -> tuple[Tensor, Tensor]:
@@ -251,11 +249,6 @@ def threshold(sparsity: float) -> Select:
 def n_of_m(n: int) -> Select:
     """Keeps the `n` largest of the group, in every row."""
     return lambda scores, a, b: ~keep_n_largest(scores, n)
-
-
-def given(keep: Tensor) -> Select:
-    """Prunes by a mask that is known before: (out, in), true = keep."""
-    return lambda scores, a, b: ~keep[:, a:b].t()
 
 
 def rounding(weight: Tensor, bits: int) -> Rounding:

@@ -21,13 +21,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class ByScores(Method):
+class TrainingFree(Method):
+    """A method that prunes in `attach` and trains nothing."""
+
+    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Does nothing: the zeros are in the weights already."""
+
+
+class ByScores(TrainingFree):
     """A method that prunes every matrix once, by scores that need no inputs.
 
     A subclass says what the `scores` are.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
+    published: ClassVar[Published | None] = None  # what all know, no paper prints
 
     @parameters
     class Params:
@@ -51,11 +61,8 @@ class ByScores(Method):
             # masked_fill, not a product: 0 · inf is not 0, and −0.0 would not be +0.0.
             target.write(target.weight.masked_fill(~masks[target.name], 0.0))
 
-    def finish(self, model: PreTrainedModel) -> None:
-        """Does nothing: the zeros are in the weights already."""
 
-
-class OneShot(Method):
+class OneShot(TrainingFree):
     """A method that prunes every matrix once, from a statistic of its inputs.
 
     A subclass says which statistic and how a matrix is pruned; it may override `counts`. Blocks are
@@ -70,11 +77,11 @@ class OneShot(Method):
             in reconstruction (`reconstruct_s`), all blocks, and the number of matrices that were
             left dense, if there are any.
         n_m: (N, M) of the cell's pattern, or None.
+        sparsity: the cell's.
         sequences: how many the budget calibrates with.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ("unstructured", "N:M")
-    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
 
     params: ReconstructParams
 
@@ -103,7 +110,7 @@ class OneShot(Method):
         """Prunes all targets, block by block."""
         self.report = {"forward_s": 0.0, "prune_s": 0.0}
         self.n_m = ctx.cell.pattern.n_m
-        self.sequences = ctx.budget.calib
+        self.sparsity, self.sequences = ctx.cell.sparsity, ctx.budget.calib
         if self.n_m:
             for target in ctx.targets:
                 groups_of(target.shape[1], *self.n_m, target.name)
@@ -136,6 +143,3 @@ class OneShot(Method):
             self.report["left_dense"] = len(left)
             names = ", ".join(sorted(left)[:3]) + (", …" if len(left) > 3 else "")
             log.warning("left dense, as no calibration pass calls them: %d (%s)", len(left), names)
-
-    def finish(self, model: PreTrainedModel) -> None:
-        """Does nothing: the zeros are in the weights already."""

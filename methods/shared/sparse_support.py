@@ -70,7 +70,7 @@ def limit(weight: Tensor) -> Tensor:
     return left
 
 
-def support(weight: Tensor, n: int, how: str, rng: torch.Generator | None) -> Tensor:
+def places(weight: Tensor, n: int, how: str, rng: torch.Generator | None) -> Tensor:
     """Returns Ω: exactly `n` positions of a matrix.
 
     Args:

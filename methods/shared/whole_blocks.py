@@ -6,8 +6,9 @@ import logging
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.api import Context, Expected, Method, Published
+from bench.api import Context, Expected
 from bench.weights import dead
+from methods.shared.one_shot import TrainingFree
 from methods.shared.passes import inference
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class DropsBlocks(Method):
+class DropsBlocks(TrainingFree):
     """A method that drops ⌊L·s⌋ of L blocks, and at most all but one.
 
     A subclass drops them. A dropped block has zeros in place of its matrices and their biases, so
@@ -25,7 +26,6 @@ class DropsBlocks(Method):
 
     patterns: ClassVar[tuple[str, ...]] = ("blocks",)
     promises_sparsity: ClassVar[bool] = False  # blocks are few
-    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
 
     @abstractmethod
     def drop(self, model: PreTrainedModel, ctx: Context, n: int) -> None:
@@ -49,6 +49,3 @@ class DropsBlocks(Method):
     def expected(self, ctx: Context) -> Expected:
         """Returns the share of blocks that goes."""
         return Expected(blocks=ctx.cell.sparsity)
-
-    def finish(self, model: PreTrainedModel) -> None:
-        """Does nothing: the zeros are in the weights already."""

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.api import Context, Expected, Method, Published
+from bench.api import Context, Expected
 from bench.weights import slicing
 from bench.weights.slicing import Units
 from methods.shared.blockwise import walk
 from methods.shared.input_statistics import Statistic
+from methods.shared.one_shot import TrainingFree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PrunesUnits(Method):
+class PrunesUnits(TrainingFree):
     """A method that zeroes whole heads and neurons, from a statistic of what reads them.
 
     Query heads that share a key head are one unit. One head and one neuron of a block remain.
@@ -31,7 +32,6 @@ class PrunesUnits(Method):
     patterns: ClassVar[tuple[str, ...]] = ("heads+neurons", "heads", "neurons")
     promises_sparsity: ClassVar[bool] = False  # units are removed whole
     uniform: ClassVar[bool] = False
-    published: ClassVar[Published | None] = Published(0.0, "model", "training-free")
 
     @abstractmethod
     def prune(self, model: PreTrainedModel, ctx: Context, groups: list[Units]) -> None:
@@ -77,9 +77,6 @@ class PrunesUnits(Method):
         """Returns the shares of heads and neurons that go."""
         pattern, s = ctx.cell.pattern, ctx.cell.sparsity
         return Expected(heads=s if pattern.heads else 0.0, neurons=s if pattern.neurons else 0.0)
-
-    def finish(self, model: PreTrainedModel) -> None:
-        """Does nothing: the zeros are in the weights already."""
 
 
 def by_unit(group: Units, columns: Tensor) -> Tensor:

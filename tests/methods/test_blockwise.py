@@ -3,7 +3,6 @@
 import gc
 import itertools
 import weakref
-from functools import partial
 
 import pytest
 import torch
@@ -220,7 +219,7 @@ def test_targets_with_one_input_share_one_statistic():
         blockwise.walk(
             model,
             context(model, list(batches())),
-            partial(obs.Gram, sequences=6),
+            obs.Gram,
             lambda inside, stats, seen=seen: seen.append(len({id(s) for s in stats.values()})),
             {"forward_s": 0.0, "prune_s": 0.0},
         )

@@ -69,14 +69,14 @@ def learn(model, method, steps=6, first=0):
 @pytest.mark.parametrize("n", [0, 1, 64])
 def test_omega_has_n_distinct_places_in_small_matrices_too(how, shape, n):
     g = torch.Generator().manual_seed(0)
-    omega = sparse_support.support(0.02 * torch.randn(shape, generator=g), n, how, g)
+    omega = sparse_support.places(0.02 * torch.randn(shape, generator=g), n, how, g)
     assert omega.shape == (2, n)
     assert len(set(map(tuple, omega.t().tolist()))) == n
     assert bool((omega < torch.tensor(shape)[:, None]).all())
 
 
 def test_omega_of_equal_weights_still_has_n_places():
-    assert sparse_support.support(torch.zeros(64, 64), 16, "bilateral", None).shape == (2, 16)
+    assert sparse_support.places(torch.zeros(64, 64), 16, "bilateral", None).shape == (2, 16)
 
 
 @pytest.mark.parametrize("rounds", [5, 100])
@@ -104,18 +104,18 @@ def test_the_limit_finds_planted_places_behind_a_spectral_gap():
     weight = 100 * U @ V.t()
     planted = torch.randperm(64 * 64, generator=g)[:5]
     weight.view(-1)[planted] += 1.0
-    rows, columns = sparse_support.support(weight, 5, "svd", g)
+    rows, columns = sparse_support.places(weight, 5, "svd", g)
     assert set((rows * 64 + columns).tolist()) == set(planted.tolist())
 
 
 def test_omega_by_magnitude_is_the_largest_and_by_chance_is_the_generators():
     weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
-    rows, columns = sparse_support.support(weight, 50, "magnitude", None)
+    rows, columns = sparse_support.places(weight, 50, "magnitude", None)
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[rows, columns] = True
     assert torch.equal(mask, keep_by_sort(weight.abs(), 550))
     drawn = [
-        sparse_support.support(weight, 50, "random", torch.Generator().manual_seed(s))
+        sparse_support.places(weight, 50, "random", torch.Generator().manual_seed(s))
         for s in (1, 1, 2)
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -124,9 +124,9 @@ def test_omega_by_magnitude_is_the_largest_and_by_chance_is_the_generators():
 
 def test_impossible_omegas_are_refused():
     with pytest.raises(BenchError, match="does not fit"):
-        sparse_support.support(torch.zeros(4, 4), 17, "random", None)
+        sparse_support.places(torch.zeros(4, 4), 17, "random", None)
     with pytest.raises(BenchError, match="omega is"):
-        sparse_support.support(torch.zeros(4, 4), 1, "omp", None)
+        sparse_support.places(torch.zeros(4, 4), 1, "omp", None)
 
 
 # The update
