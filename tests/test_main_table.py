@@ -76,6 +76,14 @@ def test_a_row_at_another_sparsity_than_asked_for_stands_apart_and_is_not_tested
     assert "dsee" in table_of(near)[2]
 
 
+def test_units_that_weigh_more_than_asked_for_stand_apart():
+    right = rows("flap", 850, 0.2, "heads+neurons", zeros=0.2)
+    board = the_board(dense(), right, rows("wanda-sp", 800, 0.2, "heads+neurons", zeros=0.233))
+    text, _, found = table_of(board)
+    assert "wanda-sp" not in found
+    assert re.search(r"wanda-sp +\| heads\\\+neurons 0.2 +\| +23.3 \| +80.0 ± 0.0", text)
+
+
 def test_the_share_of_heads_is_no_share_of_weights():
     board = the_board(dense(), rows("dsee", 850, 0.25, "heads", zeros=0.083))
     assert "dsee" in table_of(board)[2]

@@ -59,15 +59,19 @@ def test_every_label_stands_for_a_method():
         assert method in planned or method in registry.names("method")
 
 
+def counted(made, zeros):
+    sparsity = made.sparsity.model_copy(update={"overall": zeros})
+    return made.model_copy(update={"sparsity": sparsity})
+
+
 def board(scores, seeds=(1, 2, 3), level=0.7, **fields):
     """Records whose items give about the scores; seeds move some of the 400 items."""
     made = []
     for (method, score), seed in itertools.product(scores.items(), seeds):
         right = round(400 * score) + seed * seed * len(method) % 7
         items = "1" * right + "0" * (400 - right)
-        made.append(
-            record(right / 400, method=method, sparsity=level, seed=seed, items=items, **fields)
-        )
+        cell = {"method": method, "sparsity": level, "seed": seed} | fields
+        made.append(counted(record(right / 400, items=items, **cell), level))
     return made
 
 
@@ -88,6 +92,14 @@ def test_a_board_agrees_disagrees_or_cannot_tell(scores, seeds, answer):
     assert not list(transfer.findings(statement(levels=["2:4"]), names, board(scores, seeds)))
 
 
+def test_rows_of_another_size_than_asked_for_are_not_tested():
+    names = {"Wanda": "wanda", "magnitude": "magnitude"}
+    rows = board({"wanda": 0.8, "magnitude": 0.6})
+    made = [counted(r, 0.6) if r.cell.method == "wanda" else r for r in rows]
+    ((_, _, said),) = transfer.findings(statement(), names, made)
+    assert said == "not tested"
+
+
 def test_of_perplexities_the_lower_one_is_better():
     names = {"Wanda": "wanda", "magnitude": "magnitude"}
     made = []
@@ -95,7 +107,7 @@ def test_of_perplexities_the_lower_one_is_better():
         for seed in (1, 2, 3):
             items = [nats + 0.01 * ((k + seed) % 5 - 2) for k in range(40)]
             value = math.exp(sum(items) / len(items))
-            one = record(value, method=method, sparsity=0.7, seed=seed, items=items)
+            one = counted(record(value, method=method, sparsity=0.7, seed=seed, items=items), 0.7)
             update = {"metric": "perplexity", "higher_is_better": False, "n": 40}
             made.append(one.model_copy(update={"scores": one.scores.model_copy(update=update)}))
     ((line, _, said),) = transfer.findings(statement(), names, made)

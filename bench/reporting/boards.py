@@ -1,8 +1,9 @@
 """Boards: the records of a task and model as rows, and columns of rows that are tested together.
 
 A column holds the rows of one pattern, sparsity and quantizer, so of one size. A row whose counted
-sparsity is not what was asked for (DSEE, whose update fills zeros; methods without a controller)
-stands apart: it is tested in no column. A row of an earlier version stands in its column untested.
+sparsity is not what was asked for (DSEE, whose update fills zeros; methods without a controller;
+heads that are too few for the share) stands apart: it is tested in no column. A row of an earlier
+version stands in its column untested.
 """
 
 from __future__ import annotations
@@ -159,10 +160,10 @@ def counted(records: Sequence[Record]) -> float:
 def stands_apart(records: Sequence[Record]) -> bool:
     """Tells whether the counted sparsity of a row's records is not that of its column.
 
-    Of heads and neurons the sparsity is a share of units, so no count of weights is wrong.
+    A share of heads alone, or of neurons alone, is no share of weights, so no count is wrong.
     """
     cell = records[0].cell
-    if cell.pattern == DENSE or cell.pattern.removes_units:
+    if cell.pattern == DENSE or cell.pattern.heads != cell.pattern.neurons:
         return False
     return abs(counted(records) - cell.sparsity) > MISS + 1e-9  # 0.51 is near enough to 0.5
 

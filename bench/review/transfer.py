@@ -25,6 +25,7 @@ from bench.core.tables import escape, markdown
 from bench.core.tuning import NO_CHOICES, Choices
 from bench.planning import registry
 from bench.reporting import compare
+from bench.reporting.boards import stands_apart
 from bench.reporting.compare import Line
 from bench.reporting.rows import Group, group_of, higher, label_of
 from bench.review.published import PublishedNumber, read_published
@@ -45,10 +46,10 @@ LEGEND = f"""\
 `bench/review/published.csv` and `published_more.csv`. **difference**: first method minus second, in
 points, with the 95 % interval of the board's column. For perplexities it is first / second, and
 below 1 the first is better. *agrees*, *disagrees*: the interval lies on one side; *cannot tell*: it
-includes 0 (a ratio: 1); *not tested*: no records at that level, too few seeds, or an earlier
-version. Intervals are not adjusted for the number of tests. **ρ**: Spearman's, of the methods that
-a published table and a board have in common at one level, at least {COMMON}. Its 95 % interval is
-from {DRAWS:,} bootstrap draws, of methods and of seeds.
+includes 0 (a ratio: 1); *not tested*: no records at that level, too few seeds, another sparsity
+than asked for, or an earlier version. Intervals are not adjusted for the number of tests. **ρ**:
+Spearman's, of the methods that a published table and a board have in common at one level, at least
+{COMMON}. Its 95 % interval is from {DRAWS:,} bootstrap draws, of methods and of seeds.
 """
 
 
@@ -156,7 +157,7 @@ def findings(
 def answer(line: Line) -> Answer:
     """Says what a comparison says of the order a before b."""
     test = line.test
-    if math.isnan(test.p):
+    if math.isnan(test.p) or stands_apart(line.a) or stands_apart(line.b):
         return "not tested"
     middle = 1.0 if test.ratio else 0.0
     if test.low <= middle <= test.high:
