@@ -84,6 +84,15 @@ def test_units_that_weigh_more_than_asked_for_stand_apart():
     assert re.search(r"wanda-sp +\| heads\\\+neurons 0.2 +\| +23.3 \| +80.0 ± 0.0", text)
 
 
+def test_columns_go_from_dense_over_weights_to_whole_units():
+    levels = (("blocks", 0.1), ("2:4", 0.5), ("unstructured", 0.9), ("blocks", 0.3),
+              ("heads+neurons", 0.2), ("unstructured", 0.5))  # fmt: skip
+    made = [rows(f"m{i}", 800, level, pattern) for i, (pattern, level) in enumerate(levels)]
+    found = [column.heading for column in the_board(dense(), *made).columns]
+    units = ["blocks 10 %", "blocks 30 %", "heads+neurons 20 %"]
+    assert found == ["dense", "50 %", "90 %", "2:4", *units]
+
+
 def test_the_share_of_heads_is_no_share_of_weights():
     board = the_board(dense(), rows("dsee", 850, 0.25, "heads", zeros=0.083))
     assert "dsee" in table_of(board)[2]

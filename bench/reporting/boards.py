@@ -92,7 +92,7 @@ class Board:
     """The rows of a group, in order, with all that takes the others to know.
 
     Attributes:
-        columns: dense first, then by sparsity.
+        columns: dense first, then by sparsity, N:M, and last what removes whole units.
         ranks: as printed; `–` where there is none.
         recovery: fraction of the dense score, None where a dense record is missing.
         choices: the choice that a row's settings come from, if there is one.
@@ -180,9 +180,11 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         if not stands_apart(row[1]):
             found[level_of(row[0])].append(row)
 
-    def order(level: str) -> tuple[bool, bool, float, str]:
+    def order(level: str) -> tuple[bool, bool, bool, str, float, str]:
         _, pattern, sparsity, *_ = found[level][0][0]
-        return pattern != DENSE, pattern.sparsity is not None, sparsity, level
+        units = pattern.removes_units
+        fixed = pattern.sparsity is not None
+        return pattern != DENSE, units, fixed, pattern.text if units else "", sparsity, level
 
     return [
         Column(found[level], paired.all_pairs([records for _, records in found[level]]))
