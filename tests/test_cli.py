@@ -1,6 +1,10 @@
+import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,6 +22,26 @@ def run(capsys, *arguments):
     code = main.main(arguments)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_sigterm_stops_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    """What is open is closed: a temporary folder, children, leases."""
+    closed = []
+
+    def handler(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            closed.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    command = argparse.Namespace(parse_args=lambda _: argparse.Namespace(handler=handler))
+    monkeypatch.setattr(main, "parser", lambda: command)
+    code, _, err = run(capsys)
+    assert (code, closed) == (143, [True])
+    assert err.startswith("sparsebench: stopped")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_help_imports_nothing_heavy():
@@ -47,6 +71,10 @@ def test_help_imports_nothing_heavy():
         (
             ["--method", "pst", "wanda", "--pattern", "2:4"],
             "no cell for method pst with the rest of what was asked for",
+        ),
+        (
+            ["--method", "wanda", "--pattern", "2:4", "--sparsity", "0.7"],
+            "no cell for sparsity 0.7",
         ),
         (["--method", "magnitude", "--pattern", "4:4"], "N must be below M"),
         (["--method", "magnitude", "--pattern", "tower"], "'tower' is not a pattern; use dense"),

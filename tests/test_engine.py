@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from bench.api import Budget
-from bench.cli import driving
+from bench.cli import driving, main
 from bench.cli.plan_text import show_plan
 from bench.cli.shelves import Shelves
 from bench.core import provenance
@@ -222,6 +222,21 @@ def test_fail_fast_stops_and_keep_going_does_not(tmp_path, ran, monkeypatch):
     assert [run[1] for run in ran] == [13, 13, 1, 2]
 
 
+def test_a_rerun_that_fails_is_no_success_whatever_record_there_was(
+    tmp_path, ran, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "--suite", "tiny", "--method", "gmp", "--seeds", "13", "--rerun"]
+    store = Store(tmp_path / "results" / "local")
+    for cell in cells(("dense", 13), ("gmp", 13)):
+        store.put(made(cell))
+    assert main.main(command) == 1
+    assert "0 of 2 cells done (2 failed)" in capsys.readouterr().out
+    assert len(store.records()[0]) == 2  # the older records stay
+    path = str(store.path(cells(("gmp", 13))[0]))
+    assert main.main(["verify", path, "--rerun"]) == 1
+
+
 def test_failed_cells_are_run_again_unless_told_otherwise(tmp_path):
     store = Store(tmp_path)
     bad, good, new = cells(("pst", 13), ("pst", 1), ("pst", 2))
@@ -258,6 +273,9 @@ def test_estimates_come_from_the_nearest_records():
     assert everything.seconds(dense) == 110  # the median of what trains here
     assert estimate.Estimator([other_budget]).seconds(pst) == 70  # twice the tokens
     assert everything.seconds(wanda) is None  # nothing trained alike
+    trained = estimate.Estimator([here(dense.cell, 100.0)])
+    assert trained.seconds(dense) == 110
+    assert trained.seconds(Job.resolve(helpers.cell("dense", export__quantize="int4"))) is None
     only = estimate.Estimator([elsewhere])
     assert (only.seconds(pst), only.elsewhere) == (11, True)
     published = [r.model_copy(update={"origin": PUBLISHED}) for r in same]

@@ -94,6 +94,24 @@ def test_failure_is_beside_and_goes_with_the_next_success(tmp_path):
     assert not store.failed_path(record().cell).exists()
 
 
+def test_a_failure_that_becomes_a_record_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """Another driver finishes between the look at the folder and the look at the file."""
+    store = Store(tmp_path)
+    failed = store.put(record(failed=True))
+    load = store.load
+
+    def late(path):
+        if path == failed:
+            Store(tmp_path).put(record())
+        return load(path)
+
+    monkeypatch.setattr(store, "load", late)
+    assert store.get(record().cell) == record()
+    failed = store.put(record(failed=True))
+    store.path(record().cell).unlink()
+    assert store.records() == ([], [])
+
+
 def test_a_failure_leaves_the_old_success_alone(tmp_path):
     store = Store(tmp_path)
     store.put(record())
@@ -117,6 +135,9 @@ def _nan(tree):
         (lambda t: json.dumps({k: v for k, v in t.items() if k != "scores"}), "needs scores"),
         (lambda t: "[" * 100_000, "corrupt record"),
         (lambda t: json.dumps(t | {"schema": 2}), "schema"),
+        (lambda t: json.dumps(t | {"cell": t["cell"] | {"overrides": 5}}), "corrupt record"),
+        (lambda t: json.dumps(t | {"cell": t["cell"] | {"overrides": [5]}}), "corrupt record"),
+        (lambda t: json.dumps(t | {"cell": t["cell"] | {"pattern": 5}}), "corrupt record"),
     ],
 )
 def test_corrupt_records_are_named_and_set_aside(tmp_path, break_it, why):

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.cli.output import warn
 
 if TYPE_CHECKING:
     from bench.cli.shelves import Shelves
+    from bench.core.cell import Cell
     from bench.core.run_settings import RunSettings
     from bench.engine.scheduler import Engine, OnProgress
     from bench.planning.job import Job
     from bench.planning.plan import Planned
+
+
+class Outcome(NamedTuple):
+    """What became of the cells that were to run.
+
+    Attributes:
+        missing: how many lack data or weights that cannot be reached.
+        failed: those and the ones that failed, whatever older records say.
+    """
+
+    missing: int = 0
+    failed: Collection[Cell] = ()
 
 
 def run_planned(
@@ -22,15 +35,11 @@ def run_planned(
     shelves: Shelves,
     engine: Callable[[OnProgress], Engine],
     fail_fast: bool = False,
-) -> int:
-    """Runs what is to be run and writes the records; with `fail_fast` up to the first failure.
-
-    Returns:
-        How many cells lack data or weights that cannot be reached.
-    """
+) -> Outcome:
+    """Runs what is to be run and writes the records; with `fail_fast` up to the first failure."""
     todo = [item.job for item in items if item.todo]
     if not todo:
-        return 0
+        return Outcome()
     warn(f"{len(todo)} of {len(items)} cells to run; looking for their data and weights")
     from bench.engine import messages, scheduler
     from bench.engine.estimate import Estimator
@@ -45,8 +54,9 @@ def run_planned(
         if job.cell in missing:
             shelves.own.put(messages.failed(job, "offline", missing[job.cell]))
     ready = [job for job in todo if job.cell not in missing]
+    failed = set(missing)
     if not ready:
-        return len(missing)
+        return Outcome(len(missing), failed)
     estimator = Estimator(shelves.records()[0])
     expected = {job.cell: estimator.seconds(job) for job in ready}
     with Leases(shelves.own) as leases, progress(expected) as shown:
@@ -58,9 +68,11 @@ def run_planned(
             for record in records:
                 shelves.own.put(record)
                 shown.done(record)
-                if fail_fast and record.status == "failed":
-                    break
-    return len(missing)
+                if record.status == "failed":
+                    failed.add(record.cell)
+                    if fail_fast:
+                        break
+    return Outcome(len(missing), failed)
 
 
 def _announced(seconds: float | None, slots: int, elsewhere: bool) -> str:

@@ -18,7 +18,7 @@ from bench.cli.flags import (
     add_results,
 )
 from bench.cli.output import deliver, say, warn
-from bench.cli.shelves import Shelves
+from bench.cli.shelves import Shelves, store_of
 
 if TYPE_CHECKING:
     from bench.core.record import Record
@@ -89,7 +89,7 @@ def write_report(options: argparse.Namespace) -> int:
     from bench.reporting import front, pages
     from bench.review import submissions
 
-    records, problems = submissions.with_own(Store(options.results))
+    records, problems = submissions.with_own(store_of(options.results))
     choices = Choices(options.results)
     try:
         written = pages.write_pages(

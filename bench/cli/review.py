@@ -170,11 +170,12 @@ def verify_records(options: argparse.Namespace) -> int:
     shelves = Shelves.of(options)
     stated = {path: _stated(path, shelves, options.rerun) for path in options.record}
     jobs = [Job.resolve(cell) for cell in dict.fromkeys(r.cell for r in stated.values())]
-    run_planned(planned(options, shelves.own, jobs), shelves, partial(Local, options.jobs))
+    items = planned(options, shelves.own, jobs)
+    failed = run_planned(items, shelves, partial(Local, options.jobs)).failed
     known, wrong = shelves.records()[0], 0
     for path, record in stated.items():
         own = shelves.own.get(record.cell)
-        if own is None or own.status == "failed":
+        if own is None or own.status == "failed" or record.cell in failed:
             wrong += 1
             continue
         moved = submissions.differences(record, own, known)

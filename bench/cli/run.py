@@ -145,9 +145,14 @@ def run_cells(options: argparse.Namespace) -> int:
     if options.smoke:
         return run_smoke(options, settings, jobs)
     engine = partial(engine_of, options, settings, jobs, shelves)
-    if run_planned(items, shelves, engine, options.fail_fast) == len(jobs):
+    missing, failed = run_planned(items, shelves, engine, options.fail_fast)
+    if missing == len(jobs):
         return 2  # nothing could be fetched: the lines above say it all
-    states = {job.cell: shelves.own.state(job.cell, job.versions) for job in jobs}
+    # A failed rerun leaves the record of an earlier run in place.
+    states = {
+        job.cell: "failed" if job.cell in failed else shelves.own.state(job.cell, job.versions)
+        for job in jobs
+    }
     done = [shelves.own.get(cell) for cell, state in states.items() if state == "done"]
     if records := [record for record in done if record is not None]:
         _show(records, shelves, suite.average)

@@ -126,10 +126,10 @@ def _check_all_used(wanted: Mapping[str, Sequence[Any]], suite: str, jobs: Seque
     """Refuses what was asked for and is in no cell, for example a pattern that no method makes."""
     named = wanted["methods"]
     cells = [job.cell for job in jobs if not named or job.cell.method in named]
-    for field in ("tasks", "models", "methods", "patterns"):
-        name = field.removesuffix("s")
+    for name in ("task", "model", "method", "pattern", "sparsity"):
         used = {getattr(cell, name) for cell in cells}
-        if left := [str(value) for value in wanted[field] if value not in used]:
+        given = wanted["sparsities" if name == "sparsity" else f"{name}s"]
+        if left := [str(value) for value in given if value not in used]:
             raise BenchError(
                 f"no cell for {name} {', '.join(left)} with the rest of what was asked for; "
                 f"`sparsebench plan --suite {suite}` lists all"

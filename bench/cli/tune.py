@@ -64,7 +64,7 @@ def tune_cells(options: argparse.Namespace) -> int:
     # The published records serve to estimate the time.
     place = Shelves(Store(shelves.own.root / TRIALS), shelves.published)
     engine = partial(engine_of, options, suite.settings, todo, place)
-    if run_planned(planned(options, place.own, todo), place, engine) == len(todo):
+    if run_planned(planned(options, place.own, todo), place, engine).missing == len(todo):
         return 2  # nothing could be fetched: the lines above say it all
     records = {job.cell: place.own.get(job.cell) for job in todo}
     if given:

@@ -100,7 +100,7 @@ def parse(text: str | bytes, where: str) -> Record:
         return Record.model_validate(tree)
     except ValidationError as error:
         raise BenchError(f"{where}: corrupt record: {first_error(error)}") from None
-    except (BenchError, ValueError, RecursionError) as error:
+    except (BenchError, ValueError, TypeError, RecursionError) as error:
         raise BenchError(f"{where}: corrupt record: {error}") from None
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -88,8 +89,9 @@ class Store:
         Raises:
             BenchError: the file is not a record of this cell.
         """
-        for path in (self.path(cell), self.failed_path(cell)):
-            if path.exists():
+        for path in (self.path(cell), self.failed_path(cell), self.path(cell)):
+            # A failure may have become a record since it was looked for.
+            with suppress(FileNotFoundError):
                 return self.load(path)
         return None
 
@@ -97,9 +99,16 @@ class Store:
         """Reads and validates one file.
 
         Raises:
-            BenchError: the file is corrupt, or its cell belongs to another path.
+            BenchError: the file is corrupt or not readable, or its cell belongs to another path.
+            FileNotFoundError: there is none.
         """
-        record = parse(path.read_bytes(), str(path))
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise BenchError(f"{path}: {error.strerror}") from None
+        record = parse(content, str(path))
         expected = (
             self.path(record.cell) if record.status == "done" else self.failed_path(record.cell)
         )
@@ -130,6 +139,8 @@ class Store:
         for path in self._files():
             try:
                 record = self.load(path)
+            except FileNotFoundError:
+                continue  # another process has replaced a failure by a record
             except BenchError as error:
                 bad.append(str(error))
                 continue

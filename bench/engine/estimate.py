@@ -47,7 +47,11 @@ class Estimator:
         cell, budget = job.cell, job.budget
         setting = _setting(cell, budget)
         similar: Sequence[Callable[[Record], bool]] = (
-            lambda r: _setting_of(r) == setting and _kind(r.cell) == _kind(cell),
+            lambda r: (
+                _setting_of(r) == setting
+                and _kind(r.cell) == _kind(cell)
+                and _trained(r) == job.trains
+            ),
             lambda r: _setting_of(r) == setting and _trained(r) == job.trains,
             lambda r: r.cell.model == cell.model and _trained(r) == job.trains,
         )

@@ -162,7 +162,7 @@ def load_suite(name: str) -> Suite:
         shared = {key: fields.pop(key) for key in Grid.model_fields if key in fields}
         grids = [Grid(**(shared | table)) for table in fields.pop("grid", [{}])]
         return Suite(name=path.stem, settings=settings, grids=tuple(grids), **fields)
-    except (tomllib.TOMLDecodeError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise BenchError(f"{path}: not a suite: {error}") from None
     except ValidationError as error:
         raise BenchError(f"{path}: not a suite: {first_error(error)}") from None

@@ -8,6 +8,7 @@ imports torch before weights are asked for.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import BenchError, unknown
-from bench.core.files import cache_dir, write_folder_atomically
+from bench.core.files import cache_dir, disk_error, write_folder_atomically
 from bench.sources import hub, pypi_assets
 
 MODEL_FILES = (
@@ -147,12 +148,22 @@ def adopt(name: str) -> str:
     if (folder / "config.json").is_file():
         stem = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
         slug = f"{_LOCAL}{stem[:40] or 'model'}-{content_sha256(folder)[:8]}"
-        link = cache_dir() / "hub" / slug
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.resolve(), target_is_directory=True)
+        _link(cache_dir() / "hub" / slug, folder.resolve())
         return slug
     return place_of(name).name
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Lets a link lead to a folder; a cell that reads it meanwhile finds one or the other."""
+    if link.resolve() == folder:
+        return
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh.symlink_to(folder, target_is_directory=True)
+        fresh.replace(link)
+    except OSError as error:
+        raise disk_error(link, error) from error
 
 
 def content_sha256(folder: Path) -> str:
