@@ -2,8 +2,9 @@
 
     s_t = s·(1 − (1 − (t − t₀)/(t₁ − t₀))³)  at t = t₀, t₀ + Δt, …, t₁;   W̃ = M(|W|)⊙W,  ∂W = G⊙M
 
-Between two such updates the mask stands, after t₁ it is frozen. A pruned weight keeps its value
-without a gradient, and comes back only when it ranks higher at the next choice.
+Between two such updates the mask stands, after t₁ it is frozen. A pruned weight keeps its value but
+for AdamW's momentum and decay, gets no gradient, and comes back only when it ranks higher at the
+next choice.
 """
 
 from __future__ import annotations

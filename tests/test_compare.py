@@ -66,15 +66,25 @@ def test_no_variance_is_lent_by_rows_outside_the_column_or_without_the_seeds():
     alone = paired.compare(a, b)
     (among,), _ = compare.lines(flat([a, b, *others]), "m0", "m1")
     assert among.test.p != pytest.approx(alone.p)
-    apart = [[half_as_sparse(r) for r in row] for row in others]
+    apart = [[with_zeros(r, 0.25) for r in row] for row in others]
     other_seeds = [row[:2] for row in others]
     for changed in (apart, other_seeds):
         (line,), _ = compare.lines(flat([a, b, *changed]), "m0", "m1")
         assert line.test == alone
 
 
-def half_as_sparse(made):
-    sparsity = made.sparsity.model_copy(update={"overall": made.cell.sparsity / 2})
+def test_rows_of_another_size_are_shown_and_not_tested():
+    a, b = pair(gain=0.1)
+    (line,), _ = compare.lines([*(with_zeros(r, 0.4) for r in a), *b], "m0", "m1")
+    assert (line.winner, line.test.reason) == (None, "another sparsity than asked for")
+    assert np.isnan(line.p)
+    assert "not tested: another sparsity" in compare.report(
+        [*(with_zeros(r, 0.4) for r in a), *b], "m0", "m1"
+    )
+
+
+def with_zeros(made, zeros):
+    sparsity = made.sparsity.model_copy(update={"overall": zeros})
     return made.model_copy(update={"sparsity": sparsity})
 
 
@@ -89,7 +99,7 @@ def test_below_three_seeds_nothing_is_claimed():
 def test_tests_are_adjusted_over_the_table():
     one = flat(pair(gain=0.06))
     (alone,), _ = compare.lines(one, "m0", "m1")
-    more = [r for s in (0.6, 0.7, 0.8) for r in flat(pair(sparsity=s))]
+    more = [with_zeros(r, s) for s in (0.6, 0.7, 0.8) for r in flat(pair(sparsity=s))]
     among = compare.lines([*one, *more], "m0", "m1")[0][0]
     assert among.test.p == alone.test.p == alone.p
     assert among.p == pytest.approx(4 * alone.p)

@@ -86,6 +86,10 @@ def test_the_best_trial_wins(trials, higher, best):
         (0.69, {"majority": 0.6}, "accuracy", 96, True),
         (0.71, {"majority": 0.6}, "accuracy", 96, False),
         (0.40, {"majority": 0.6}, "accuracy", 96, True),
+        # All positives: F1 is high, accuracy the majority's.
+        (0.81, {"majority": 0.68, "accuracy": 0.68}, "f1", 1725, True),
+        (0.85, {"majority": 0.68, "accuracy": 0.77}, "f1", 1725, False),
+        (0.85, {"accuracy": 0.77}, "f1", 1725, False),
         (0.19, {}, "matthews", 100, True),  # 2 / √100
         (0.21, {}, "matthews", 100, False),
         (0.01, {}, "bleu", 100, False),  # nobody knows its level of chance

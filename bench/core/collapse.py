@@ -18,16 +18,18 @@ there is 1/√n."""
 def collapsed(record: Record) -> bool:
     """Tells whether a done record's score is within two standard errors of chance, or below it.
 
-    Chance is the majority class for accuracy (the task returns its share as `majority`), and 0 for
-    correlations. A metric without such a level never collapses. A mean has collapsed if one of its
-    members has.
+    Chance is the majority class for accuracy and F1 (the task returns its share as `majority`), and
+    0 for correlations. A metric without such a level never collapses. A mean has collapsed if one
+    of its members has.
     """
     return any(_no_better(member.scores) for member in record.members if member.scores)
 
 
 def _no_better(scores: ScoresPart) -> bool:
     level = _level(scores)
-    return level is not None and scores.value <= sum(level)
+    # F1 of all positives is high; its task tells the accuracy, too.
+    value = scores.all.get("accuracy", 1.0) if scores.metric == "f1" else scores.value
+    return level is not None and value <= sum(level)
 
 
 def _level(scores: ScoresPart) -> tuple[float, float] | None:
@@ -37,6 +39,6 @@ def _level(scores: ScoresPart) -> tuple[float, float] | None:
     if scores.metric in CORRELATIONS:
         return 0.0, WIDTH / math.sqrt(scores.n)
     majority = scores.all.get("majority")
-    if majority is None or scores.metric != "accuracy":
+    if majority is None or scores.metric not in ("accuracy", "f1"):
         return None
     return majority, WIDTH * math.sqrt(majority * (1.0 - majority) / scores.n)

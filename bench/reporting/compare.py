@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -97,6 +97,11 @@ def lines(
             others = (side.get(point) for name, side in rows.items() if name not in (a, b))
             beside = [row for row in others if row and not stands_apart(row)]
             test = paired.compare(first, second, beside)
+            if REFERENCE not in (a, b) and any(map(stands_apart, (first, second))):
+                nan = math.nan
+                test = replace(
+                    test, low=nan, high=nan, p=nan, reason="another sparsity than asked for"
+                )
             drafts.append((point, *_common(first, second), test))
         else:
             missing[point] = {i for i, inside in enumerate((first, second)) if not inside}

@@ -118,7 +118,7 @@ def _limits(board: Board) -> list[str]:
             (len(old), "of an earlier version, to be run again"),
             (len(apart), f"at a sparsity of {'its' if len(apart) == 1 else 'their'} own"),
             (len(few), f"with fewer than {MIN_SEEDS} seeds"),
-            (other, "without another row of that level on the same seeds"),
+            (other, "without another row of that level on the same seeds and data"),
             (len(sent), "that someone sent in, unverified"),
         )
         if count

@@ -12,7 +12,7 @@ from bench.core.record import Record, number
 from bench.core.tables import duration, escape, gib, human, markdown, mib, percent
 from bench.core.tuning import Choice
 from bench.reporting import cost_tables
-from bench.reporting.boards import Board, counted, level_of, stands_apart
+from bench.reporting.boards import Board, Column, counted, level_of, stands_apart
 from bench.reporting.rows import (
     Link,
     Row,
@@ -31,9 +31,10 @@ scored in other arithmetic, or has fewer than {MIN_SEEDS} seeds or other ones th
 **scores**: the task's metric × 100 where higher is better, unscaled where lower is better; mean ±
 sample standard deviation over seeds. *collapsed 1 of 5*: that many runs are no better than the
 majority class or chance, within two standard errors; the mean without them stands beside it.
-**columns**: zeros in the target weights, of any pattern that is not named. **time**: seconds to the
-pruned model / those of the dense one, on the same machine; one-shot methods include the dense
-training that they start from, and a teacher's training is left out. **MACs**: multiply-adds of one
+**columns**: zeros in the target weights, of any pattern that is not named. **time × dense**:
+seconds to the pruned model / those of the dense one, on the same machine; one-shot methods include
+the dense training that they start from, and a teacher's training is left out. **time**: the
+seconds. **MACs**: multiply-adds of one
 sequence; *effective* leaves out products with zero weights, *realizable* only what this hardware
 can skip. **tuning**: seconds of the trials that chose the settings.
 """
@@ -86,7 +87,7 @@ def grid(board: Board) -> tuple[list[str], list[tuple[str, list[Entry | None]]]]
             sign * mean(entries[label][column.heading].records)
             if column.heading in entries[label]
             else float("inf")
-            for column in board.columns
+            for column in _by_size(board)
         ]
         return label != REFERENCE, means
 
@@ -95,6 +96,11 @@ def grid(board: Board) -> tuple[list[str], list[tuple[str, list[Entry | None]]]]
         for label in sorted(entries, key=order)
     ]
     return [column.heading for column in board.columns], rows
+
+
+def _by_size(board: Board) -> list[Column]:
+    """Returns the columns, those with the most rows first."""
+    return sorted(board.columns, key=lambda column: -len(column.rows))
 
 
 def main_table(board: Board, link: Link, method: Linked = escape) -> str:
@@ -121,9 +127,12 @@ def _cell(entry: Entry | None, link: Link) -> str:
 
 
 def cost_table(board: Board, trials: Callable[[str, Choice], str], method: Linked = escape) -> str:
-    """Returns what each method costs, in its first column, without columns that are empty."""
+    """Returns what each method costs, without columns that are empty.
+
+    Costs are those of the largest column that has the method.
+    """
     first: dict[str, tuple[str, Row]] = {}
-    for column in board.columns:
+    for column in _by_size(board):
         for key, records in column.rows:
             first.setdefault(board.labels[key], (column.heading, (key, records)))
     for key, records in board.rows:
@@ -228,7 +237,7 @@ def _note(board: Board) -> str:
     parts = [
         f"{first.scores.metric.capitalize()} on {first.scores.n:,} items of `{first.cell.task}`, "
         f"{first.cell.model}, {first.budget.steps} steps of {first.budget.batch}; mean ± sd of "
-        f"{' or '.join(map(str, seeds))} seeds. Sorted by the columns, from the left."
+        f"{' or '.join(map(str, seeds))} seeds. Sorted by the columns with the most rows."
     ]
     tested = [column for column in board.columns if len(column.tested) > 1]
     if tested:

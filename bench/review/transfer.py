@@ -25,9 +25,8 @@ from bench.core.tables import escape, markdown
 from bench.core.tuning import NO_CHOICES, Choices
 from bench.planning import registry
 from bench.reporting import compare
-from bench.reporting.boards import stands_apart
 from bench.reporting.compare import Line
-from bench.reporting.rows import Group, group_of, higher, label_of
+from bench.reporting.rows import Group, group_of, label_of
 from bench.review.published import PublishedNumber, read_published
 
 DATA = Path(__file__).with_name("transfer.toml")
@@ -45,11 +44,11 @@ LEGEND = f"""\
 **printed**: pairs of perplexities of one table, level and model that have the stated order; from
 `bench/review/published.csv` and `published_more.csv`. **difference**: first method minus second, in
 points, with the 95 % interval of the board's column. For perplexities it is first / second, and
-below 1 the first is better. *agrees*, *disagrees*: the interval lies on one side; *cannot tell*: it
-includes 0 (a ratio: 1); *not tested*: no records at that level, too few seeds, another sparsity
-than asked for, or an earlier version. Intervals are not adjusted for the number of tests. **ρ**:
-Spearman's, of the methods that a published table and a board have in common at one level, at least
-{COMMON}. Its 95 % interval is from {DRAWS:,} bootstrap draws, of methods and of seeds.
+below 1 the first is better. *agrees*, *disagrees*: the test tells them apart, with p by Holm over
+the comparisons of the two methods; *cannot tell*: it does not; *not tested*: no records at that
+level, too few seeds, another sparsity than asked for, or an earlier version. **ρ**: Spearman's, of
+the methods that a published table and a board have in common at one level, at least {COMMON}. Its
+95 % interval is from {DRAWS:,} bootstrap draws, of methods and of seeds.
 """
 
 
@@ -156,13 +155,9 @@ def findings(
 
 def answer(line: Line) -> Answer:
     """Says what a comparison says of the order a before b."""
-    test = line.test
-    if math.isnan(test.p) or stands_apart(line.a) or stands_apart(line.b):
+    if math.isnan(line.p):
         return "not tested"
-    middle = 1.0 if test.ratio else 0.0
-    if test.low <= middle <= test.high:
-        return "cannot tell"
-    return "agrees" if (test.low > middle) == higher(line.a) else "disagrees"
+    return "cannot tell" if line.winner is None else ("agrees", "disagrees")[line.winner]
 
 
 def transfer_page(records: Sequence[Record], choices: Choices = NO_CHOICES) -> str:
