@@ -83,9 +83,9 @@ def test_what_transformers_does_not_read_changes_nothing(folder, tmp_path):
 
 
 def test_a_changed_tokenizer_makes_the_cell_missing(folder, tmp_path, capsys):
-    results = ["--results", str(tmp_path / "r"), "--reports", str(tmp_path / "p")]
-    command = [*RUN, "--model", str(folder), *results]
-    assert main(["run", *command]) == 0
+    command = [*RUN, "--model", str(folder), "--results", str(tmp_path / "r")]
+    pages = ["--reports", str(tmp_path / "p")]
+    assert main(["run", *command, *pages]) == 0
     capsys.readouterr()
     assert main(["plan", *command]) == 0
     assert "missing" not in capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_a_changed_tokenizer_makes_the_cell_missing(folder, tmp_path, capsys):
     CHANGES["tokenizer.json"](folder)
     assert main(["plan", *command]) == 0
     assert "missing" in capsys.readouterr().out
-    assert main(["run", *command]) == 0
+    assert main(["run", *command, *pages]) == 0
     records, _ = Store(tmp_path / "r").records()
     second = next(r for r in records if r.cell != first.cell)
     assert second.scores.value != first.scores.value
