@@ -78,8 +78,8 @@ def losses_without(
 ) -> Tensor:
     """Returns the loss of the model without each of the blocks `left`, in nats, float64.
 
-    A block runs once before it is the missing one, and once for each missing one before it. Those
-    that are gone do not run.
+    The missing block goes from the first to the last. What the blocks before it put out is kept, so
+    they do not run again. Blocks that are gone do not run.
 
     Args:
         model: in eval mode.

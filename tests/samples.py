@@ -62,7 +62,9 @@ def record(value=0.85, failed=False, items="", **cell):
         params=Params(
             total=1000, prunable=800, nonzero=400, stored=600, trainable=Trainable(body=30, head=2)
         ),
-        sparsity=Sparsity(overall=0.5, min_layer=0.5, max_layer=0.5, pattern_ok=True),
+        sparsity=Sparsity(
+            **dict.fromkeys(("overall", "min_layer", "max_layer"), made.sparsity), pattern_ok=True
+        ),
         macs=Macs(dense=10_000, effective=6_000, head=10, tokens=64),
         bytes=Bytes(dense=4000),
         cost=Cost(train_s=10, prune_s=0, eval_s=1, peak_bytes=2**30),

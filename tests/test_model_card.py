@@ -226,6 +226,26 @@ def test_an_exported_record_brings_its_scores(capsys, tmp_path):
     assert "Not scored" not in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "scored"),
+    [
+        (("--format", "bitmap"), True),
+        (("--format", "bitmap+int4"), False),
+        (("--format", "bitmap", "--dtype", "bf16"), False),
+    ],
+)
+def test_scores_of_a_record_are_not_those_of_its_rounded_weights(capsys, tmp_path, flags, scored):
+    record = helpers.run_cell(helpers.cell("magnitude", "tiny-gpt2", task="tiny/wikitext"))
+    path = tmp_path / path_of(record.cell)
+    path.parent.mkdir(parents=True)
+    path.write_text(record.to_json())
+    run(capsys, "export", path, *flags, "--out", tmp_path / "o")
+    data, text = card(tmp_path / "o")
+    assert data["sparsebench"][0]["record"] == record.key
+    assert ("model-index" in data) == scored
+    assert ("Not scored" in text) != scored
+
+
 class Hub(BaseHTTPRequestHandler):
     """The five addresses of the hub that an upload needs; it remembers what it was sent."""
 

@@ -174,13 +174,16 @@ def _write(
         size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
         facts = of_record(source.record) if source.record else {}
         share = 1 - nonzero / block_elements(model)
+        # Rounding moves scores, so they are those of the record only where it was scored rounded.
+        exact = around in (None, torch.float32)
+        scored = exact and chosen.quantization in (None, source.quantization)
         facts |= of_format(form, share, chosen.quantization, source.notes)
         card = Card(
             source.record.cell.model if source.record else name,
             command_line("export", name, format=form, **flags, out=str(out)),
             facts | {"bytes_dense_float32": sum(4 * p.numel() for p in dense.parameters())},
             tags=(form,),
-            record=source.record,
+            record=source.record if scored else None,
             rounded=chosen.quantization is not None,
         )
         write_card(scratch, model, card)

@@ -68,7 +68,7 @@ class Column:
 
     @property
     def best(self) -> list[Row]:
-        """Returns the rows than which the tests find no better one in the column."""
+        """Returns the tested rows for which the tests find no better one."""
         places = zip(self.rows, self.tests.places, strict=True)
         return [row for row, place in places if place and place[0] == 1]
 

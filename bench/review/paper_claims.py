@@ -30,6 +30,7 @@ from bench.planning.plan import expand
 from bench.planning.setups import setups
 from bench.planning.suites import Suite, load_suite
 from bench.reporting import compare
+from bench.reporting.boards import counted, stands_apart
 from bench.reporting.compare import Line
 from bench.reporting.rows import higher, label_of, mean, method_name
 from bench.review import published
@@ -218,7 +219,12 @@ def _measured(claim: Claim, line: Line, recipes: set[Recipe]) -> Finding:
     old = any(registry.is_stale(r) for r in (*line.a, *line.b))
     test, rises = line.test, higher(line.a)
     stale = ["records of an earlier version"] if old else []
-    where = "; ".join([compare.place(line.point), *elsewhere, *stale])
+    sizes = [
+        f"{side[0].cell.method} has {100 * counted(side):.1f} % zeros"
+        for side in (line.a, line.b)
+        if stands_apart(side)
+    ]
+    where = "; ".join([compare.place(line.point), *elsewhere, *sizes, *stale])
     if math.isnan(test.p):
         return Finding("–", "", f"{where}; {test.reason}", UNTESTED)
     assert line.a[0].scores is not None

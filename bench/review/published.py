@@ -22,6 +22,7 @@ from scipy import stats
 from bench.core.errors import BenchError
 from bench.core.record import Record
 from bench.core.tables import escape, markdown
+from bench.reporting.boards import counted, stands_apart
 from bench.reporting.rows import Row, name, ordered
 from bench.reporting.statistics import ALPHA, MIN_SEEDS
 
@@ -174,6 +175,8 @@ def _differs(printed: PublishedNumber, row: Row) -> list[str]:
         differences.append(f"budget {cell.budget}")
     if cell.overrides:
         differences.append(str(cell.overrides))
+    if stands_apart(row[1]):
+        differences.append(f"{100 * counted(row[1]):.1f} % zeros")
     return differences + ([f"paper: {printed.recipe}"] if printed.recipe else [])
 
 
